@@ -1,0 +1,211 @@
+"""What shapes the networks and the sampler defaults of one model: plain values, importable without JAX.
+
+The defaults are those of the published SV3D. A model stores its own beside its weights, as `model.toml` in a
+folder and as `__metadata__` in a safetensors file.
+"""
+
+import dataclasses
+import json
+import tomllib
+from dataclasses import dataclass, field
+from typing import Any, get_origin, get_type_hints
+
+from sv3d_jax.errors import WeightsError
+
+METADATA_KEY = "sv3d_jax.model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """Widths of the spatio-temporal UNet; the middle block has a transformer at every setting."""
+
+    model_channels: int = 320
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    attention_levels: tuple[int, ...] = (0, 1, 2)
+    head_width: int = 64
+    context_width: int = 1024
+    vector_width: int = 1280  # 256 in sv3d_u, whose vector holds the conditioning noise alone
+    in_channels: int = 8  # noisy latent, then conditioning latent
+    out_channels: int = 4
+    ff_mult: int = 4
+
+    def __post_init__(self):
+        if not self.channel_mult or min(self.channel_mult) < 1:
+            raise ValueError(f"channel_mult needs one positive value per level, got {self.channel_mult}")
+        if not set(self.attention_levels) <= set(range(len(self.channel_mult))):
+            raise ValueError(
+                f"attention_levels {self.attention_levels} outside the {len(self.channel_mult)} levels"
+            )
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the time and vector embedding that enters every residual block."""
+        return 4 * self.model_channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEConfig:
+    """Widths of the autoencoder; the decoder has one residual block per level more than the encoder."""
+
+    channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 4
+
+    def __post_init__(self):
+        if not self.channel_mult or min(self.channel_mult) < 1:
+            raise ValueError(f"channel_mult needs one positive value per level, got {self.channel_mult}")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels per latent along one side."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerConfig:
+    """The OpenCLIP vision transformer that turns the picture into one context token."""
+
+    image_size: int = 224
+    patch: int = 14
+    width: int = 1280
+    layers: int = 32
+    head_width: int = 80
+    output_width: int = 1024
+    mlp_ratio: int = 4
+
+    @property
+    def num_tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image_size // self.patch) ** 2 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """One image-to-orbit model: networks, latent scale, noise range and default guidance."""
+
+    name: str = "sv3d_p"
+    variant: str = "p"  # "u": without cameras, "p": with polar angle and azimuth per frame
+    unet: UNetConfig = UNetConfig()
+    vae: VAEConfig = VAEConfig()
+    tower: TowerConfig = TowerConfig()
+    latent_factor: tuple[float, ...] = (0.18215,)  # one for all latent channels, or one each
+    native_size: int = 576
+    num_frames: int = 21
+    sigma_min: float = 0.002
+    sigma_max: float = 700.0
+    rho: float = 7.0
+    num_steps: int = 50
+    cfg_min: float = 1.0
+    cfg_max: float = 2.5
+    cond_aug: float = 1e-5
+    training: dict[str, Any] = field(default_factory=dict, compare=False)  # how the weights came to be
+
+    def __post_init__(self):
+        if self.variant not in ("u", "p"):
+            raise ValueError(f'variant is "u" or "p", got {self.variant!r}')
+        if len(self.latent_factor) not in (1, self.vae.latent_channels):
+            raise ValueError(
+                f"latent_factor needs 1 or {self.vae.latent_channels} values, got {self.latent_factor}"
+            )
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
+
+    @classmethod
+    def published(cls, variant: str) -> "ModelConfig":
+        """The released sv3d_u or sv3d_p."""
+        vector_width = {"u": 256, "p": 1280}[variant]
+        return cls(name=f"sv3d_{variant}", variant=variant, unet=UNetConfig(vector_width=vector_width))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; tuples become lists."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
+        """Inverse of `to_dict`; fields left out take the published values, unknown ones are refused."""
+        return _build(cls, values, where="model")
+
+    def to_toml(self) -> str:
+        """The text of `model.toml`."""
+        return _toml_table(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str) -> "ModelConfig":
+        """Inverse of `to_toml`."""
+        try:
+            values = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise WeightsError(f"model.toml is not TOML: {error}") from None
+        return cls.from_dict(values)
+
+    def to_metadata(self) -> dict[str, str]:
+        """String pairs for the `__metadata__` of a safetensors file."""
+        return {METADATA_KEY: json.dumps(self.to_dict(), sort_keys=True)}
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str]) -> "ModelConfig | None":
+        """The model that a safetensors file of ours describes, None if it says nothing."""
+        if METADATA_KEY not in metadata:
+            return None
+        try:
+            values = json.loads(metadata[METADATA_KEY])
+        except json.JSONDecodeError as error:
+            raise WeightsError(f"the model description in the file's metadata is not JSON: {error}") from None
+        return cls.from_dict(values)
+
+
+def _build(cls, values: Any, where: str):
+    """A config dataclass from plain nested values, each checked against the field's type."""
+    if not isinstance(values, dict):
+        raise WeightsError(f"{where} should be a table, got {values!r}")
+    types = get_type_hints(cls)
+    if unknown := sorted(set(values) - set(types)):
+        raise WeightsError(
+            f"{where} has no field {unknown[0]!r}", hint=f"fields of {where}: {', '.join(sorted(types))}"
+        )
+    fields = {name: _value(types[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**fields)
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from None
+
+
+def _value(kind: Any, value: Any, where: str):
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_value(kind.__args__[0], item, where) for item in value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise WeightsError(f"{where} should be {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+
+
+def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
+    """Plain values first, then the nested tables, so that each key belongs to the right header."""
+    plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
+    lines = [f"[{'.'.join(map(_toml_key, path))}]"] if path else []
+    lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
+    tables = [_toml_table(value, (*path, key)) for key, value in values.items() if isinstance(value, dict)]
+    return "\n".join([*lines, *(f"\n{table}".rstrip("\n") for table in tables)]) + "\n"
+
+
+def _toml_key(key: str) -> str:
+    bare = key and key.isascii() and key.replace("_", "").replace("-", "").isalnum()
+    return key if bare else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml_key(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    if isinstance(value, float):
+        return repr(value)
+    # TOML and JSON write integers, booleans and basic strings alike, but for the delete character.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
