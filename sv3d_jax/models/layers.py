@@ -1,0 +1,221 @@
+"""Layers with the parameter names and numerics of the published checkpoints, channels last.
+
+Every layer takes `compute`: the precision, and whether to follow the plain form (`reference`, the oracle) or the
+one that is fast on accelerators and CPUs. Both forms share parameters and agree up to rounding.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sv3d_jax.arrays import Array, Float
+
+# Attention over at least this many tokens goes frame by frame and head by head: on a CPU that is three times
+# faster than one batched product, and on every device the scores of all frames never exist at once.
+MAPPED_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a network computes: activations in `dtype` (norms and softmax are float32 whatever it is)."""
+
+    dtype: Any = jnp.float32
+    reference: bool = False
+
+    @property
+    def precision(self) -> str | None:
+        return "highest" if self.reference else None
+
+
+def torch_uniform(fan_in: int) -> Callable[..., Array]:
+    """Uniform in +-1/sqrt(fan_in), the default initialisation of the published modules."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Dense(nn.Module):
+    """Linear layer over the last axis; the product is accumulated in float32."""
+
+    features: int
+    use_bias: bool = True
+    zero_init: bool = False
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... d"]:
+        fan_in = x.shape[-1]
+        init = nn.initializers.zeros if self.zero_init else torch_uniform(fan_in)
+        kernel = self.param("kernel", init, (fan_in, self.features))
+        dtype = self.compute.dtype
+        y = jnp.matmul(x.astype(dtype), kernel.astype(dtype), precision=self.compute.precision)
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,)).astype(dtype)
+        return y
+
+
+class Conv2d(nn.Module):
+    """2-D convolution of `n h w c`, kernel HWIO; padding is symmetric unless given per side."""
+
+    features: int
+    size: int = 3
+    stride: int = 1
+    padding: tuple[tuple[int, int], tuple[int, int]] | None = None
+    use_bias: bool = True
+    zero_init: bool = False
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 d"]:
+        channels, dtype = x.shape[-1], self.compute.dtype
+        init = nn.initializers.zeros if self.zero_init else torch_uniform(channels * self.size**2)
+        kernel = self.param("kernel", init, (self.size, self.size, channels, self.features))
+        padding = self.padding or ((self.size // 2,) * 2,) * 2
+        y = conv2d(x.astype(dtype), kernel.astype(dtype), self.stride, padding, self.compute)
+        if self.use_bias:
+            y = y + self.param("bias", init, (self.features,)).astype(dtype)
+        return y
+
+
+def conv2d(x: Array, kernel: Array, stride: int, padding, compute: Compute) -> Array:
+    """Convolution of `n h w c` with an HWIO kernel; a 1x1 kernel is a matrix product."""
+    if kernel.shape[:2] == (1, 1) and stride == 1:
+        return jnp.matmul(x, kernel[0, 0], precision=compute.precision)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=compute.precision,
+    )
+
+
+class TemporalConv(nn.Module):
+    """Convolution over three neighbouring frames of `b f h w c`, zero beyond the ends (published kernel (3,1,1))."""
+
+    features: int
+    zero_init: bool = False
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w d"]:
+        channels, dtype = x.shape[-1], self.compute.dtype
+        init = nn.initializers.zeros if self.zero_init else torch_uniform(channels * 3)
+        kernel = self.param("kernel", init, (3, channels, self.features)).astype(dtype)
+        bias = self.param("bias", init, (self.features,)).astype(dtype)
+        return temporal_conv(x.astype(dtype), kernel, self.compute) + bias
+
+
+def temporal_conv(x: Float[Array, "b f h w c"], kernel: Float[Array, "3 c d"], compute: Compute) -> Array:
+    """Sum over the previous, same and next frame of frame times kernel; never a 3-D convolution, which is slow."""
+    b, f, h, w, c = x.shape
+    if compute.reference:
+        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        taps = [jnp.matmul(padded[:, i : i + f], kernel[i], precision="highest") for i in range(3)]
+        return taps[0] + taps[1] + taps[2]
+    y = jax.lax.conv_general_dilated(
+        x.reshape(b, f, h * w, c),
+        kernel[:, None],
+        (1, 1),
+        ((1, 1), (0, 0)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y.reshape(b, f, h, w, -1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with 32 groups in float32; statistics pool over all axes between the first and the last.
+
+    Give frames as `n h w c` to pool per frame, a video as `b f h w c` to pool over its frames too.
+    """
+
+    epsilon: float
+    groups: int = 32
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        normalise = _group_norm_plain if self.compute.reference else _group_norm_folded
+        flat = x.reshape(x.shape[0], -1, channels).astype(jnp.float32)
+        y = normalise(flat, scale, bias, self.groups, self.epsilon)
+        return y.reshape(x.shape).astype(self.compute.dtype)
+
+
+def _group_norm_plain(x: Float[Array, "n p c"], scale, bias, groups: int, epsilon: float) -> Array:
+    n, p, c = x.shape
+    grouped = x.reshape(n, p, groups, c // groups)
+    mean = grouped.mean((1, 3), keepdims=True)
+    variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+    return ((grouped - mean) * jax.lax.rsqrt(variance + epsilon)).reshape(n, p, c) * scale + bias
+
+
+def _group_norm_folded(x: Float[Array, "n p c"], scale, bias, groups: int, epsilon: float) -> Array:
+    """Per-channel moments first, then groups, then one multiply-add a value.
+
+    Moments are taken about each channel's first value: E[x^2] - E[x]^2 alone loses all digits when the mean is
+    large against the deviation.
+    """
+    n, _, c = x.shape
+    anchor = jax.lax.stop_gradient(x[:, :1])
+    shifted = x - anchor
+    first, second = shifted.mean(1), jnp.square(shifted).mean(1)
+    mean = (anchor[:, 0] + first).reshape(n, groups, c // groups)
+    variance = jnp.maximum(second - jnp.square(first), 0.0).reshape(n, groups, c // groups)
+    group_mean = mean.mean(2, keepdims=True)
+    group_variance = (variance + jnp.square(mean - group_mean)).mean(2, keepdims=True)
+    inverse = jnp.broadcast_to(jax.lax.rsqrt(group_variance + epsilon), mean.shape).reshape(n, c)
+    slope = scale * inverse
+    offset = bias - jnp.broadcast_to(group_mean, mean.shape).reshape(n, c) * slope
+    return x * slope[:, None] + offset[:, None]
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis in float32."""
+
+    epsilon: float = 1e-5
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        centred = x - x.mean(-1, keepdims=True)
+        variance = jnp.square(centred).mean(-1, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.compute.dtype)
+
+
+def attend(
+    q: Float[Array, "n s k d"], k: Float[Array, "n l k d"], v: Float[Array, "n l k d"], compute: Compute
+) -> Float[Array, "n s k d"]:
+    """softmax(q k^T / sqrt(d)) v per head, softmax in float32."""
+    if q.shape[1] * k.shape[1] < MAPPED_TOKENS**2:
+        scores = jnp.einsum("nskd,nlkd->nksl", q, k, precision=compute.precision)
+        return jnp.einsum("nksl,nlkd->nskd", _softmax(scores, q), v, precision=compute.precision)
+
+    def one_head(qkv):
+        q, k, v = qkv
+        scores = jnp.matmul(q, k.T, precision=compute.precision)
+        return jnp.matmul(_softmax(scores, q), v, precision=compute.precision)
+
+    n, s, heads, d = q.shape
+    rows = [x.transpose(0, 2, 1, 3).reshape(n * heads, -1, d) for x in (q, k, v)]
+    out = jax.lax.map(one_head, tuple(rows))
+    return out.reshape(n, heads, s, d).transpose(0, 2, 1, 3)
+
+
+def _softmax(scores: Array, q: Array) -> Array:
+    """Attention weights from raw scores, scaled by 1/sqrt(d); float32 inside, the type of q outside."""
+    return jax.nn.softmax(scores.astype(jnp.float32) / math.sqrt(q.shape[-1]), axis=-1).astype(q.dtype)

@@ -1,0 +1,213 @@
+"""The autoencoder: picture in [-1, 1] to latent of an eighth of its side, and back (spec of Stable Diffusion's KL-f8).
+
+Two parts with their own parameters, as in the checkpoint: the encoder (with `quant_conv`) that makes conditioning
+latents, and the plain decoder that turns model latents into pixels. Frames are independent.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sv3d_jax.arrays import Array, Float, Params
+from sv3d_jax.models.config import VAEConfig
+from sv3d_jax.models.layers import Compute, Conv2d, GroupNorm, attend
+
+EPSILON = 1e-6
+
+
+class Encoder(nn.Module):
+    """Picture to moments: mean and log-variance of the latent, before `quant_conv`."""
+
+    config: VAEConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "n h w 3"]) -> Float[Array, "n h8 w8 moments"]:
+        config, compute = self.config, self.compute
+        x = Conv2d(config.channels, compute=compute, name="conv_in")(pixels)
+        last = len(config.channel_mult) - 1
+        for level, mult in enumerate(config.channel_mult):
+            x = EncoderLevel(
+                config.channels * mult,
+                config.num_res_blocks,
+                has_downsample=level < last,
+                compute=compute,
+                name=f"down_{level}",
+            )(x)
+        x = Middle(compute=compute, name="mid")(x)
+        x = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm_out")(x))
+        return Conv2d(2 * config.latent_channels, compute=compute, name="conv_out")(x)
+
+
+class EncoderLevel(nn.Module):
+    """Residual blocks of one resolution and, but for the coarsest, the halving after them."""
+
+    features: int
+    num_blocks: int
+    has_downsample: bool
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i in range(self.num_blocks):
+            x = ResBlock(self.features, compute=self.compute, name=f"block_{i}")(x)
+        if self.has_downsample:
+            x = Downsample(compute=self.compute, name="downsample")(x)
+        return x
+
+
+class Decoder(nn.Module):
+    """Latent (model latent divided by the latent factor) to picture; no post_quant_conv."""
+
+    config: VAEConfig
+    compute: Compute = Compute()
+
+    @nn.compact
+    def __call__(self, latents: Float[Array, "n h8 w8 c"]) -> Float[Array, "n h w 3"]:
+        config, compute = self.config, self.compute
+        x = Conv2d(config.channels * config.channel_mult[-1], compute=compute, name="conv_in")(latents)
+        x = Middle(compute=compute, name="mid")(x)
+        for level in reversed(range(len(config.channel_mult))):
+            x = DecoderLevel(
+                config.channels * config.channel_mult[level],
+                config.num_res_blocks + 1,
+                has_upsample=level > 0,
+                compute=compute,
+                name=f"up_{level}",
+            )(x)
+        x = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm_out")(x))
+        return Conv2d(3, compute=compute, name="conv_out")(x)
+
+
+class DecoderLevel(nn.Module):
+    """Residual blocks of one resolution and, but for the finest, the doubling after them."""
+
+    features: int
+    num_blocks: int
+    has_upsample: bool
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for i in range(self.num_blocks):
+            x = ResBlock(self.features, compute=self.compute, name=f"block_{i}")(x)
+        if self.has_upsample:
+            x = Upsample(compute=self.compute, name="upsample")(x)
+        return x
+
+
+class ResBlock(nn.Module):
+    """Two normalised 3x3 convolutions around a shortcut."""
+
+    features: int
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        compute = self.compute
+        h = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm1")(x))
+        h = Conv2d(self.features, compute=compute, name="conv1")(h)
+        h = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm2")(h))
+        h = Conv2d(self.features, compute=compute, name="conv2")(h)
+        if x.shape[-1] != self.features:
+            x = Conv2d(self.features, size=1, compute=compute, name="nin_shortcut")(x)
+        return x + h
+
+
+class Middle(nn.Module):
+    """Block, single-head attention over all positions, block, at the coarsest resolution."""
+
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = ResBlock(x.shape[-1], compute=self.compute, name="block_1")(x)
+        x = SpatialAttention(compute=self.compute, name="attn_1")(x)
+        return ResBlock(x.shape[-1], compute=self.compute, name="block_2")(x)
+
+
+class SpatialAttention(nn.Module):
+    """Residual self-attention with one head as wide as the features; 1x1 projections."""
+
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        n, h, w, c = x.shape
+        normed = GroupNorm(EPSILON, compute=self.compute, name="norm")(x)
+        q, k, v = (
+            Conv2d(c, size=1, compute=self.compute, name=name)(normed).reshape(n, h * w, 1, c)
+            for name in ("q", "k", "v")
+        )
+        out = attend(q, k, v, self.compute).reshape(n, h, w, c)
+        return x + Conv2d(c, size=1, compute=self.compute, name="proj_out")(out)
+
+
+class Downsample(nn.Module):
+    """Strided 3x3 convolution after one row and column of zeros at the bottom and right only."""
+
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv = Conv2d(x.shape[-1], stride=2, padding=((0, 1), (0, 1)), compute=self.compute, name="conv")
+        return conv(x)
+
+
+class Upsample(nn.Module):
+    """Nearest doubling, then a 3x3 convolution."""
+
+    compute: Compute
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return Conv2d(x.shape[-1], compute=self.compute, name="conv")(nearest_double(x))
+
+
+def nearest_double(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
+    """Each pixel becomes a 2x2 block."""
+    n, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
+    return x.reshape(n, 2 * h, 2 * w, c)
+
+
+def encode_moments(
+    params: Params, config: VAEConfig, pixels: Float[Array, "n h w 3"], compute: Compute = Compute()
+) -> tuple[Float[Array, "n h8 w8 c"], Float[Array, "n h8 w8 c"]]:
+    """Mean and log-variance (within [-30, 20]) of the latents of pictures in [-1, 1].
+
+    params is the `vae_encoder` tree: {"encoder": ..., "quant_conv": ...}. The mean, unscaled, is the conditioning
+    latent; times the latent factor it is the model's.
+    """
+    moments = Encoder(config, compute).apply({"params": params["encoder"]}, pixels)
+    moments = _quant_conv(config, compute).apply({"params": params["quant_conv"]}, moments)
+    mean, log_variance = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+    return mean, jnp.clip(log_variance, -30.0, 20.0)
+
+
+def decode(
+    params: Params, config: VAEConfig, latents: Float[Array, "n h8 w8 c"], compute: Compute = Compute()
+) -> Float[Array, "n h w 3"]:
+    """Pixels, about [-1, 1], of unscaled latents; params is the `vae_decoder` tree."""
+    return Decoder(config, compute).apply({"params": params}, latents).astype(jnp.float32)
+
+
+def init_vae(config: VAEConfig, key: Array) -> Params:
+    """Fresh parameters {"vae_encoder", "vae_decoder"}."""
+    keys = jax.random.split(key, 3)
+    side = 2 ** len(config.channel_mult)
+    pixels = jnp.zeros((1, side, side, 3))
+    latents = jnp.zeros((1, 2, 2, config.latent_channels))
+    moments = jnp.zeros((1, 2, 2, 2 * config.latent_channels))
+    return {
+        "vae_encoder": {
+            "encoder": Encoder(config).init(keys[0], pixels)["params"],
+            "quant_conv": _quant_conv(config, Compute()).init(keys[1], moments)["params"],
+        },
+        "vae_decoder": Decoder(config).init(keys[2], latents)["params"],
+    }
+
+
+def _quant_conv(config: VAEConfig, compute: Compute) -> Conv2d:
+    """The 1x1 convolution between encoder and moments."""
+    return Conv2d(2 * config.latent_channels, size=1, compute=compute)
