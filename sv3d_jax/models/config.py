@@ -29,6 +29,7 @@ class UNetConfig:
     in_channels: int = 8  # noisy latent, then conditioning latent
     out_channels: int = 4
     ff_mult: int = 4
+    norm_groups: int = 32
 
     def __post_init__(self):
         if not self.channel_mult or min(self.channel_mult) < 1:
@@ -52,6 +53,7 @@ class VAEConfig:
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_res_blocks: int = 2
     latent_channels: int = 4
+    norm_groups: int = 32
 
     def __post_init__(self):
         if not self.channel_mult or min(self.channel_mult) < 1:

@@ -31,11 +31,12 @@ class Encoder(nn.Module):
                 config.channels * mult,
                 config.num_res_blocks,
                 has_downsample=level < last,
+                groups=config.norm_groups,
                 compute=compute,
                 name=f"down_{level}",
             )(x)
-        x = Middle(compute=compute, name="mid")(x)
-        x = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm_out")(x))
+        x = Middle(config.norm_groups, compute, name="mid")(x)
+        x = nn.silu(GroupNorm(EPSILON, config.norm_groups, compute, name="norm_out")(x))
         return Conv2d(2 * config.latent_channels, compute=compute, name="conv_out")(x)
 
 
@@ -45,12 +46,13 @@ class EncoderLevel(nn.Module):
     features: int
     num_blocks: int
     has_downsample: bool
+    groups: int
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.num_blocks):
-            x = ResBlock(self.features, compute=self.compute, name=f"block_{i}")(x)
+            x = ResBlock(self.features, self.groups, self.compute, name=f"block_{i}")(x)
         if self.has_downsample:
             x = Downsample(compute=self.compute, name="downsample")(x)
         return x
@@ -66,16 +68,17 @@ class Decoder(nn.Module):
     def __call__(self, latents: Float[Array, "n h8 w8 c"]) -> Float[Array, "n h w 3"]:
         config, compute = self.config, self.compute
         x = Conv2d(config.channels * config.channel_mult[-1], compute=compute, name="conv_in")(latents)
-        x = Middle(compute=compute, name="mid")(x)
+        x = Middle(config.norm_groups, compute, name="mid")(x)
         for level in reversed(range(len(config.channel_mult))):
             x = DecoderLevel(
                 config.channels * config.channel_mult[level],
                 config.num_res_blocks + 1,
                 has_upsample=level > 0,
+                groups=config.norm_groups,
                 compute=compute,
                 name=f"up_{level}",
             )(x)
-        x = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm_out")(x))
+        x = nn.silu(GroupNorm(EPSILON, config.norm_groups, compute, name="norm_out")(x))
         return Conv2d(3, compute=compute, name="conv_out")(x)
 
 
@@ -85,12 +88,13 @@ class DecoderLevel(nn.Module):
     features: int
     num_blocks: int
     has_upsample: bool
+    groups: int
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.num_blocks):
-            x = ResBlock(self.features, compute=self.compute, name=f"block_{i}")(x)
+            x = ResBlock(self.features, self.groups, self.compute, name=f"block_{i}")(x)
         if self.has_upsample:
             x = Upsample(compute=self.compute, name="upsample")(x)
         return x
@@ -100,14 +104,15 @@ class ResBlock(nn.Module):
     """Two normalised 3x3 convolutions around a shortcut."""
 
     features: int
+    groups: int
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        compute = self.compute
-        h = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm1")(x))
+        groups, compute = self.groups, self.compute
+        h = nn.silu(GroupNorm(EPSILON, groups, compute, name="norm1")(x))
         h = Conv2d(self.features, compute=compute, name="conv1")(h)
-        h = nn.silu(GroupNorm(EPSILON, compute=compute, name="norm2")(h))
+        h = nn.silu(GroupNorm(EPSILON, groups, compute, name="norm2")(h))
         h = Conv2d(self.features, compute=compute, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = Conv2d(self.features, size=1, compute=compute, name="nin_shortcut")(x)
@@ -117,24 +122,26 @@ class ResBlock(nn.Module):
 class Middle(nn.Module):
     """Block, single-head attention over all positions, block, at the coarsest resolution."""
 
+    groups: int
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = ResBlock(x.shape[-1], compute=self.compute, name="block_1")(x)
-        x = SpatialAttention(compute=self.compute, name="attn_1")(x)
-        return ResBlock(x.shape[-1], compute=self.compute, name="block_2")(x)
+        x = ResBlock(x.shape[-1], self.groups, self.compute, name="block_1")(x)
+        x = SpatialAttention(self.groups, self.compute, name="attn_1")(x)
+        return ResBlock(x.shape[-1], self.groups, self.compute, name="block_2")(x)
 
 
 class SpatialAttention(nn.Module):
     """Residual self-attention with one head as wide as the features; 1x1 projections."""
 
+    groups: int
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         n, h, w, c = x.shape
-        normed = GroupNorm(EPSILON, compute=self.compute, name="norm")(x)
+        normed = GroupNorm(EPSILON, self.groups, self.compute, name="norm")(x)
         q, k, v = (
             Conv2d(c, size=1, compute=self.compute, name=name)(normed).reshape(n, h * w, 1, c)
             for name in ("q", "k", "v")
