@@ -1,0 +1,242 @@
+"""Camera paths around an object: static, sine, dynamic and user-given orbits.
+
+Azimuths are relative to the input view, which is the last frame; elevations are absolute, up positive.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, look_at
+from sv3d_jax.errors import CameraError
+
+NUM_FRAMES = 21  # what SV3D is trained on
+MIN_FRAMES, MAX_FRAMES = 2, 128
+ORBIT_KINDS = ("static", "sine", "dynamic")
+DYNAMIC_SAMPLES = 84
+
+
+class CameraWarning(UserWarning):
+    """A camera path that can be followed, but perhaps not with the result that was meant."""
+
+
+@dataclass(frozen=True)
+class CameraPath:
+    """Views of an orbit in order; all look at the origin from one radius, and the last is the input view."""
+
+    azimuths_deg: np.ndarray  # (f,), relative to the last view, in [0, 360)
+    elevations_deg: np.ndarray  # (f,), in [-90, 90]
+    radius: float = SV3D_RADIUS
+    fov_deg: float = SV3D_FOV_DEG
+
+    def __post_init__(self):
+        azimuths = _angles(self.azimuths_deg, "azimuths_deg")
+        elevations = _angles(self.elevations_deg, "elevations_deg", limit=90.0)
+        if len(azimuths) != len(elevations):
+            raise CameraError(f"got {len(azimuths)} azimuths and {len(elevations)} elevations")
+        if not (math.isfinite(self.radius) and self.radius > 0):
+            raise CameraError(f"radius must be positive, got {self.radius}")
+        if not 0 < self.fov_deg < 180:
+            raise CameraError(f"fov_deg must lie between 0 and 180, got {self.fov_deg}")
+        object.__setattr__(self, "azimuths_deg", _relative_to_last(azimuths))
+        object.__setattr__(self, "elevations_deg", elevations)
+
+    def __len__(self) -> int:
+        return len(self.azimuths_deg)
+
+    @property
+    def input_frame(self) -> int:
+        return len(self) - 1
+
+    @property
+    def camera_to_world(self) -> np.ndarray:
+        """World-from-camera matrices (f, 4, 4), float64."""
+        return look_at(self.azimuths_deg, self.elevations_deg, self.radius)
+
+
+def static_orbit(num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0) -> CameraPath:
+    """Regular steps at one elevation, ending at azimuth 0 (where the published web demo has 360)."""
+    check_num_frames(num_frames)
+    return CameraPath(static_azimuths_deg(num_frames), np.full(num_frames, _angle(elevation_deg)))
+
+
+def sine_orbit(
+    num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0, amplitude_deg: float = 30.0
+) -> CameraPath:
+    """Regular steps whose elevation follows one period of a sine, clamped at 89 degrees, and returns at the end.
+
+    Amplitude 30 is the orbit that the SV3D paper reconstructs from.
+    """
+    check_num_frames(num_frames)
+    phase = 2 * np.pi * np.arange(1, num_frames + 1) / num_frames
+    elevations = _angle(elevation_deg) + _angle(amplitude_deg, "amplitude_deg", limit=90.0) * np.sin(phase)
+    return CameraPath(static_azimuths_deg(num_frames), np.clip(elevations, -89.0, 89.0))
+
+
+def dynamic_orbit(num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0, seed: int = 0) -> CameraPath:
+    """Random smooth orbit of SV3D's web demo: uneven steps, elevation a sum of sines.
+
+    The 84 samples of `dynamic_samples` are read off at num_frames even positions, linearly between samples where
+    num_frames does not divide 84; where it does, this is the published orbit.
+    """
+    check_num_frames(num_frames)
+    azimuths, elevations = dynamic_samples(elevation_deg, seed)
+    position = np.arange(1, num_frames + 1) * (DYNAMIC_SAMPLES / num_frames)
+    samples = np.arange(DYNAMIC_SAMPLES + 1)
+    return CameraPath(
+        np.interp(position, samples, np.append(azimuths, 360.0)),
+        np.interp(position, samples, np.append(elevations, elevations[0])),
+    )
+
+
+def custom_orbit(
+    azimuths_deg: Sequence[float] | None,
+    elevations_deg: Sequence[float] | float,
+    num_frames: int = NUM_FRAMES,
+) -> CameraPath:
+    """Views in the caller's order; None for regular azimuths, a single elevation is repeated.
+
+    Azimuths may be any finite numbers: they are taken relative to the last one, modulo 360.
+    """
+    check_num_frames(num_frames)
+    elevations = _listed(elevations_deg, "elevations_deg", num_frames, limit=90.0)
+    if azimuths_deg is None:
+        return CameraPath(static_azimuths_deg(num_frames), elevations)
+    azimuths = _listed(azimuths_deg, "azimuths_deg", num_frames)
+    outside = (azimuths < 0) | (azimuths > 360)
+    if outside.any():
+        _warn(f"azimuth {azimuths[outside][0]:g} and others like it are taken modulo 360")
+    path = CameraPath(azimuths, elevations)
+    if (np.diff(path.azimuths_deg[:-1]) <= 0).any():
+        _warn("azimuths do not increase from frame to frame; their order is kept")
+    return path
+
+
+def make_orbit(
+    kind: str = "static",
+    num_frames: int = NUM_FRAMES,
+    elevation_deg: float = 10.0,
+    seed: int = 0,
+    azimuths_deg: Sequence[float] | None = None,
+    elevations_deg: Sequence[float] | None = None,
+) -> CameraPath:
+    """The path that the command line's options name; lists of angles take the place of the kind's own."""
+    if kind not in ORBIT_KINDS:
+        raise CameraError(f"orbit must be one of {', '.join(ORBIT_KINDS)}, got {kind!r}")
+    check_num_frames(num_frames)
+    if num_frames != NUM_FRAMES:
+        _warn(f"SV3D is trained on {NUM_FRAMES} frames; quality with {num_frames} is likely to be lower")
+    if elevations_deg is not None:
+        return custom_orbit(azimuths_deg, elevations_deg, num_frames)
+    if kind == "static":
+        path = static_orbit(num_frames, elevation_deg)
+    elif kind == "sine":
+        path = sine_orbit(num_frames, elevation_deg)
+    else:
+        path = dynamic_orbit(num_frames, elevation_deg, seed)
+    return path if azimuths_deg is None else custom_orbit(azimuths_deg, path.elevations_deg, num_frames)
+
+
+def static_azimuths_deg(num_frames: int) -> np.ndarray:
+    """The published command line's azimuths: 360/f, 2 * 360/f, ..., and 0 for the last frame."""
+    return np.linspace(0.0, 360.0, num_frames + 1)[1:] % 360.0
+
+
+def dynamic_samples(elevation_deg: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """84 azimuths from 0 and 84 smoothed elevations in degrees: the orbit that the web demo draws for a seed.
+
+    Equal to the published values draw for draw, hence NumPy's legacy generator. Sample 0 is the input view.
+    """
+    elevation_deg = _angle(elevation_deg)
+    rng = np.random.RandomState(seed)
+    for _ in range(10_000):
+        azimuths, elevations = draw_dynamic(rng, elevation_deg)
+        smooth = smooth_cyclic(elevations)
+        if np.abs(smooth).max() < 90.0:
+            return azimuths, smooth
+    raise CameraError(f"no dynamic orbit stays below 90 degrees around an elevation of {elevation_deg:g}")
+
+
+def draw_dynamic(rng: np.random.RandomState, elevation_deg: float) -> tuple[np.ndarray, np.ndarray]:
+    """One draw of 84 azimuths and 84 elevations before smoothing, which may leave [-90, 90]."""
+    n = DYNAMIC_SAMPLES
+    turn = np.arange(n) / n
+    elevations = np.full(n, float(elevation_deg))
+    for _ in range(n):
+        period, amplitude, phase = rng.randint(1, 5), rng.uniform(0.5, 10.0), rng.choice([0.0, np.pi])
+        elevations += amplitude * np.sin(2 * np.pi * period * turn + phase)
+    steps = rng.uniform(0.0, 2.0, n - 1)
+    steps *= (360.0 - 360.0 / n * rng.uniform(0.0, 2.0)) / steps.sum()
+    return np.concatenate([[0.0], np.cumsum(steps)]), elevations
+
+
+def smooth_cyclic(elevations_deg: np.ndarray, width: int = 5) -> np.ndarray:
+    """Box filter over a sequence whose end joins its beginning."""
+    wrapped = np.concatenate([elevations_deg[-width:], elevations_deg, elevations_deg[:width]])
+    return np.convolve(wrapped, np.ones(width) / width, mode="same")[width:-width]
+
+
+def published_dynamic_orbit(length: int, elevation_deg: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Azimuths and elevations in degrees as the web demo returns them: ceil(84 / (84 // length)) views."""
+    azimuths, elevations = (
+        np.roll(x[:: DYNAMIC_SAMPLES // length], -1) for x in dynamic_samples(elevation_deg, seed)
+    )
+    return azimuths, elevations
+
+
+def published_demo_azimuths_deg(num_frames: int) -> np.ndarray:
+    """Static azimuths of the web demo, whose last is 360 where the command line has 0."""
+    return np.linspace(0.0, 360.0, num_frames + 1)[1:]
+
+
+def check_num_frames(num_frames: int) -> None:
+    """Refuse a number of frames that the model cannot sample."""
+    if not MIN_FRAMES <= num_frames <= MAX_FRAMES:
+        raise CameraError(f"frames must lie between {MIN_FRAMES} and {MAX_FRAMES}, got {num_frames}")
+
+
+def _relative_to_last(azimuths_deg: np.ndarray) -> np.ndarray:
+    relative = (azimuths_deg - azimuths_deg[-1]) % 360.0
+    return np.where(relative == 360.0, 0.0, relative)  # -1e-17 % 360 rounds up to 360
+
+
+def _angle(value: float, name: str = "elevation_deg", limit: float = 90.0) -> float:
+    return float(_angles([value], name, limit)[0])
+
+
+def _listed(
+    values: Sequence[float] | float, name: str, num_frames: int, limit: float = math.inf
+) -> np.ndarray:
+    values = [values] if np.ndim(values) == 0 else list(values)
+    if name == "elevations_deg" and len(values) == 1:
+        values = values * num_frames
+    if len(values) != num_frames:
+        raise CameraError(
+            f"{name} needs num_frames={num_frames} values, got {len(values)}",
+            hint=f"give --frames {len(values)} or a list of {num_frames} angles",
+        )
+    return _angles(values, name, limit)
+
+
+def _angles(values: Sequence[float] | np.ndarray, name: str, limit: float = math.inf) -> np.ndarray:
+    """Angles as float64, or an error that names the first bad one."""
+    if len(values) == 0:
+        raise CameraError(f"{name} is empty")
+    angles = np.empty(len(values))
+    for index, value in enumerate(values):
+        try:
+            angles[index] = float(value)
+        except (TypeError, ValueError):
+            raise CameraError(f"{name}[{index}] is not a number: {value!r}") from None
+        if not math.isfinite(angles[index]):
+            raise CameraError(f"{name}[{index}] is {angles[index]}, a finite number of degrees is needed")
+        if abs(angles[index]) > limit:
+            raise CameraError(f"{name}[{index}] is {angles[index]:g}, outside [-{limit:g}, {limit:g}]")
+    return angles
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CameraWarning, stacklevel=3)
