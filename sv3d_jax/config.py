@@ -1,0 +1,210 @@
+"""Typed settings: one dataclass serves the command line, the TOML file and Python.
+
+Nothing here or in a module of settings imports jax, so that `sv3d --help` and usage errors answer at once.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from sv3d_jax.errors import InputError
+
+try:
+    from tyro import conf as _tyro_conf
+except ImportError:  # training hosts may carry jax and little else; only the command line reads these marks
+    _tyro_conf = None
+
+POSITIONAL = _tyro_conf.Positional if _tyro_conf else None
+
+
+def short(name: str) -> Any:
+    """Mark of a field with a one-letter flag: `output: Annotated[Path, short("-o")]`."""
+    return _tyro_conf.arg(aliases=[name]) if _tyro_conf else name
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonConfig:
+    """What every verb takes; none of it changes the numbers that come out."""
+
+    config: Path | None = None
+    """TOML file with any of these settings; flags override it"""
+    device: str | None = None
+    """where to compute: cpu, gpu, tpu, or one of several as gpu:1 (default: the best there is)"""
+    dry_run: bool = False
+    """resolve the settings, check the inputs, plan the memory, and stop"""
+    overwrite: bool = False
+    """begin afresh where the output folder already holds a run"""
+    json: bool = False
+    """print the result as JSON"""
+    verbose: Annotated[bool, short("-v")] = False
+    """say more; errors come with their trace"""
+    quiet: Annotated[bool, short("-q")] = False
+    """print results and errors only"""
+    compile_cache: bool = True
+    """keep compiled programs under the user's cache directory for the next start"""
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the result, as plain JSON values: what `run.json` records and compares."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_SETTINGS}
+        return to_plain(own)
+
+
+_NOT_SETTINGS = {f.name for f in dataclasses.fields(CommonConfig)} | {"output"}
+
+C = TypeVar("C")
+
+
+def load_config(
+    cls: type[C], file: Path | str | None = None, overrides: Mapping[str, Any] | None = None
+) -> C:
+    """A `cls` from its defaults, then the TOML file, then the overrides.
+
+    Tables of the file are nested dataclasses. An unknown key, a value of another type or an absent required
+    value is an InputError that names it.
+    """
+    values = read_settings(cls, file) if file is not None else {}
+    values = _merge(values, _checked(cls, overrides or {}, "settings"))
+    return build(cls, values)
+
+
+def read_settings(cls: type, file: Path | str) -> dict[str, Any]:
+    """The checked and converted values of a TOML file, nested like the fields of `cls`."""
+    path = Path(file)
+    if path.suffix != ".toml":
+        raise InputError(f"{path} is not a TOML file", hint="settings are read from files that end in .toml")
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no settings file {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} cannot be read as TOML: {error}") from None
+    return _checked(cls, values, str(path))
+
+
+def build(cls: type[C], values: Mapping[str, Any]) -> C:
+    """A `cls` from checked values, nested dataclasses included."""
+    hints = get_type_hints(cls)
+    arguments = {}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        nested = _dataclass_of(hints[field.name])
+        if field.name in values:
+            value = values[field.name]
+            if nested and isinstance(value, Mapping):
+                default = field.default_factory() if field.default_factory is not MISSING else field.default
+                value = _nested(nested, default, value)
+            arguments[field.name] = value
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise InputError(f"{_flag(field.name)} is needed")
+    return cls(**arguments)
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint: the known name that `name` was probably meant to be, or all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise an InputError that names the flag of a field whose value is outside [low, high], or not a number."""
+    if not low <= value <= high:
+        raise InputError(f"{_flag(name)} {value}: must lie between {low} and {high}")
+
+
+def to_plain(value: Any) -> Any:
+    """`value` in JSON types: dataclasses to dicts, paths to text, tuples to lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _nested(cls: type, current: Any, values: Mapping[str, Any]) -> Any:
+    """The nested value: what is given replaces fields of `current`, where there is one."""
+    if not isinstance(current, cls):
+        return build(cls, values)
+    hints = get_type_hints(cls)
+    changes = dict(values)
+    for name, value in values.items():
+        inner = _dataclass_of(hints[name])
+        if inner and isinstance(value, Mapping):
+            changes[name] = _nested(inner, getattr(current, name), value)
+    return dataclasses.replace(current, **changes)  # type: ignore[type-var]
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    checked = {}
+    for key, value in values.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise InputError(f"{where}: unknown key {key}", hint=nearest(name, sorted(known)))
+        checked[name] = _convert(hints[name], value, f"{where}: {key}")
+    return checked
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type; TOML knows neither paths nor tuples, and writes 2 for 2.0."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _convert(inner[0], value, where)
+    if origin in (Union, types.UnionType):
+        for option in inner:
+            try:
+                return _convert(option, value, where)
+            except InputError as error:
+                last = error
+        raise last
+    if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float)):
+        return value
+    if origin is Literal:
+        if value in inner:
+            return value
+        raise InputError(f"{where} = {value!r}", hint=nearest(str(value), [str(item) for item in inner]))
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _checked(hint, value, where)  # type: ignore[arg-type]
+    if origin in (tuple, list) and isinstance(value, (list, tuple)):
+        variadic = origin is list or (len(inner) == 2 and inner[1] is Ellipsis)
+        if variadic or len(inner) == len(value):
+            kinds = [inner[0]] * len(value) if variadic else inner
+            return origin(
+                _convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+            )
+    if origin is dict and isinstance(value, Mapping):
+        return {key: _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if not isinstance(value, bool):
+        if hint is Path and isinstance(value, str):
+            return Path(value)
+        if hint is float and isinstance(value, (int, float)):
+            return float(value)
+        if hint is int and isinstance(value, int):
+            return value
+    expected = "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))
+    raise InputError(f"{where} = {value!r}: expected {expected}")
+
+
+def _dataclass_of(hint: Any) -> type | None:
+    """The dataclass that an annotation holds, through Annotated and `| None`."""
+    if dataclasses.is_dataclass(hint):
+        return hint  # type: ignore[return-value]
+    return next((found for part in get_args(hint) if (found := _dataclass_of(part))), None)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

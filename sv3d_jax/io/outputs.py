@@ -1,0 +1,270 @@
+"""Output folders: whole files only, one run at a time, resumed by stages, `run.json` last."""
+
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sv3d_jax.config import to_plain
+from sv3d_jax.errors import InputError, OutputError
+
+RUN_FILE = "run.json"
+STAGES_FILE = ".stages.json"
+LOCK_FILE = ".lock"
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Write a whole file: `name.tmp`, flushed to disk, then renamed; a reader never sees a part of it."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}", hint="is the disk full or read-only?"
+        ) from error
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """`write_atomic` of `value` as indented JSON."""
+    write_atomic(path, json.dumps(to_plain(value), indent=1) + "\n")
+
+
+def check_output_parent(directory: Path | str) -> None:
+    """Raise an OutputError where `directory` cannot be made or written, before any work has gone into it."""
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise OutputError(f"{directory} is a file, not a folder")
+    parent = directory if directory.exists() else directory.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(
+            f"{parent} does not exist, so {directory} cannot be made", hint=f"mkdir -p {parent}"
+        )
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{parent} cannot be written", hint="choose another folder with -o")
+
+
+class OutputFolder:
+    """The folder of one run, held by a lock from `with` to its end.
+
+        with OutputFolder(directory, {"verb": "generate", **config.settings()}) as folder:
+            if not folder.done:
+                if not folder.stage_done("orbit"):
+                    ...
+                    folder.finish_stage("orbit", files)
+                folder.write_run_json(seeds=[23])
+
+    Making the object checks the place without writing (all that a dry run needs); entering makes the folder,
+    takes the lock and compares settings. The same settings as before: finished stages are kept, and `done` is
+    true if all of them are. Other settings: an InputError that says what differs, unless `overwrite`, which
+    removes the files of the earlier run. `parents` allows missing parent folders (DIR of DIR/<stem>).
+    """
+
+    def __init__(
+        self, directory: Path | str, config: Mapping[str, Any], overwrite: bool = False, parents: bool = False
+    ):
+        self.directory = Path(directory)
+        self.config = json.loads(json.dumps(to_plain(config)))
+        self.overwrite = overwrite
+        place = self.directory
+        while parents and not place.parent.exists():
+            place = place.parent
+        check_output_parent(place)
+        if not overwrite:
+            self._check_config()
+        self._lock: Any = None
+        self._stages: dict[str, Any] = {}
+        self._mark = time.monotonic()
+
+    def __enter__(self) -> "OutputFolder":
+        self._acquire()
+        try:
+            if self.overwrite:
+                self._clear()
+            self._check_config()
+            self._stages = self._record().get("stages", {})
+            self._save()
+        except BaseException:
+            self._release()
+            raise
+        self._mark = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._release()
+
+    @property
+    def done(self) -> bool:
+        """The run is whole: `run.json` and every file of every stage are there."""
+        return (self.directory / RUN_FILE).is_file() and all(map(self.stage_done, self._stages))
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` of this run goes."""
+        return self.directory / name
+
+    def stage_done(self, name: str) -> bool:
+        """The stage was finished by this or an earlier run, and its files are still as it left them."""
+        files = self._stages.get(name, {}).get("files")
+        return files is not None and all(_size(self.directory / file) == size for file, size in files.items())
+
+    def stage_facts(self, name: str) -> dict[str, Any]:
+        """What `finish_stage` was told about a finished stage."""
+        return self._stages[name]["facts"]
+
+    def finish_stage(
+        self, name: str, files: Iterable[Path | str], facts: Mapping[str, Any] | None = None
+    ) -> None:
+        """Record a finished stage with its files (absolute or relative to the folder) and its duration."""
+        names = [os.path.relpath(self.directory / file, self.directory) for file in files]
+        self._stages[name] = {
+            "seconds": round(time.monotonic() - self._mark, 3),
+            "files": {file: _size(self.directory / file) for file in names},
+            "facts": to_plain(facts or {}),
+        }
+        self._mark = time.monotonic()
+        self._save()
+
+    def write_run_json(self, **facts: Any) -> None:
+        """Close the run: settings, versions, devices, timings, memory and `facts` (seeds, weights, notes)."""
+        timings = {name: stage["seconds"] for name, stage in self._stages.items()}
+        stage_facts = {name: stage["facts"] for name, stage in self._stages.items() if stage["facts"]}
+        record = {
+            "config": self.config,
+            **facts,
+            "stages": stage_facts,
+            "timings_s": timings,
+            **platform_facts(),
+        }
+        write_json(self.directory / RUN_FILE, record)
+
+    def _check_config(self) -> None:
+        earlier = self._record().get("config")
+        if earlier is not None and earlier != self.config:
+            raise InputError(
+                f"{self.directory} holds a run with other settings: {'; '.join(_differences(earlier, self.config))}",
+                hint="choose another folder with -o, or --overwrite to begin afresh",
+            )
+
+    def _record(self) -> dict[str, Any]:
+        for name in (STAGES_FILE, RUN_FILE):
+            try:
+                record = json.loads(
+                    (self.directory / name).read_text(encoding="utf-8", errors="surrogateescape")
+                )
+            except (OSError, ValueError):
+                continue
+            if isinstance(record, dict) and "config" in record:
+                return record if name == STAGES_FILE else {"config": record["config"]}
+        return {}
+
+    def _save(self) -> None:
+        write_json(self.directory / STAGES_FILE, {"config": self.config, "stages": self._stages})
+
+    def _clear(self) -> None:
+        """Remove what the earlier run recorded, and nothing else."""
+        root = self.directory.resolve()
+        for stage in self._record().get("stages", {}).values():
+            for name in stage["files"]:
+                file = root / name
+                if file.parent.resolve().is_relative_to(root):
+                    file.unlink(missing_ok=True)
+        for name in (RUN_FILE, STAGES_FILE):
+            (root / name).unlink(missing_ok=True)
+
+    def _acquire(self) -> None:
+        from filelock import FileLock, Timeout
+
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path = self.directory / LOCK_FILE
+            self._lock = FileLock(path, timeout=0)
+            self._lock.acquire()
+        except Timeout:
+            raise OutputError(f"{self.directory} is in use by {_holder(path)}") from None
+        except OSError as error:
+            raise OutputError(f"cannot write to {self.directory}: {error.strerror}") from error
+        started = datetime.now().astimezone().isoformat(timespec="seconds")
+        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}))
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def platform_facts() -> dict[str, Any]:
+    """Versions, devices and peak memory of this process."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    packages = {}
+    for name in ("sv3d_jax", "jax", "jaxlib", "flax", "numpy", "Pillow", "trimesh", "safetensors"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    facts: dict[str, Any] = {
+        "packages": packages,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "peak_memory_bytes": _peak_memory(),
+    }
+    if "jax" in sys.modules:
+        devices = sys.modules["jax"].local_devices()
+        facts["devices"] = [f"{device.platform}:{device.id} {device.device_kind}" for device in devices]
+        peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+        facts["device_peak_memory_bytes"] = [peak for peak in peaks if peak is not None]
+    return facts
+
+
+def free_bytes(path: Path) -> int:
+    """Space left where `path` lies or will lie."""
+    while not path.exists():
+        path = path.absolute().parent
+    return shutil.disk_usage(path).free
+
+
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _holder(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_text())
+        return f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
+    except (OSError, ValueError, KeyError):
+        return "another run"
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return [
+            text
+            for key in keys
+            for text in _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+        ]
+    return [f"{name} was {before}, is {now}"]

@@ -1,0 +1,127 @@
+"""Progress on stderr: a live view on a terminal, else plain lines at most every ten seconds."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+PLAIN_INTERVAL_S = 10.0
+
+
+class Progress:
+    """Stages of a run with steps done, rate and time left.
+
+        with Progress(["load", "sample", "write"]) as progress:
+            progress.stage("sample", total=50)
+            progress.advance()
+
+    `note` prints a line that must not be lost (a warning, a remark); it also works outside the `with` block.
+    """
+
+    def __init__(self, stages: Sequence[str] = (), stream: TextIO | None = None):
+        self.stages = list(stages)
+        self._stream = stream if stream is not None else sys.stderr
+        self._name, self._total, self._done = "", None, 0
+        self._stage_start = time.monotonic()
+        self._last_line = -float("inf")
+        self._live: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        if self._stream.isatty():
+            self._live = _live_view(self._stream)
+            self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            if error[0] is None:
+                self._complete()
+            self._live.stop()
+            self._live = None
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Begin the stage `name` of `total` steps (None: a single piece of work)."""
+        self._complete()
+        self._name, self._total, self._done = name, total, 0
+        self._stage_start = time.monotonic()
+        if self._live is not None:
+            self._task = self._live.add_task(self._label(), total=total)
+        else:
+            self._plain_line()
+
+    def advance(self, steps: int = 1) -> None:
+        """Count `steps` more of the present stage."""
+        self._done += steps
+        if self._live is not None:
+            self._live.update(self._task, advance=steps)
+        else:
+            self._plain_line()
+
+    def note(self, text: str) -> None:
+        """Print a line above the progress."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def _complete(self) -> None:
+        if self._task is not None:
+            done = self._total or 1
+            self._live.update(self._task, total=done, completed=done)
+            self._task = None
+
+    def _label(self) -> str:
+        if self._name not in self.stages:
+            return self._name
+        return f"{self.stages.index(self._name) + 1}/{len(self.stages)} {self._name}"
+
+    def _plain_line(self) -> None:
+        now = time.monotonic()
+        if now - self._last_line < PLAIN_INTERVAL_S:
+            return
+        self._last_line = now
+        line = self._label()
+        if self._total:
+            line += f" {self._done}/{self._total}"
+            if self._done:
+                left = (now - self._stage_start) / self._done * (self._total - self._done)
+                line += f", {left:.0f} s left"
+        print(line, file=self._stream, flush=True)
+
+
+class NullProgress(Progress):
+    """Says nothing, takes every call."""
+
+    def __enter__(self) -> "NullProgress":
+        return self
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, steps: int = 1) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+
+def _live_view(stream: TextIO) -> Any:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Live
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Live(*columns, console=Console(file=stream))
