@@ -1,0 +1,256 @@
+"""Orbit folders: frames/000.png ... and cameras.json, written by every verb that makes views and read by the rest."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.cameras.orbit import CameraPath
+from sv3d_jax.cameras.pose import intrinsics, look_at
+from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.images import over_white, read_picture, write_png
+from sv3d_jax.io.outputs import write_atomic
+
+CAMERAS_FILE = "cameras.json"
+CONVENTION = (
+    "camera_to_world: camera x right, y up, looking along -z; world right-handed, z up, object around the origin."
+    " azimuth_deg is relative to input_frame, counter-clockwise seen from above; elevation_deg is absolute, up"
+    " positive. Pixel centres at +0.5, row 0 on top."
+)
+
+
+@dataclass(frozen=True)
+class OrbitFrames:
+    """Views of one object with their cameras."""
+
+    images: np.ndarray  # (f, h, w, 3) float32 in [0, 1], over white
+    alphas: np.ndarray | None  # (f, h, w) float32 in [0, 1], where the files have an alpha
+    camera_to_world: np.ndarray  # (f, 4, 4) float64
+    focal_px: np.ndarray  # (f, 2)
+    center_px: np.ndarray  # (f, 2)
+    azimuths_deg: np.ndarray | None  # (f,), where the file gives them for all frames; so the next two
+    elevations_deg: np.ndarray | None
+    radius: float | None  # where all frames share it
+    input_frame: int
+    fov_deg: float | None
+    object_to_world: np.ndarray | None  # (4, 4), from the coordinates of the mesh file that was rendered
+    files: list[str]
+
+
+def cameras_document(
+    cameras: CameraPath, files: list[str] | None = None, object_to_world: np.ndarray | None = None
+) -> dict[str, Any]:
+    """The content of cameras.json."""
+    files = files or [frame_file(index) for index in range(len(cameras))]
+    matrices = cameras.camera_to_world
+    document: dict[str, Any] = {
+        "convention": CONVENTION,
+        "fov_deg": cameras.fov_deg,
+        "input_frame": cameras.input_frame,
+        "frames": [
+            {
+                "file": file,
+                "azimuth_deg": float(cameras.azimuths_deg[index]),
+                "elevation_deg": float(cameras.elevations_deg[index]),
+                "radius": cameras.radius,
+                "camera_to_world": matrices[index].tolist(),
+            }
+            for index, file in enumerate(files)
+        ],
+    }
+    if object_to_world is not None:
+        document["object_to_world"] = np.asarray(object_to_world, np.float64).tolist()
+    return document
+
+
+def frame_file(index: int) -> str:
+    return f"frames/{index:03d}.png"
+
+
+def write_cameras(
+    path: str | Path,
+    cameras: CameraPath,
+    files: list[str] | None = None,
+    object_to_world: np.ndarray | None = None,
+) -> None:
+    """Write cameras.json in one piece."""
+    document = cameras_document(cameras, files, object_to_world)
+    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def write_orbit(
+    directory: str | Path,
+    images: np.ndarray,
+    cameras: CameraPath,
+    object_to_world: np.ndarray | None = None,
+) -> None:
+    """Write uint8 frames (f, h, w, 3 or 4) and, last, cameras.json into a folder that is made if need be."""
+    if len(images) != len(cameras):
+        raise InputError(f"got {len(images)} images for {len(cameras)} cameras")
+    directory = Path(directory)
+    (directory / "frames").mkdir(parents=True, exist_ok=True)
+    for index, image in enumerate(images):
+        write_png(directory / frame_file(index), image)
+    write_cameras(directory / CAMERAS_FILE, cameras, object_to_world=object_to_world)
+
+
+def read_orbit(directory: str | Path) -> OrbitFrames:
+    """Read any folder of frames with a cameras.json: any number of views, any rigid poses, own intrinsics.
+
+    A frame's pose is its camera_to_world, or else follows from azimuth_deg, elevation_deg and radius. Frames
+    with an alpha are composited over white. All frames must have one size.
+    """
+    directory = Path(directory)
+    document = _read_document(directory)
+    frames = document["frames"]
+    files = [_frame_path(directory, frame, index) for index, frame in enumerate(frames)]
+    absent = [file for file in files if not (directory / file).is_file()]
+    if absent:
+        raise InputError(
+            f"{directory / absent[0]} does not exist",
+            hint=f"{CAMERAS_FILE} names {len(absent)} of {len(files)} frames that are not there",
+        )
+    fov_deg = _number(document, "fov_deg", "cameras.json")
+    poses = np.stack([_pose(frame, index) for index, frame in enumerate(frames)])
+    images, alphas = _read_frames(directory, files)
+    height, width = images.shape[1:3]
+    lenses = [_lens(frame, index, fov_deg, height, width) for index, frame in enumerate(frames)]
+    radii = _column(frames, "radius")
+    return OrbitFrames(
+        images=images,
+        alphas=alphas,
+        camera_to_world=poses,
+        focal_px=np.stack([focal for focal, _ in lenses]),
+        center_px=np.stack([center for _, center in lenses]),
+        azimuths_deg=_column(frames, "azimuth_deg"),
+        elevations_deg=_column(frames, "elevation_deg"),
+        radius=float(radii[0]) if radii is not None and np.allclose(radii, radii[0]) else None,
+        input_frame=_input_frame(document),
+        fov_deg=fov_deg,
+        object_to_world=_object_to_world(document),
+        files=files,
+    )
+
+
+def _read_document(directory: Path) -> dict[str, Any]:
+    path = directory / CAMERAS_FILE
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a folder", hint="give a folder of frames with a cameras.json")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist", hint="an orbit folder holds frames and a cameras.json"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    frames = document.get("frames") if isinstance(document, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f'{path} needs a list "frames" of at least one view')
+    return document
+
+
+def _frame_path(directory: Path, frame: dict[str, Any], index: int) -> str:
+    file = frame.get("file")
+    if not isinstance(file, str) or not file:
+        raise InputError(f'{directory / CAMERAS_FILE}: frames[{index}] has no "file"')
+    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise InputError(f"{directory / CAMERAS_FILE}: frames[{index}] lies outside the folder: {file}")
+    return file
+
+
+def _read_frames(directory: Path, files: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    pictures = [read_picture(directory / file, min_side=1) for file in files]
+    for file, picture in zip(files, pictures, strict=True):
+        if picture.rgb.shape != pictures[0].rgb.shape:
+            sizes = [f"{p.rgb.shape[1]}x{p.rgb.shape[0]}" for p in (picture, pictures[0])]
+            raise InputError(f"{directory / file} has {sizes[0]} pixels, {files[0]} has {sizes[1]}")
+    if all(picture.alpha is None for picture in pictures):
+        return np.stack([picture.rgb for picture in pictures]).astype(np.float32) / 255.0, None
+    opaque = np.full(pictures[0].rgb.shape[:2], 255, np.uint8)
+    alphas = [opaque if picture.alpha is None else picture.alpha for picture in pictures]
+    images = np.stack([over_white(p.rgb, alpha) for p, alpha in zip(pictures, alphas, strict=True)])
+    return images.astype(np.float32) / 255.0, np.stack(alphas).astype(np.float32) / 255.0
+
+
+def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
+    where = f"frames[{index}]"
+    if "camera_to_world" not in frame:
+        angles = [_number(frame, name, where) for name in ("azimuth_deg", "elevation_deg", "radius")]
+        if None in angles:
+            raise CameraError(f"{where} needs camera_to_world, or azimuth_deg, elevation_deg and radius")
+        return look_at(*angles)
+    matrix = _matrix(frame["camera_to_world"], f"{where}.camera_to_world")
+    rotation = matrix[:3, :3]
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
+        raise CameraError(
+            f"{where}.camera_to_world is not a rotation and a position",
+            hint="its first three columns are the camera's right, up and backward directions in the world",
+        )
+    return matrix
+
+
+def _lens(
+    frame: dict[str, Any], index: int, fov_deg: float | None, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Focal length and principal point in pixels of the frame as stored, whatever size they were given for."""
+    where = f"frames[{index}]"
+    given = {name: _number(frame, name, where) for name in ("fl_x", "fl_y", "cx", "cy", "width", "height")}
+    declared = np.array([given["width"] or width, given["height"] or height], np.float64)
+    scale = np.array([width, height]) / declared
+    center = np.array([_or(given["cx"], declared[0] / 2), _or(given["cy"], declared[1] / 2)])
+    if given["fl_x"] is not None:
+        focal = np.array([given["fl_x"], _or(given["fl_y"], given["fl_x"])])
+    else:
+        fov_deg = _or(_number(frame, "fov_deg", where), fov_deg)
+        if fov_deg is None:
+            raise CameraError(f"{where} has no intrinsics", hint="give fov_deg, or fl_x with cx and cy")
+        if not 0 < fov_deg < 180:
+            raise CameraError(f"{where}: fov_deg must lie between 0 and 180, got {fov_deg:g}")
+        focal = intrinsics(fov_deg, (declared[1], declared[0]))[0]
+    if (focal <= 0).any() or (declared <= 0).any():
+        raise CameraError(f"{where}: focal lengths and sizes must be positive")
+    return focal * scale, center * scale
+
+
+def _input_frame(document: dict[str, Any]) -> int:
+    frame = document.get("input_frame", len(document["frames"]) - 1)
+    if not isinstance(frame, int) or not 0 <= frame < len(document["frames"]):
+        raise CameraError(f"input_frame must be a frame's index, got {frame!r}")
+    return frame
+
+
+def _object_to_world(document: dict[str, Any]) -> np.ndarray | None:
+    matrix = document.get("object_to_world")
+    return None if matrix is None else _matrix(matrix, "object_to_world")
+
+
+def _matrix(value: Any, where: str) -> np.ndarray:
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError):
+        raise CameraError(f"{where} is not a matrix of numbers") from None
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
+        raise CameraError(f"{where} must be 4x4 and finite, got shape {matrix.shape}")
+    return matrix
+
+
+def _number(record: dict[str, Any], name: str, where: str) -> float | None:
+    value = record.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise CameraError(f"{where}.{name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _column(frames: list[dict[str, Any]], name: str) -> np.ndarray | None:
+    values = [_number(frame, name, f"frames[{index}]") for index, frame in enumerate(frames)]
+    return None if None in values else np.array(values, np.float64)
+
+
+def _or(value: float | None, default: Any) -> Any:
+    return default if value is None else value
