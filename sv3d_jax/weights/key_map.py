@@ -1,0 +1,377 @@
+"""Published tensor names and shapes of a model, and where each tensor stands in the parameter tree.
+
+A parameter path mirrors the published name: dots separate names, a number joins the name before it.
+
+    model.diffusion_model.input_blocks.1.0.in_layers.2.weight -> unet/input_blocks_1_0/in_layers_2/kernel
+    conditioner.embedders.1.encoder.encoder.mid.attn_1.norm.weight -> vae_encoder/encoder/mid/attn_1/norm/scale
+
+Names and shapes are enumerated from a `ModelConfig`, so a file can be judged by its header alone and the way
+back from paths to names is a look-up.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.models.config import ModelConfig, TowerConfig, UNetConfig, VAEConfig
+
+Shape = tuple[int, ...]
+
+PREFIXES = {
+    "unet": "model.diffusion_model.",
+    "image_tower": "conditioner.embedders.0.open_clip.model.visual.",
+    "vae_encoder": "conditioner.embedders.1.encoder.",
+    "vae_decoder": "first_stage_model.decoder.",
+}
+_CLIP = "conditioner.embedders.0.open_clip.model."
+# Published tensors that the model does not use: what is left of CLIP's text half, the second half of the
+# conditioning autoencoder, and a first-stage encoder where a file has one.
+_EXTRA_PREFIXES = (
+    f"{_CLIP}ln_final.",
+    f"{_CLIP}token_embedding.",
+    f"{PREFIXES['vae_encoder']}decoder.",
+    f"{PREFIXES['vae_encoder']}post_quant_conv.",
+    "first_stage_model.encoder.",
+)
+_EXTRA_NAMES = (f"{_CLIP}positional_embedding", f"{_CLIP}text_projection", f"{_CLIP}logit_scale")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor: its published name and shape, and its path in the parameter tree."""
+
+    name: str
+    shape: Shape
+    path: tuple[str, ...]
+
+    @property
+    def tree_shape(self) -> Shape:
+        """Shape in the parameter tree."""
+        if len(self.shape) == 5:
+            return (self.shape[2], self.shape[1], self.shape[0])
+        return tuple(self.shape[axis] for axis in self._axes)
+
+    def to_tree(self, tensor: np.ndarray) -> np.ndarray:
+        """Published layout to that of the parameter tree: (in, out), HWIO or, over time, (3, in, out)."""
+        if tensor.ndim == 5:
+            tensor = tensor[..., 0, 0]
+        return tensor.transpose(self._axes)
+
+    def to_published(self, leaf: np.ndarray) -> np.ndarray:
+        """Inverse of `to_tree`."""
+        return leaf.transpose(np.argsort(self._axes)).reshape(self.shape)
+
+    @property
+    def _axes(self) -> Shape:
+        if self.path[-1] != "kernel":
+            return tuple(range(len(self.shape)))
+        return {2: (1, 0), 4: (2, 3, 1, 0), 5: (2, 1, 0)}[len(self.shape)]
+
+
+def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)) -> list[Parameter]:
+    """Every tensor that the given parts of the model use."""
+    enumerate_part = {
+        "unet": lambda: _unet(config.unet),
+        "image_tower": lambda: _tower(config.tower),
+        "vae_encoder": lambda: _vae_encoder(config.vae),
+        "vae_decoder": lambda: _vae_decoder(config.vae),
+    }
+    return [
+        Parameter(PREFIXES[part] + name, shape, (part, *_tree_path(name, len(shape))))
+        for part in parts
+        for name, shape in enumerate_part[part]()
+    ]
+
+
+def unused_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Names and shapes of the published but unused tensors that follow from the configuration.
+
+    The text leftovers depend on a vocabulary that the model knows nothing of, and are not among them.
+    """
+    latent = config.vae.latent_channels
+    prefix = PREFIXES["vae_encoder"]
+    return dict(
+        [
+            *((f"{prefix}decoder.{name}", shape) for name, shape in _vae_decoder(config.vae)),
+            *((prefix + name, shape) for name, shape in _layer("post_quant_conv", latent, latent, 1, 1)),
+        ]
+    )
+
+
+def is_extra(name: str) -> bool:
+    """Whether a published tensor is one that the model does not use."""
+    return name.startswith(_EXTRA_PREFIXES) or name in _EXTRA_NAMES
+
+
+def tree_from_leaves(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    """Nested dict of (path, leaf) pairs."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves:
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """The fields of a `ModelConfig` that the shapes of a checkpoint tell, as nested plain values.
+
+    Head widths are not among them. Raises KeyError on the first tensor that a model of this kind must have.
+    """
+    return {
+        "variant": "u" if shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1] == 256 else "p",
+        "unet": _infer_unet(_part(shapes, "unet")),
+        "vae": _infer_vae(_part(shapes, "vae_encoder")),
+        "tower": _infer_tower(_part(shapes, "image_tower")),
+    }
+
+
+def _tree_path(name: str, rank: int) -> tuple[str, ...]:
+    path: list[str] = []
+    for segment in name.split("."):
+        if segment.isdecimal():
+            path[-1] += f"_{segment}"
+        else:
+            path.append(segment)
+    if path[-1].startswith("in_proj_"):  # a plain parameter of torch's packed attention
+        path[-1:] = ["in_proj", path[-1].removeprefix("in_proj_")]
+    if path[-1] == "weight":
+        path[-1] = "scale" if rank == 1 else "kernel"
+    return tuple(path)
+
+
+Named = Iterator[tuple[str, Shape]]
+
+
+def _layer(name: str, inputs: int, outputs: int, *kernel: int, bias: bool = True) -> Named:
+    """A linear layer, or a convolution when kernel sizes are given."""
+    yield f"{name}.weight", (outputs, inputs, *kernel)
+    if bias:
+        yield f"{name}.bias", (outputs,)
+
+
+def _norm(name: str, channels: int) -> Named:
+    yield f"{name}.weight", (channels,)
+    yield f"{name}.bias", (channels,)
+
+
+def _unet(config: UNetConfig) -> Named:
+    base, emb = config.model_channels, config.embedding_width
+    yield from _layer("time_embed.0", base, emb)
+    yield from _layer("time_embed.2", emb, emb)
+    yield from _layer("label_emb.0.0", config.vector_width, emb)
+    yield from _layer("label_emb.0.2", emb, emb)
+
+    yield from _layer("input_blocks.0.0", config.in_channels, base, 3, 3)
+    skips, channels, last = [base], base, len(config.channel_mult) - 1
+    for level, mult in enumerate(config.channel_mult):
+        for _ in range(config.num_res_blocks):
+            block = f"input_blocks.{len(skips)}"
+            yield from _video_res_block(f"{block}.0", channels, base * mult, emb)
+            channels = base * mult
+            if level in config.attention_levels:
+                yield from _transformer(f"{block}.1", channels, config)
+            skips.append(channels)
+        if level < last:
+            yield from _layer(f"input_blocks.{len(skips)}.0.op", channels, channels, 3, 3)
+            skips.append(channels)
+
+    yield from _video_res_block("middle_block.0", channels, channels, emb)
+    yield from _transformer("middle_block.1", channels, config)
+    yield from _video_res_block("middle_block.2", channels, channels, emb)
+
+    index = 0
+    for level in range(last, -1, -1):
+        for within in range(config.num_res_blocks + 1):
+            block = f"output_blocks.{index}"
+            outputs = base * config.channel_mult[level]
+            yield from _video_res_block(f"{block}.0", channels + skips.pop(), outputs, emb)
+            channels, slot = outputs, 1
+            if level in config.attention_levels:
+                yield from _transformer(f"{block}.1", channels, config)
+                slot = 2
+            if level > 0 and within == config.num_res_blocks:
+                yield from _layer(f"{block}.{slot}.conv", channels, channels, 3, 3)
+            index += 1
+    yield from _norm("out.0", channels)
+    yield from _layer("out.2", channels, config.out_channels, 3, 3)
+
+
+def _video_res_block(name: str, inputs: int, outputs: int, emb: int) -> Named:
+    yield from _res_block(name, inputs, outputs, emb, (3, 3))
+    yield from _res_block(f"{name}.time_stack", outputs, outputs, emb, (3, 1, 1))
+    yield f"{name}.time_mixer.mix_factor", (1,)
+
+
+def _res_block(name: str, inputs: int, outputs: int, emb: int, kernel: Shape) -> Named:
+    yield from _norm(f"{name}.in_layers.0", inputs)
+    yield from _layer(f"{name}.in_layers.2", inputs, outputs, *kernel)
+    yield from _layer(f"{name}.emb_layers.1", emb, outputs)
+    yield from _norm(f"{name}.out_layers.0", outputs)
+    yield from _layer(f"{name}.out_layers.3", outputs, outputs, *kernel)
+    if inputs != outputs:
+        yield from _layer(f"{name}.skip_connection", inputs, outputs, 1, 1)
+
+
+def _transformer(name: str, channels: int, config: UNetConfig) -> Named:
+    yield from _norm(f"{name}.norm", channels)
+    yield from _layer(f"{name}.proj_in", channels, channels)
+    yield from _transformer_block(f"{name}.transformer_blocks.0", channels, config)
+    yield from _layer(f"{name}.proj_out", channels, channels)
+    yield from _norm(f"{name}.time_stack.0.norm_in", channels)
+    yield from _feed_forward(f"{name}.time_stack.0.ff_in", channels, config.ff_mult)
+    yield from _transformer_block(f"{name}.time_stack.0", channels, config)
+    yield from _layer(f"{name}.time_pos_embed.0", channels, 4 * channels)
+    yield from _layer(f"{name}.time_pos_embed.2", 4 * channels, channels)
+    yield f"{name}.time_mixer.mix_factor", (1,)
+
+
+def _transformer_block(name: str, channels: int, config: UNetConfig) -> Named:
+    for attention, context in (("attn1", channels), ("attn2", config.context_width)):
+        yield from _layer(f"{name}.{attention}.to_q", channels, channels, bias=False)
+        yield from _layer(f"{name}.{attention}.to_k", context, channels, bias=False)
+        yield from _layer(f"{name}.{attention}.to_v", context, channels, bias=False)
+        yield from _layer(f"{name}.{attention}.to_out.0", channels, channels)
+    yield from _feed_forward(f"{name}.ff", channels, config.ff_mult)
+    for norm in ("norm1", "norm2", "norm3"):
+        yield from _norm(f"{name}.{norm}", channels)
+
+
+def _feed_forward(name: str, channels: int, mult: int) -> Named:
+    yield from _layer(f"{name}.net.0.proj", channels, 2 * mult * channels)  # value, then gate
+    yield from _layer(f"{name}.net.2", mult * channels, channels)
+
+
+def _tower(config: TowerConfig) -> Named:
+    width = config.width
+    yield "class_embedding", (width,)
+    yield "positional_embedding", (config.num_tokens, width)
+    yield "proj", (width, config.output_width)
+    yield from _layer("conv1", 3, width, config.patch, config.patch, bias=False)
+    yield from _norm("ln_pre", width)
+    for index in range(config.layers):
+        block = f"transformer.resblocks.{index}"
+        yield from _norm(f"{block}.ln_1", width)
+        yield f"{block}.attn.in_proj_weight", (3 * width, width)
+        yield f"{block}.attn.in_proj_bias", (3 * width,)
+        yield from _layer(f"{block}.attn.out_proj", width, width)
+        yield from _norm(f"{block}.ln_2", width)
+        yield from _layer(f"{block}.mlp.c_fc", width, config.mlp_ratio * width)
+        yield from _layer(f"{block}.mlp.c_proj", config.mlp_ratio * width, width)
+    yield from _norm("ln_post", width)
+
+
+def _vae_encoder(config: VAEConfig) -> Named:
+    moments = 2 * config.latent_channels
+    yield from _layer("encoder.conv_in", 3, config.channels, 3, 3)
+    channels, last = config.channels, len(config.channel_mult) - 1
+    for level, mult in enumerate(config.channel_mult):
+        for index in range(config.num_res_blocks):
+            yield from _vae_block(f"encoder.down.{level}.block.{index}", channels, config.channels * mult)
+            channels = config.channels * mult
+        if level < last:
+            yield from _layer(f"encoder.down.{level}.downsample.conv", channels, channels, 3, 3)
+    yield from _vae_middle("encoder.mid", channels)
+    yield from _norm("encoder.norm_out", channels)
+    yield from _layer("encoder.conv_out", channels, moments, 3, 3)
+    yield from _layer("quant_conv", moments, moments, 1, 1)
+
+
+def _vae_decoder(config: VAEConfig) -> Named:
+    channels = config.channels * config.channel_mult[-1]
+    yield from _layer("conv_in", config.latent_channels, channels, 3, 3)
+    yield from _vae_middle("mid", channels)
+    for level in range(len(config.channel_mult) - 1, -1, -1):
+        outputs = config.channels * config.channel_mult[level]
+        for index in range(config.num_res_blocks + 1):
+            yield from _vae_block(f"up.{level}.block.{index}", channels, outputs)
+            channels = outputs
+        if level > 0:
+            yield from _layer(f"up.{level}.upsample.conv", channels, channels, 3, 3)
+    yield from _norm("norm_out", channels)
+    yield from _layer("conv_out", channels, 3, 3, 3)
+
+
+def _vae_block(name: str, inputs: int, outputs: int) -> Named:
+    yield from _norm(f"{name}.norm1", inputs)
+    yield from _layer(f"{name}.conv1", inputs, outputs, 3, 3)
+    yield from _norm(f"{name}.norm2", outputs)
+    yield from _layer(f"{name}.conv2", outputs, outputs, 3, 3)
+    if inputs != outputs:
+        yield from _layer(f"{name}.nin_shortcut", inputs, outputs, 1, 1)
+
+
+def _vae_middle(name: str, channels: int) -> Named:
+    yield from _vae_block(f"{name}.block_1", channels, channels)
+    yield from _norm(f"{name}.attn_1.norm", channels)
+    for layer in ("q", "k", "v", "proj_out"):
+        yield from _layer(f"{name}.attn_1.{layer}", channels, channels, 1, 1)
+    yield from _vae_block(f"{name}.block_2", channels, channels)
+
+
+def _part(shapes: Mapping[str, Shape], part: str) -> dict[str, Shape]:
+    prefix = PREFIXES[part]
+    return {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+
+
+def _infer_unet(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    base, inputs = shapes["input_blocks.0.0.weight"][:2]
+    widths: list[list[int]] = [[]]  # per level, the output channels of each residual block
+    attention_levels = []
+    index = 1
+    while any(f"input_blocks.{index}.0.{kind}.weight" in shapes for kind in ("op", "out_layers.3")):
+        block = f"input_blocks.{index}"
+        if f"{block}.0.op.weight" in shapes:
+            widths.append([])
+        else:
+            widths[-1].append(shapes[f"{block}.0.out_layers.3.weight"][0])
+            if f"{block}.1.norm.weight" in shapes:
+                attention_levels.append(len(widths) - 1)
+        index += 1
+    middle = "middle_block.1.transformer_blocks.0"
+    return {
+        "model_channels": base,
+        "in_channels": inputs,
+        "channel_mult": [level[-1] // base if level else 0 for level in widths],
+        "num_res_blocks": len(widths[0]),
+        "attention_levels": sorted(set(attention_levels)),
+        "context_width": shapes[f"{middle}.attn2.to_k.weight"][1],
+        "ff_mult": shapes[f"{middle}.ff.net.2.weight"][1] // shapes[f"{middle}.ff.net.2.weight"][0],
+        "vector_width": shapes["label_emb.0.0.weight"][1],
+        "out_channels": shapes["out.2.weight"][0],
+    }
+
+
+def _infer_vae(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    channels = shapes["encoder.conv_in.weight"][0]
+    levels = _count(shapes, "encoder.down.{}.block.0.conv2.weight")
+    widths = [shapes[f"encoder.down.{level}.block.0.conv2.weight"][0] for level in range(levels)]
+    return {
+        "channels": channels,
+        "channel_mult": [width // channels for width in widths],
+        "num_res_blocks": _count(shapes, "encoder.down.0.block.{}.conv2.weight"),
+        "latent_channels": shapes["encoder.conv_out.weight"][0] // 2,
+    }
+
+
+def _infer_tower(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    width, _, patch = shapes["conv1.weight"][:3]
+    return {
+        "image_size": math.isqrt(shapes["positional_embedding"][0] - 1) * patch,
+        "patch": patch,
+        "width": width,
+        "layers": _count(shapes, "transformer.resblocks.{}.ln_1.weight"),
+        "output_width": shapes["proj"][1],
+        "mlp_ratio": shapes["transformer.resblocks.0.mlp.c_fc.weight"][0] // width,
+    }
+
+
+def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
+    count = 0
+    while pattern.format(count) in shapes:
+        count += 1
+    return count
