@@ -24,24 +24,29 @@ def prepare(pixels: Float[Array, "n h w 3"], image_size: int) -> Float[Array, "n
     factors = [side / image_size for side in pixels.shape[1:3]]
     if max(factors) > 1:
         for axis, factor in zip((1, 2), factors, strict=True):
-            pixels = _blur(pixels, axis, max((factor - 1) / 2, 0.001))
+            pixels = _blur(pixels, axis, gaussian_kernel(factor))
     rows, columns = (jnp.asarray(_bicubic_matrix(side, image_size)) for side in pixels.shape[1:3])
     resized = jnp.einsum("ih,nhwc->niwc", rows, pixels, precision="highest")
     resized = jnp.einsum("jw,niwc->nijc", columns, resized, precision="highest")
     return ((resized + 1) / 2 - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
-def _blur(x: Float[Array, "n h w c"], axis: int, sigma: float) -> Float[Array, "n h w c"]:
-    """Gaussian along one axis; at the border the picture is mirrored about its outermost pixel."""
+def gaussian_kernel(factor: float) -> np.ndarray:
+    """Weights of the blur before a side shrinks by a factor, float32 with an odd number of taps."""
+    sigma = max((factor - 1) / 2, 0.001)
     taps = int(max(4 * sigma, 3))
     taps += 1 - taps % 2
     offsets = np.arange(taps) - taps // 2
     kernel = np.exp(-(offsets**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).astype(np.float32)
+    return (kernel / kernel.sum()).astype(np.float32)
+
+
+def _blur(x: Float[Array, "n h w c"], axis: int, kernel: np.ndarray) -> Float[Array, "n h w c"]:
+    """Weighted sum along one axis; at the border the picture is mirrored about its outermost pixel."""
     pad = [(0, 0)] * x.ndim
-    pad[axis] = (taps // 2, taps // 2)
+    pad[axis] = (len(kernel) // 2,) * 2
     padded, side = jnp.pad(x, pad, mode="reflect"), x.shape[axis]
-    windows = [jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(taps)]
+    windows = [jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(len(kernel))]
     return sum(weight * window for weight, window in zip(kernel, windows, strict=True))
 
 
