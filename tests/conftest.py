@@ -1,0 +1,37 @@
+"""The option `--reference DIR`, shared by `tests/parity` and `tests/recon`, and the report that both write."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+REPORT = pytest.StashKey[list[dict]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reference",
+        metavar="DIR",
+        type=Path,
+        help="folder of reference data to check instead of tests/reference; nothing is deselected then",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[REPORT] = []
+    if (folder := config.getoption("--reference")) is not None:
+        if not folder.is_dir():
+            raise pytest.UsageError(f"--reference: {folder} is not a folder")
+        config.option.markexpr = ""  # a folder was named to be checked whole, whatever the defaults leave out
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if report := session.config.stash[REPORT]:
+        path = session.config.invocation_params.dir / "parity.json"
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+@pytest.fixture(scope="session")
+def parity_report(request: pytest.FixtureRequest) -> list[dict]:
+    """Records {"file", "tensor", "path", "error", "tolerance"}, written to `parity.json` in the current folder."""
+    return request.config.stash[REPORT]
