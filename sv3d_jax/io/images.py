@@ -23,7 +23,21 @@ _SIGNATURES = (
     (b"%pdf", "a PDF document"),
     (b"pk\x03\x04", "a zip archive"),
     (b"gltf", "a GLB mesh"),
+    (b"%!ps", "a PostScript document"),
 )
+_FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "TIFF",
+    "GIF",
+    "BMP",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "TGA",
+)  # none runs a program
 
 
 @dataclass(frozen=True)
@@ -46,20 +60,20 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # our own limits are lower than those that Pillow warns at
         try:
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
         except Image.DecompressionBombError:
             raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from None
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
             raise InputError(
                 f"{path} is not a picture that can be read: found {_describe(data)}",
-                hint="PNG, JPEG, WebP, TIFF, GIF and BMP are read",
+                hint="PNG, JPEG, WebP, AVIF, TIFF, GIF and BMP are read",
             ) from None
         with image:
             _check_size(path, image.size, min_side)
             try:
                 return _convert(image)
             except (OSError, ValueError, SyntaxError, EOFError) as error:
-                raise InputError(f"{path} is a damaged {image.format} file: {error}") from None
+                raise InputError(f"{path} is a {image.format} file that cannot be decoded: {error}") from None
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
@@ -74,8 +88,11 @@ def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
     The grouping rgb * a + (1 - a) matters: any other changes about one byte in a thousand by one.
     """
-    weight = (alpha / 255.0)[..., None]
-    return ((rgb / 255.0 * weight + (1.0 - weight)) * 255.0).astype(np.uint8)
+    result = np.empty_like(rgb)
+    for row, (colors, opacity) in enumerate(zip(rgb, alpha, strict=True)):  # by rows, as float64 takes room
+        weight = (opacity / 255.0)[:, None]
+        result[row] = ((colors / 255.0 * weight + (1.0 - weight)) * 255.0).astype(np.uint8)
+    return result
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -110,6 +127,8 @@ def _describe(data: bytes) -> str:
     start = data[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"<?xml") and b"<svg" in start:
         return "an SVG drawing"
+    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "a HEIC picture"
     for signature, name in _SIGNATURES:
         if start.startswith(signature):
             return name
@@ -121,7 +140,7 @@ def _describe(data: bytes) -> str:
 def _convert(image: Image.Image) -> Picture:
     """Any Pillow mode to upright 8-bit sRGB and alpha."""
     notes = []
-    if getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "is_animated", False) and image.format != "MPO":
         notes.append(f"animated: the first of {image.n_frames} frames is used")
         image.seek(0)
     image.load()
@@ -146,8 +165,10 @@ def _grey_8bit(image: Image.Image, notes: list[str]) -> np.ndarray:
     """Grey of more than 8 bits; Pillow's own conversion would clip it to black and white."""
     values = np.asarray(image, np.float64)
     if image.mode == "F":
-        notes.append("float grey: values of 0 to 1 are taken as black to white")
-        scaled = np.nan_to_num(values, nan=0.0) * 255.0
+        values = np.nan_to_num(values)
+        white = 1.0 if values.max() <= 1.0 else 255.0
+        notes.append(f"float grey: 0 is taken as black, {white:g} as white")
+        scaled = values * (255.0 / white)
     else:
         notes.append("16-bit grey scaled to 8 bits")
         scaled = values / 257.0

@@ -42,7 +42,7 @@ def write_video(path: str | Path, frames_uint8: np.ndarray, fps: float = FRAMES_
 
 def frame_labels(azimuths_deg: Sequence[float], elevations_deg: Sequence[float]) -> list[str]:
     """Captions of a contact sheet, one per view."""
-    return [f"az {a:.0f}  el {e:.0f}" for a, e in zip(azimuths_deg, elevations_deg, strict=True)]
+    return [f"az {a:.0f}°  el {e:.0f}°" for a, e in zip(azimuths_deg, elevations_deg, strict=True)]
 
 
 def contact_sheet(
