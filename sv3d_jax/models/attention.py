@@ -26,7 +26,7 @@ class SpatioTemporalTransformer(nn.Module):
     ) -> Float[Array, "b f h w c"]:
         b, f, h, w, c = x.shape
         config, compute = self.config, self.compute
-        normed = GroupNorm(1e-6, compute=compute, name="norm")(x.reshape(b * f, h, w, c))
+        normed = GroupNorm(1e-6, config.norm_groups, compute, name="norm")(x.reshape(b * f, h, w, c))
         tokens = Dense(c, compute=compute, name="proj_in")(normed.reshape(b, f, h * w, c))
         spatial = SpatialBlock(config, compute, name="transformer_blocks_0")(tokens, context)
 

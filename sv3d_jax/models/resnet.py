@@ -32,6 +32,7 @@ class VideoResBlock(nn.Module):
     """Spatial residual block on each frame, then a temporal one on the video; both see the embedding of each frame."""
 
     features: int
+    groups: int
     compute: Compute
 
     @nn.compact
@@ -44,22 +45,23 @@ class VideoResBlock(nn.Module):
         b, f, h, w, c = x.shape
         compute = self.compute
         frames = x.reshape(b * f, h, w, c)
-        u = nn.silu(GroupNorm(EPSILON, compute=compute, name="in_layers_0")(frames))
+        u = nn.silu(GroupNorm(EPSILON, self.groups, compute, name="in_layers_0")(frames))
         u = Conv2d(self.features, compute=compute, name="in_layers_2")(u)
         shift = Dense(self.features, compute=compute, name="emb_layers_1")(nn.silu(embedding))
         u = u + shift.reshape(b * f, 1, 1, self.features)
-        u = nn.silu(GroupNorm(EPSILON, compute=compute, name="out_layers_0")(u))
+        u = nn.silu(GroupNorm(EPSILON, self.groups, compute, name="out_layers_0")(u))
         u = Conv2d(self.features, zero_init=True, compute=compute, name="out_layers_3")(u)
         if c != self.features:
             frames = Conv2d(self.features, size=1, compute=compute, name="skip_connection")(frames)
         spatial = (frames + u).reshape(b, f, h, w, self.features)
-        temporal = TemporalResBlock(compute=compute, name="time_stack")(spatial, embedding)
+        temporal = TemporalResBlock(self.groups, compute, name="time_stack")(spatial, embedding)
         return TimeMixer(name="time_mixer")(spatial, temporal, image_only)
 
 
 class TemporalResBlock(nn.Module):
     """Residual block of convolutions over time; its norms pool over all frames of a video."""
 
+    groups: int
     compute: Compute
 
     @nn.compact
@@ -67,9 +69,9 @@ class TemporalResBlock(nn.Module):
         self, x: Float[Array, "b f h w c"], embedding: Float[Array, "b f e"]
     ) -> Float[Array, "b f h w c"]:
         features, compute = x.shape[-1], self.compute
-        u = nn.silu(GroupNorm(EPSILON, compute=compute, name="in_layers_0")(x))
+        u = nn.silu(GroupNorm(EPSILON, self.groups, compute, name="in_layers_0")(x))
         u = TemporalConv(features, compute=compute, name="in_layers_2")(u)
         shift = Dense(features, compute=compute, name="emb_layers_1")(nn.silu(embedding))
         u = u + shift[:, :, None, None, :]
-        u = nn.silu(GroupNorm(EPSILON, compute=compute, name="out_layers_0")(u))
+        u = nn.silu(GroupNorm(EPSILON, self.groups, compute, name="out_layers_0")(u))
         return x + TemporalConv(features, zero_init=True, compute=compute, name="out_layers_3")(u)

@@ -60,7 +60,7 @@ class VideoUNet(nn.Module):
 
         def res_block(x, level, name):
             features = config.model_channels * config.channel_mult[level]
-            return VideoResBlock(features, compute, name=name)(x, embedding, image_only)
+            return VideoResBlock(features, config.norm_groups, compute, name=name)(x, embedding, image_only)
 
         def transformer(x, name):
             return SpatioTemporalTransformer(config, compute, name=name)(x, context, frame_index, image_only)
@@ -96,7 +96,7 @@ class VideoUNet(nn.Module):
                     x = Upsample(compute, name=f"output_blocks_{block}_{place}")(x)
                 block += 1
 
-        x = _on_frames(GroupNorm(1e-5, compute=compute, name="out_0"), x)
+        x = _on_frames(GroupNorm(1e-5, config.norm_groups, compute, name="out_0"), x)
         out = Conv2d(config.out_channels, zero_init=True, compute=compute, name="out_2")
         return _on_frames(out, nn.silu(x)).astype(jnp.float32)
 
