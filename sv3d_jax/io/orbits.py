@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sv3d_jax.cameras.orbit import CameraPath
+from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import over_white, read_picture, write_png
@@ -135,10 +135,33 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
     )
 
 
+def read_camera_path(path: str | Path) -> CameraPath:
+    """The views of a cameras.json (the file or its folder) as a path to sample; no frame need exist.
+
+    Only angles count: each camera is taken to look at the origin. A frame without angles has those of its position.
+    """
+    path = Path(path)
+    document = _read_document(path) if path.is_dir() else _read_cameras(path)
+    if _input_frame(document) != len(document["frames"]) - 1:
+        raise CameraError(f"{path}: the input view must be the last frame")
+    angles = []
+    for index, frame in enumerate(document["frames"]):
+        given = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
+        if None in given:
+            x, y, z = _pose(frame, index)[:3, 3]
+            given = np.rad2deg([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))])
+        angles.append(given)
+    azimuths, elevations = np.array(angles).T
+    return custom_orbit(azimuths, elevations, len(angles))
+
+
 def _read_document(directory: Path) -> dict[str, Any]:
-    path = directory / CAMERAS_FILE
     if not directory.is_dir():
         raise InputError(f"{directory} is not a folder", hint="give a folder of frames with a cameras.json")
+    return _read_cameras(directory / CAMERAS_FILE)
+
+
+def _read_cameras(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
