@@ -44,13 +44,14 @@ def sampler_step(
     x: Array,
     sigma: Array,
     sigma_next: Array,
-    key: Array,
+    keys: Array | None,
 ) -> Array:
-    """One step of the sampler: churn if it is on, then Euler."""
+    """One step of the sampler: churn if it is on, with one key per video, then Euler."""
     if churn is not None and churn.s_churn > 0:
         raised = sigma * (1.0 + churn.gamma(sigma, num_steps))
         spread = churn.s_noise * jnp.sqrt(jnp.square(raised) - jnp.square(sigma))
-        x = x + spread * jax.random.normal(key, x.shape, x.dtype)
+        noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+        x = x + spread * noise
         sigma = raised
     return euler_step(denoise, x, sigma, sigma_next)
 
@@ -60,10 +61,10 @@ def sample(
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
     churn: Churn | None = None,
-    key: Array | None = None,
+    keys: Array | None = None,
 ) -> Float[Array, "b f h w c"]:
     """Integrate from unit noise, scaled to sigmas[0], down to sigmas[-1] = 0; one scan, for use under jit."""
-    return trajectory(denoise, noise, sigmas, churn, key, keep=False)[0]
+    return trajectory(denoise, noise, sigmas, churn, keys, keep=False)[0]
 
 
 def trajectory(
@@ -71,7 +72,7 @@ def trajectory(
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
     churn: Churn | None = None,
-    key: Array | None = None,
+    keys: Array | None = None,
     keep: bool = True,
 ) -> tuple[Array, Array | None]:
     """The sample and, if kept, the latents after every step `steps b f h w c`."""
@@ -80,7 +81,7 @@ def trajectory(
 
     def step(x, level):
         index, sigma, sigma_next = level
-        x = sampler_step(denoise, churn, num_steps, x, sigma, sigma_next, _step_key(key, index))
+        x = sampler_step(denoise, churn, num_steps, x, sigma, sigma_next, _step_keys(keys, index))
         return x, (x if keep else None)
 
     levels = (jnp.arange(num_steps), sigmas[:-1], sigmas[1:])
@@ -92,20 +93,21 @@ def sample_with_callback(
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
     callback: Callable[[int, float, Array], None],
-    key: Array | None = None,
+    keys: Array | None = None,
 ) -> Float[Array, "b f h w c"]:
     """The same integration as a host loop over one compiled step, with a call after each.
 
-    step is a compiled (x, sigma, sigma_next, key) -> x. callback gets (steps done, sigma reached, latents); what
+    step is a compiled (x, sigma, sigma_next, keys) -> x. callback gets (steps done, sigma reached, latents); what
     it raises ends the loop. It is called when a step has really finished, so at most one step runs past a cancel.
     """
     sigmas = jnp.asarray(sigmas, jnp.float32)
     x = initial_latents(noise, sigmas)
     for index in range(len(sigmas) - 1):
-        x = jax.block_until_ready(step(x, sigmas[index], sigmas[index + 1], _step_key(key, index)))
+        x = jax.block_until_ready(step(x, sigmas[index], sigmas[index + 1], _step_keys(keys, index)))
         callback(index + 1, float(sigmas[index + 1]), x)
     return x
 
 
-def _step_key(key: Array | None, index: int | Array) -> Array | None:
-    return None if key is None else jax.random.fold_in(key, index)
+def _step_keys(keys: Array | None, index: int | Array) -> Array | None:
+    """The keys of one step, one per video, so that a video draws the same noise in a batch as alone."""
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
