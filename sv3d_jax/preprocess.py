@@ -53,11 +53,8 @@ def prepare_image(
         return PreparedImage(_square_as_is(picture, size), (0, 0, columns, rows), notes)
 
     cutout = cut_out(picture, background, notes)
-    x, y, width, height = bounding_box(cutout[..., 3])
-    if frame_ratio is not None:
-        side = int(max(width, height) / frame_ratio)
-    else:
-        side = cutout.shape[0] if published_side else max(cutout.shape[:2])
+    box = x, y, width, height = bounding_box(cutout[..., 3])
+    side = square_side(cutout.shape[:2], box, frame_ratio, published_side)
     if side < max(width, height):
         raise InputError(
             f"the object is {width}x{height} pixels and does not fit the square of side {side}",
@@ -68,7 +65,7 @@ def prepare_image(
     square[top : top + height, left : left + width] = cutout[y : y + height, x : x + width]
     # Pillow resizes RGBA premultiplied by alpha, with 8-bit rounding before and after, as the reference does.
     resized = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
-    return PreparedImage(over_white(resized[..., :3], resized[..., 3]), (x, y, width, height), notes)
+    return PreparedImage(over_white(resized[..., :3], resized[..., 3]), box, notes)
 
 
 def cut_out(picture: Picture, background: str, notes: list[str]) -> np.ndarray:
@@ -105,6 +102,18 @@ def bounding_box(alpha: np.ndarray) -> tuple[int, int, int, int]:
     rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
     return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
+
+
+def square_side(
+    rows_columns: tuple[int, ...],
+    bbox: tuple[int, int, int, int],
+    frame_ratio: float | None = None,
+    published_side: bool = False,
+) -> int:
+    """Side of the square that a cut-out of this size and box is centred in; see `prepare_image`."""
+    if frame_ratio is not None:
+        return int(max(bbox[2:]) / frame_ratio)
+    return rows_columns[0] if published_side else max(rows_columns)
 
 
 def key_uniform_border(rgb: np.ndarray) -> np.ndarray | None:
