@@ -87,7 +87,13 @@ def guided_denoiser(network: Network, condition: Conditioning, scale: Float[Arra
     branches = both_branches(network, condition)
 
     def run(x, sigma):
-        unconditional, conditional = branches(x, sigma)
-        return unconditional + scale[:, None, None, None] * (conditional - unconditional)
+        return guide(*branches(x, sigma), scale)
 
     return run
+
+
+def guide(
+    unconditional: Float[Array, "b f h w c"], conditional: Float[Array, "b f h w c"], scale: Float[Array, "f"]
+) -> Float[Array, "b f h w c"]:
+    """The unconditional branch and scale times the step from it to the conditional one."""
+    return unconditional + scale[:, None, None, None] * (conditional - unconditional)
