@@ -11,14 +11,21 @@ def karras_sigmas(
 ) -> np.ndarray:
     """Levels from sigma_max down to sigma_min and a final 0: float32, `num_steps + 1` values (EDM, eq. 5).
 
-    One step has the single level sigma_max before the 0.
+    One step has the single level sigma_max before the 0. The published levels are computed in float32, where the
+    power magnifies the last bit of the root to 1e-6; the roundings here are those of the published code.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    ramp = np.linspace(0.0, 1.0, num_steps) if num_steps > 1 else np.zeros(1)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    sigmas = (high + ramp * (low - high)) ** rho
-    return np.append(sigmas, 0.0).astype(np.float32)
+    roots = np.float32(high) + _unit_ramp(num_steps) * np.float32(low - high)
+    return np.append(roots.astype(np.float64) ** rho, 0.0).astype(np.float32)
+
+
+def _unit_ramp(num: int) -> np.ndarray:
+    """0 to 1 as torch's linspace rounds it: steps up from 0 in the first half, down from 1 in the second."""
+    index, step = np.arange(num), np.float64(np.float32(1.0) / np.float32(max(num - 1, 1)))
+    falling = (index >= num // 2) & (num > 1)
+    return np.where(falling, 1.0 - step * (num - 1 - index), step * index).astype(np.float32)
 
 
 def log_normal_sigmas(normal: Float[Array, "..."], p_mean: float, p_std: float) -> Float[Array, "..."]:
