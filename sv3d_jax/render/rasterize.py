@@ -1,0 +1,214 @@
+"""Triangles to pixels: which face each pixel centre sees, with barycentrics and depth, in plain JAX.
+
+Every triangle's box is cut into square tiles, and the tiles of all triangles of all views form one list that a
+loop with a data-dependent length works off in chunks: windowed scatter-min of depth, then of face id. So no
+capacity can overflow, whatever the mesh. The choice of the face carries no gradient; barycentrics and depth are
+computed afterwards from the chosen face and are differentiable in the vertices.
+
+Pixel centres lie at (column + 0.5, row + 0.5), row 0 on top. Depth is the distance along the optical axis.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from sv3d_jax.arrays import Array, Float, Int
+
+NEAR = 1e-3  # faces with a vertex nearer than this to the camera's plane are not drawn
+TIE = 1e-6  # two depths nearer than this (relative; a few float32 steps) are equal, and the lower face id is seen
+
+
+class Fragments(NamedTuple):
+    """What each pixel centre sees; on the background face_id is -1 and the rest 0."""
+
+    face_id: Int[Array, "n h w"]
+    barycentrics: Float[Array, "n h w 3"]  # perspective-correct weights of the face's three vertices
+    depth: Float[Array, "n h w"]
+
+
+def project(
+    vertices: Float[Array, "*n v 3"],
+    camera_to_world: Float[Array, "n 4 4"],
+    focal_px: Float[Array, "n 2"],
+    center_px: Float[Array, "n 2"],
+) -> Float[Array, "n v 3"]:
+    """Column, row (in pixels) and depth of world points in cameras that look along -z with y up.
+
+    The vertices are shared by all cameras, or one set for each.
+    """
+    offset = vertices - camera_to_world[:, None, :3, 3]
+    x, y, z = jnp.moveaxis(
+        jnp.einsum("nvi,nij->nvj", offset, camera_to_world[:, :3, :3], precision="highest"), -1, 0
+    )
+    depth = -z
+    column = focal_px[:, :1] * x / depth + center_px[:, :1]
+    row = -focal_px[:, 1:] * y / depth + center_px[:, 1:]
+    return jnp.stack([column, row, depth], axis=-1)
+
+
+def rasterize(
+    screen: Float[Array, "n v 3"], faces: Int[Array, "t 3"], height: int, width: int, *, tile: int = 4
+) -> Fragments:
+    """Face, barycentrics and depth seen by every pixel centre; both orientations are drawn.
+
+    `tile` is a matter of speed only: about the side in pixels of the usual triangle.
+    """
+    face_id = visible_faces(screen, faces, height, width, tile=tile)
+    barycentrics, depth = surface_points(screen, faces, face_id)
+    return Fragments(face_id, barycentrics, depth)
+
+
+def visible_faces(
+    screen: Float[Array, "n v 3"],
+    faces: Int[Array, "t 3"],
+    height: int,
+    width: int,
+    *,
+    tile: int = 4,
+    cull_back: bool = False,
+) -> Int[Array, "n h w"]:
+    """Id of the nearest face at every pixel centre, -1 where there is none.
+
+    `cull_back` leaves out faces seen from behind: the same picture in less time if the surface is closed.
+    """
+    num_views, num_faces = screen.shape[0], faces.shape[0]
+    triangles = _Triangles.of(
+        jax.lax.stop_gradient(screen)[:, faces].reshape(-1, 3, 3), height, width, tile, cull_back
+    )
+    ends = jnp.cumsum(triangles.columns * triangles.rows)
+    # Windows may reach over the right and lower border, hence the margin of one tile.
+    shape = (num_views, height + tile, width + tile)
+    chunk = _chunk_tiles(tile)
+    pixel = jnp.arange(tile)
+
+    def tiles(step):
+        """Depth (infinite outside the triangle), face id and window origin of one chunk of tiles."""
+        number = step * chunk + jnp.arange(chunk)
+        index = jnp.minimum(jnp.searchsorted(ends, number, side="right"), ends.shape[0] - 1)
+        chosen = jax.tree.map(lambda leaf: leaf[index], triangles)
+        place = number - (ends[index] - chosen.columns * chosen.rows)
+        columns = jnp.maximum(chosen.columns, 1)
+        left = chosen.left + tile * (place % columns)
+        top = chosen.top + tile * (place // columns)
+        depth = chosen.depth_at(
+            (left[:, None] + pixel)[:, None, :] + 0.5, (top[:, None] + pixel)[:, :, None] + 0.5
+        )
+        depth = jnp.where((number < ends[-1])[:, None, None], depth, jnp.inf)
+        origin = jnp.stack([index // num_faces, top, left], axis=-1)
+        return depth, (index % num_faces).astype(jnp.int32), origin
+
+    def keep_nearest(step, nearest):
+        depth, _, origin = tiles(step)
+        return jax.lax.scatter_min(nearest, origin, depth, _WINDOW, mode="clip")
+
+    def keep_lowest_id(step, ids):
+        depth, face, origin = tiles(step)
+        seen = depth <= jax.lax.gather(limit, origin, _WINDOW_READ, (1, tile, tile), mode="clip")
+        seen &= jnp.isfinite(depth)
+        return jax.lax.scatter_min(
+            ids, origin, jnp.where(seen, face[:, None, None], num_faces), _WINDOW, mode="clip"
+        )
+
+    steps = -(-ends[-1] // chunk)
+    nearest = jax.lax.fori_loop(0, steps, keep_nearest, jnp.full(shape, jnp.inf, jnp.float32))
+    limit = nearest * (1.0 + TIE)
+    ids = jax.lax.fori_loop(0, steps, keep_lowest_id, jnp.full(shape, num_faces, jnp.int32))
+    ids = ids[:, :height, :width]
+    return jnp.where(ids == num_faces, -1, ids)
+
+
+def surface_points(
+    screen: Float[Array, "n v 3"], faces: Int[Array, "t 3"], face_id: Int[Array, "n h w"]
+) -> tuple[Float[Array, "n h w 3"], Float[Array, "n h w"]]:
+    """Perspective-correct barycentrics and depth of each pixel centre on its face, 0 on the background."""
+    num_views, height, width = face_id.shape
+    hit = face_id >= 0
+    view = jnp.arange(num_views)[:, None, None, None]
+    corners = screen[view, faces[jnp.maximum(face_id, 0)]]  # n h w 3 3
+    column = jnp.arange(width, dtype=screen.dtype)[:, None] + 0.5
+    row = jnp.arange(height, dtype=screen.dtype)[:, None, None] + 0.5
+    x, y = corners[..., 0] - column, corners[..., 1] - row
+    second, third = (jnp.roll(x, -1, -1), jnp.roll(y, -1, -1)), (jnp.roll(x, -2, -1), jnp.roll(y, -2, -1))
+    weights = second[0] * third[1] - third[0] * second[1]
+    total = weights.sum(-1, keepdims=True)
+    weights = weights / jnp.where(hit[..., None] & (total != 0), total, 1.0) / corners[..., 2]
+    depth = 1.0 / jnp.where(hit, weights.sum(-1), 1.0)
+    return jnp.where(hit[..., None], weights * depth[..., None], 0.0), jnp.where(hit, depth, 0.0)
+
+
+class _Triangles(NamedTuple):
+    """Edge functions and tiled boxes of a list of triangles.
+
+    Edge i runs opposite vertex i; its function is slope . (pixel - anchor), at least 0 on the inner side. Anchor
+    and direction depend on the edge alone and not on the triangle, so two triangles that share an edge get the
+    same number there with opposite sign, and no pixel falls between them.
+    """
+
+    slope_x: Float[Array, "t 3"]
+    slope_y: Float[Array, "t 3"]
+    anchor_x: Float[Array, "t 3"]
+    anchor_y: Float[Array, "t 3"]
+    inverse_depth: Float[Array, "t 3"]  # of the vertices, over twice the area
+    left: Int[Array, "t"]  # first column and row of the box, and its size in tiles; 0 tiles: not drawn
+    top: Int[Array, "t"]
+    columns: Int[Array, "t"]
+    rows: Int[Array, "t"]
+
+    @classmethod
+    def of(cls, corners, height, width, tile, cull_back):
+        x, y, z = corners[..., 0], corners[..., 1], corners[..., 2]
+        doubled_area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
+        start, end = jnp.array([1, 2, 0]), jnp.array([2, 0, 1])
+        start_x, start_y, end_x, end_y = x[:, start], y[:, start], x[:, end], y[:, end]
+        swap = (start_x > end_x) | ((start_x == end_x) & (start_y > end_y))
+        orientation = jnp.where(doubled_area < 0, -1.0, 1.0)[:, None]
+
+        left, columns = _pixel_range(x, width)
+        top, rows = _pixel_range(y, height)
+        # Rows count downwards, so counter-clockwise faces have a negative area here.
+        drawn = (doubled_area < 0) if cull_back else (doubled_area != 0)
+        drawn &= jnp.isfinite(corners).all((1, 2)) & (z > NEAR).all(1)
+        return cls(
+            slope_x=orientation * (start_y - end_y),
+            slope_y=orientation * (end_x - start_x),
+            anchor_x=jnp.where(swap, end_x, start_x),
+            anchor_y=jnp.where(swap, end_y, start_y),
+            inverse_depth=1.0 / jnp.where(drawn[:, None], z * jnp.abs(doubled_area)[:, None], 1.0),
+            left=jnp.where(drawn, left, 0),
+            top=jnp.where(drawn, top, 0),
+            columns=jnp.where(drawn, -(-columns // tile), 0),
+            rows=jnp.where(drawn, -(-rows // tile), 0),
+        )
+
+    def depth_at(self, column, row):
+        """Depth at pixel centres, infinite outside the triangle."""
+        inverse, inside = 0.0, True
+        for i in range(3):
+            slope_x, slope_y, anchor_x, anchor_y, weight = (leaf[:, i, None, None] for leaf in self[:5])
+            edge = slope_x * (column - anchor_x) + slope_y * (row - anchor_y)
+            inverse = inverse + edge * weight
+            inside &= edge >= 0
+        return jnp.where(inside, 1.0 / inverse, jnp.inf)
+
+
+def _pixel_range(coordinate: Float[Array, "t 3"], size: int) -> tuple[Int[Array, "t"], Int[Array, "t"]]:
+    """First pixel whose centre lies in the triangle's extent, and the number of such pixels, inside the picture."""
+    first = jnp.clip(jnp.ceil(coordinate.min(1) - 0.5), 0, size)
+    last = jnp.clip(jnp.floor(coordinate.max(1) - 0.5), -1, size - 1)
+    first, last = jnp.nan_to_num(first), jnp.nan_to_num(last, nan=-1.0)
+    return first.astype(jnp.int32), jnp.maximum(last - first + 1, 0).astype(jnp.int32)
+
+
+def _chunk_tiles(tile: int) -> int:
+    """Tiles per step: what fits a CPU's cache, or enough to fill an accelerator."""
+    pixels = 1 << (15 if jax.default_backend() == "cpu" else 22)
+    return pixels // tile**2
+
+
+_WINDOW = jax.lax.ScatterDimensionNumbers(
+    update_window_dims=(1, 2), inserted_window_dims=(0,), scatter_dims_to_operand_dims=(0, 1, 2)
+)
+_WINDOW_READ = jax.lax.GatherDimensionNumbers(
+    offset_dims=(1, 2), collapsed_slice_dims=(0,), start_index_map=(0, 1, 2)
+)
