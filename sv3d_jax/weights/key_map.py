@@ -123,7 +123,7 @@ def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     Head widths are not among them. Raises KeyError on the first tensor that a model of this kind must have.
     """
     return {
-        "variant": "u" if shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1] == 256 else "p",
+        "variant": {256: "u", 1280: "p"}[shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]],
         "unet": _infer_unet(_part(shapes, "unet")),
         "vae": _infer_vae(_part(shapes, "vae_encoder")),
         "tower": _infer_tower(_part(shapes, "image_tower")),

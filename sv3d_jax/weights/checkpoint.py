@@ -1,0 +1,118 @@
+"""Parameter trees as Orbax checkpoints, written and read in bounded memory; the only module that knows Orbax.
+
+Orbax restores a damaged byte as a wrong number, so a CRC-32 of every leaf stands in the checkpoint's own metadata
+and is compared when the leaf is read.
+"""
+
+import ctypes
+import gc
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sv3d_jax.errors import WeightsError
+from sv3d_jax.weights.key_map import tree_from_leaves
+from sv3d_jax.weights.safetensors_file import TensorInfo
+
+TreePath = tuple[str, ...]
+
+_BATCH_BYTES = 128 << 20  # leaves handed to Orbax at a time; it holds about three copies of them
+
+
+def save_leaves(directory: Path, leaves: Iterable[tuple[TreePath, np.ndarray]]) -> None:
+    """Write (path, leaf) pairs as one checkpoint; `directory` appears when the last one has been written."""
+    import orbax.checkpoint.experimental.v1 as ocp
+
+    for batch in _batches(leaves, lambda leaf: leaf[1].nbytes):
+        batch = [(path, np.ascontiguousarray(leaf)) for path, leaf in batch]
+        checksums = {"/".join(path): _checksum(leaf) for path, leaf in batch}
+        ocp.partial.save(directory, tree_from_leaves(batch), custom_metadata={"crc32": checksums})
+        del batch
+        _return_memory()
+    ocp.partial.finalize(directory)
+
+
+class SavedTree:
+    """A checkpoint on disk: types and shapes of its leaves at once, their values on demand."""
+
+    def __init__(self, directory: Path):
+        import orbax.checkpoint.experimental.v1 as ocp
+
+        self.directory = directory
+        try:
+            metadata = ocp.metadata(directory)
+        except Exception as error:  # Orbax raises whatever its file reader meets
+            raise self._unreadable(error) from error
+        self.leaves = {
+            path: TensorInfo(np.dtype(leaf.dtype), tuple(leaf.shape))
+            for path, leaf in _flat(metadata.metadata)
+        }
+        self._checksums = (metadata.custom_metadata or {}).get("crc32", {})
+
+    def read(self, paths: Iterable[TreePath]) -> Iterator[np.ndarray]:
+        """The leaves at `paths`, in their order."""
+        import orbax.checkpoint.experimental.v1 as ocp
+
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        for batch in _batches(paths, lambda path: self.leaves[path].nbytes):
+            wanted = tree_from_leaves(
+                (path, np.empty(self.leaves[path].shape, self.leaves[path].dtype)) for path in batch
+            )
+            try:
+                with context:
+                    values = dict(_flat(ocp.load(self.directory, wanted)))
+            except Exception as error:
+                raise self._unreadable(error) from error
+            for path in batch:
+                leaf = values.pop(path)
+                self._verify(path, leaf)
+                yield leaf
+                del leaf
+            _return_memory()
+
+    def _verify(self, path: TreePath, leaf: np.ndarray) -> None:
+        name = "/".join(path)
+        if self._checksums.get(name, _checksum(leaf)) != _checksum(leaf):
+            raise WeightsError(
+                f"{self.directory} is damaged: {name} has changed since it was written",
+                "convert the weights again",
+            )
+
+    def _unreadable(self, error: Exception) -> WeightsError:
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        return WeightsError(f"{self.directory} cannot be read as an Orbax checkpoint: {reason}")
+
+
+def _batches(items: Iterable, nbytes) -> Iterator[list]:
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += nbytes(item)
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _flat(tree: dict, path: TreePath = ()) -> Iterator[tuple[TreePath, np.ndarray]]:
+    for key, node in tree.items():
+        if isinstance(node, dict):
+            yield from _flat(node, (*path, key))
+        else:
+            yield (*path, key), node
+
+
+def _checksum(leaf: np.ndarray) -> int:
+    return zlib.crc32(leaf.reshape(-1).view(np.uint8).data)
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system: the threads of Orbax leave it scattered over the allocator's arenas."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
+        libc.malloc_trim(0)

@@ -1,0 +1,23 @@
+"""Settings of `sv3d convert`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from sv3d_jax.config import POSITIONAL, CommonConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(CommonConfig):
+    """Convert weights between a safetensors file with published names and an Orbax folder."""
+
+    input: Annotated[Path, POSITIONAL]
+    """a .safetensors file, or a folder of weights"""
+    output: Annotated[Path, POSITIONAL]
+    """what to write: a file if it ends in .safetensors, else a folder"""
+    variant: Literal["auto", "u", "p"] = "auto"
+    """which model the input must be: u without cameras, p with cameras, auto takes either"""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """type of the written weights (default: each tensor keeps its own)"""
+    verify: bool = False
+    """read the result back and compare every value"""

@@ -1,0 +1,189 @@
+"""Conversion of weights between published safetensors and Orbax folders, tensor by tensor in bounded memory."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from sv3d_jax.errors import InputError, OutputError, WeightsError
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.weights.checkpoint import save_leaves
+from sv3d_jax.weights.config import ConvertConfig
+from sv3d_jax.weights.key_map import model_parameters
+from sv3d_jax.weights.safetensors_file import TensorInfo, refuse_pickle, write_safetensors
+from sv3d_jax.weights.source import (
+    EXTRA_FILE,
+    FLOAT_DTYPES,
+    MODEL_FILE,
+    PARAMS_FOLDER,
+    WeightsSource,
+    cast,
+    inferred_config,
+    open_weights,
+)
+
+
+def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
+    """Convert `config.input` to `config.output`; the account of every tensor comes back."""
+    start = time.monotonic()
+    source = open_weights(config.input)
+    check_variant(source, config.variant)
+    refuse_pickle(config.output)
+    if config.output.exists() and not config.overwrite:
+        raise InputError(f"{config.output} exists", hint="--overwrite replaces it")
+    used = {parameter.name for parameter in model_parameters(source.config)}
+    account = {
+        "input": str(config.input),
+        "output": str(config.output),
+        "model": source.config.name,
+        "variant": source.config.variant,
+        "bytes": sum(info.nbytes for info in _infos(source, config.dtype).values()),
+        "used": [name for name in source.tensors if name in used],
+        "unused": [name for name in source.tensors if name not in used],
+        "missing": [],  # an input that lacks a tensor is refused
+    }
+    if config.dry_run:
+        return account
+    convert(source, config.output, config.dtype, progress)
+    if config.verify:
+        verify(source, open_weights(config.output), config.dtype, progress)
+    return account | {"verified": config.verify, "seconds": round(time.monotonic() - start, 2)}
+
+
+def convert(
+    source: WeightsSource,
+    output: Path,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write weights as a safetensors file if `output` says so, else as a folder, whole or not at all."""
+    progress = progress or NullProgress()
+    _check_space(output, sum(info.nbytes for info in _infos(source, dtype).values()))
+    progress.stage("convert", total=len(source.tensors))
+    with _staged(output) as staged:
+        (_write_file if output.suffix == ".safetensors" else _write_folder)(source, staged, dtype, progress)
+
+
+def verify(source: WeightsSource, written: WeightsSource, dtype: str | None, progress: Progress) -> None:
+    """Compare every value of `written` with that of `source`, bit for bit."""
+    progress.stage("verify", total=len(source.tensors))
+    names = list(source.tensors)
+    if set(names) != set(written.tensors):
+        raise WeightsError(f"{written.path} does not hold the tensors of {source.path}")
+    both = zip(names, _stream(source, names, dtype, progress), written.stream(names), strict=True)
+    for name, original, read in both:
+        if original.dtype != read.dtype or original.tobytes() != read.tobytes():
+            raise WeightsError(
+                f"{written.path}: {name} differs from {source.path}", hint="is the disk in order?"
+            )
+
+
+def check_variant(source: WeightsSource, variant: str) -> None:
+    """Raise a WeightsError if the weights are not of the variant asked for."""
+    if variant not in ("auto", source.config.variant):
+        raise WeightsError(
+            f"{source.path} holds {source.config.name}, of variant {source.config.variant}, not {variant}",
+            hint=f"leave out --variant {variant}, or name the weights of sv3d_{variant}",
+        )
+
+
+def _write_file(source: WeightsSource, path: Path, dtype: str | None, progress: Progress) -> None:
+    infos = _infos(source, dtype)
+    names = sorted(infos, key=lambda name: -infos[name].dtype.itemsize)  # so that every tensor begins aligned
+    metadata = dict(source.metadata)
+    if not _is_told_by_shapes(source.config, infos):
+        metadata |= source.config.to_metadata()
+    write_safetensors(
+        path, {name: infos[name] for name in names}, _stream(source, names, dtype, progress), metadata
+    )
+
+
+def _write_folder(source: WeightsSource, directory: Path, dtype: str | None, progress: Progress) -> None:
+    directory.mkdir()
+    parameters = model_parameters(source.config)
+    names = [parameter.name for parameter in parameters]
+    tensors = _stream(source, names, dtype, progress)
+    save_leaves(
+        directory / PARAMS_FOLDER,
+        ((parameter.path, parameter.to_tree(next(tensors))) for parameter in parameters),
+    )
+    extra = sorted(set(source.tensors) - set(names))
+    infos = _infos(source, dtype)
+    write_safetensors(
+        directory / EXTRA_FILE,
+        {name: infos[name] for name in extra},
+        _stream(source, extra, dtype, progress),
+        source.metadata,
+    )
+    (directory / MODEL_FILE).write_text(source.config.to_toml(), encoding="utf-8")
+
+
+def _stream(
+    source: WeightsSource, names: list[str], dtype: str | None, progress: Any
+) -> Iterator[np.ndarray]:
+    for name, tensor in zip(names, source.stream(names), strict=True):
+        yield cast(tensor, name, FLOAT_DTYPES[dtype] if dtype else None)
+        progress.advance()
+
+
+def _infos(source: WeightsSource, dtype: str | None) -> dict[str, TensorInfo]:
+    """Types and shapes as they will be written."""
+    return {
+        name: TensorInfo(FLOAT_DTYPES[dtype], info.shape) if dtype and info.dtype.kind in "fV" else info
+        for name, info in source.tensors.items()
+    }
+
+
+def _is_told_by_shapes(config: ModelConfig, infos: dict[str, TensorInfo]) -> bool:
+    """Whether a file needs no description of ours, as the published ones do not."""
+    return not config.training and config == inferred_config(
+        {name: info.shape for name, info in infos.items()}
+    )
+
+
+def _check_space(output: Path, needed: int) -> None:
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise OutputError(
+            f"{parent} does not exist, so {output} cannot be written", hint=f"mkdir -p {parent}"
+        )
+    if (free := shutil.disk_usage(parent).free) < needed * 1.05:
+        raise OutputError(
+            f"{output} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {parent}",
+            hint="free some space, or write a narrower type: --dtype bfloat16",
+        )
+
+
+@contextmanager
+def _staged(output: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `output` at the end; what a killed run left behind is removed."""
+    staging = output.absolute().parent / f".{output.name}.tmp"
+    try:
+        staging.mkdir(exist_ok=True)
+        with FileLock(staging / "lock", timeout=0):
+            for left in staging.iterdir():
+                if left.name != "lock":
+                    _remove(left)
+            yield staging / output.name
+            if output.exists():
+                output.rename(staging / "replaced")
+            (staging / output.name).rename(output)
+            shutil.rmtree(staging)
+    except Timeout:
+        raise OutputError(f"another run is writing {output}", hint="wait for it to end") from None
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise OutputError(f"cannot write {output}: {error}", hint="is the disk full or read-only?") from error
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
