@@ -1,0 +1,470 @@
+"""From a picture to an orbit: condition on the picture, sample latents, decode frames."""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sv3d_jax.arrays import Array, Float, Params
+from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
+from sv3d_jax.conditioning import camera_vector, condition_on
+from sv3d_jax.diffusion.denoiser import Conditioning, guided_denoiser
+from sv3d_jax.diffusion.guidance import SCALES
+from sv3d_jax.diffusion.sampler import Churn, sample, sample_with_callback, sampler_step
+from sv3d_jax.diffusion.schedule import karras_sigmas
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.images import Picture, read_picture
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.vae import decode
+from sv3d_jax.models.video_unet import VideoUNet
+from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
+from sv3d_jax.preprocess import PreparedImage, prepare_image
+from sv3d_jax.progress import NullProgress, Progress
+
+OUTPUT_TYPES = ("pil", "np", "jax", "latent")
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback is told after every step; the latents stay on the device until they are looked at."""
+
+    step: int  # steps done
+    total: int
+    sigma: float  # noise level reached
+    latents: Float[Array, "b f h w c"]
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """Views of the object in one picture; the last is the picture itself."""
+
+    frames: (
+        Any  # a list of PIL images, float32 (f, h, w, 3) in [0, 1], or with output_type "latent" the latents
+    )
+    cameras: CameraPath
+    latents: Float[Array, "f h w c"]
+    seed: int
+    timings: dict[str, float]  # seconds by stage, shared by the pictures of a batch
+    picture: np.ndarray  # uint8 (h, w, 3): the picture as the model saw it
+    notes: list[str] = field(default_factory=list)  # what was done to the picture on the way
+
+    def frames_uint8(self) -> np.ndarray:
+        """Frames (f, h, w, 3) in 8 bits, cut off and not rounded, as published; the last is exactly `picture`."""
+        if isinstance(self.frames, list):
+            return np.stack([np.asarray(frame) for frame in self.frames])
+        if np.shape(self.frames)[1:] != self.picture.shape:
+            raise InputError(
+                "this orbit was left in latents", hint='ask for output_type "pil", "np" or "jax"'
+            )
+        return _to_uint8(np.asarray(self.frames), self.picture)
+
+    def save(self, directory: str | Path, video: str = "mp4") -> list[Path]:
+        """Write an orbit folder: frames, cameras.json, contact.png, input.png and orbit.<video>.
+
+        video is mp4, gif, webp, or png for none. Returns the files written.
+        """
+        from sv3d_jax.io.images import write_png
+        from sv3d_jax.io.orbits import CAMERAS_FILE, frame_file, write_orbit
+        from sv3d_jax.io.video import available_format, contact_sheet, frame_labels, write_video
+
+        directory, frames = Path(directory), self.frames_uint8()
+        write_orbit(directory, frames, self.cameras)
+        labels = frame_labels(self.cameras.azimuths_deg, self.cameras.elevations_deg)
+        write_png(directory / "contact.png", contact_sheet(frames, labels))
+        write_png(directory / "input.png", self.picture)
+        files = [*map(frame_file, range(len(frames))), CAMERAS_FILE, "contact.png", "input.png"]
+        if video != "png":
+            files.append(f"orbit.{available_format(video)}")
+            write_video(directory / files[-1], frames)
+        return [directory / file for file in files]
+
+
+class Pipeline:
+    """An image-to-orbit model ready to run.
+
+    Compiled programs are kept per shape, so a second picture starts at once. `reference` computes in the plain form
+    that the published modules are compared with, and decodes the last frame although the picture takes its place.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        dtype: str = "auto",
+        mesh: Mesh | None = None,
+        reference: bool = False,
+    ):
+        self.config = config
+        self.dtype = resolve_dtype(dtype)
+        self.compute = Compute(DTYPES[self.dtype], reference)
+        self.mesh = mesh
+        self.params = {part: self._placed(part, tree) for part, tree in params.items()}
+        self._programs: dict[Any, Callable] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path = "mini",
+        variant: str = "auto",
+        dtype: str = "auto",
+        mesh: Mesh | None = None,
+        reference: bool = False,
+    ) -> "Pipeline":
+        """A model from the shipped "mini", an Orbax folder, a .safetensors file or a hub id.
+
+        variant "u" or "p" insists on that model. dtype "auto" is float32 on a CPU, bfloat16 elsewhere. With a mesh,
+        the pictures of a batch are divided over its first axis.
+        """
+        from sv3d_jax.weights.hub import load_weights
+
+        params, config, _ = load_weights(str(source), variant)
+        return cls(params, config, dtype, mesh, reference)
+
+    def __call__(
+        self,
+        image: Any,
+        *,
+        elevations_deg: float | Sequence[float] = 10.0,
+        azimuths_deg: Sequence[float] | None = None,
+        cameras: CameraPath | None = None,
+        num_frames: int | None = None,
+        num_steps: int | None = None,
+        cfg: tuple[float, float] | None = None,
+        guidance: str = "triangular",
+        churn: Churn | None = None,
+        seed: int | Sequence[int] = 23,
+        size: int | None = None,
+        background: str = "auto",
+        frame_ratio: float | None = None,
+        decode_chunk: int | None = None,
+        output_type: str = "pil",
+        callback: Callable[[StepInfo], None] | None = None,
+        progress: Progress | None = None,
+    ) -> Orbit | list[Orbit]:
+        """Orbit around the object in a picture, or one each for a list of pictures.
+
+        image: a path, a PIL image, uint8 (h, w, 3 or 4), or a `Picture` or `PreparedImage`. Elevations are absolute,
+        azimuths relative to the picture's view, which is the last frame; `cameras` takes the place of both. What is
+        None is the model's own default. A seed per picture, or one for all. cfg: lowest and highest guidance scale.
+        After every step callback gets a `StepInfo`; it may raise `Cancelled`.
+        """
+        images = image if isinstance(image, list) else [image]
+        seeds = [int(seed)] * len(images) if np.ndim(seed) == 0 else [int(value) for value in seed]
+        size = size or self.config.native_size
+        num_steps = num_steps or self.config.num_steps
+        _check(len(images), seeds, num_steps, guidance, output_type)
+        check_size(self.config, size)
+        if cameras is None:
+            cameras = custom_orbit(azimuths_deg, elevations_deg, num_frames or self.config.num_frames)
+        plan = self.plan(len(images), len(cameras), num_steps, size, decode_chunk)
+        stages = _TimedProgress(progress or NullProgress())
+        if plan.is_full_size:
+            stages.note(str(plan))
+
+        stages.stage("preprocess", total=len(images))
+        prepared = [_prepared(image, size, background, frame_ratio, stages) for image in images]
+        pixels = jnp.asarray(np.stack([picture.pixels for picture in prepared]), jnp.float32) / 255 * 2 - 1
+        noise, pixel_noise, keys = self.noise(seeds, len(cameras), size)
+        scale = SCALES[guidance](len(cameras), *(cfg or (self.config.cfg_min, self.config.cfg_max)))
+
+        with memory_advice(plan):
+            stages.stage("compile")
+            condition = self.condition(pixels, pixel_noise, cameras)
+            after_step = (
+                None if callback is None and progress is None else _reporter(callback, stages, num_steps)
+            )
+            sigmas = self.sigmas(num_steps)
+            run = self.sampler(noise, condition, scale, sigmas, churn, keys, after_step)
+            stages.stage("sample", total=num_steps)
+            latents = jax.block_until_ready(run())
+            frames = latents
+            if output_type != "latent":
+                frames = self._frames(latents, pixels, plan.decode_chunk, stages)
+        timings = stages.finish()
+
+        orbits = [
+            Orbit(
+                frames=_as_output(frames[i], prepared[i].pixels, output_type),
+                cameras=cameras,
+                latents=latents[i],
+                seed=seeds[i],
+                timings=timings,
+                picture=prepared[i].pixels,
+                notes=prepared[i].notes,
+            )
+            for i in range(len(images))
+        ]
+        return orbits if isinstance(image, list) else orbits[0]
+
+    def plan(
+        self,
+        batch: int = 1,
+        num_frames: int | None = None,
+        num_steps: int | None = None,
+        size: int | None = None,
+        decode_chunk: int | None = None,
+    ) -> Plan:
+        """Memory and arithmetic of sampling a batch with this model in its dtype."""
+        return plan_orbit(self.config, num_frames, num_steps, size, batch, self._itemsize, decode_chunk)
+
+    def sigmas(self, num_steps: int) -> np.ndarray:
+        """Noise levels of the model's sampler."""
+        config = self.config
+        return karras_sigmas(num_steps, config.sigma_min, config.sigma_max, config.rho)
+
+    def noise(self, seeds: Sequence[int], num_frames: int, size: int) -> tuple[Array, Array, Array]:
+        """Unit noise of the latents `b f h w c` and of the pictures `b h w 3`, and keys `b` for churn.
+
+        Each depends on its own seed and shape alone, not on its place in a batch or on the number of devices.
+        """
+        side, channels = size // self.config.vae.downsampling, self.config.vae.latent_channels
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(
+            jnp.asarray(seeds, jnp.uint32)
+        )
+
+        def normal(keys, shape):
+            return self._over_batch(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
+
+        latents = normal(keys[:, 0], (num_frames, side, side, channels))
+        return latents, normal(keys[:, 1], (size, size, 3)), self._over_batch(keys[:, 2])
+
+    def condition(
+        self, pixels: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3"], cameras: CameraPath
+    ) -> Conditioning:
+        """What the denoiser is told: pictures in [-1, 1], unit noise to be added to them, and the cameras."""
+        vector = camera_vector(self.config, cameras)
+        vector = jnp.broadcast_to(vector, (len(pixels), *vector.shape))
+
+        def run(params, pixels, noise, vector):
+            return condition_on(params, self.config, pixels, noise, vector, self.compute)
+
+        params = {part: self.params[part] for part in ("image_tower", "vae_encoder")}
+        inputs = (params, *map(self._over_batch, (pixels, noise, vector)))
+        return self._compiled(run, "condition", *inputs)(*inputs)
+
+    def sampler(
+        self,
+        noise: Float[Array, "b f h w c"],
+        condition: Conditioning,
+        scale: Float[Array, "f"],
+        sigmas: Float[Array, "steps_plus_1"],
+        churn: Churn | None = None,
+        keys: Array | None = None,
+        after_step: Callable[[int, float, Array], None] | None = None,
+    ) -> Callable[[], Float[Array, "b f h w c"]]:
+        """The sampler, compiled: call it for the latents.
+
+        One scan or, with `after_step`, a loop over one step that calls after_step(steps done, sigma, latents).
+        """
+        config, num_steps, scale = self.config, len(sigmas) - 1, self._everywhere(scale)
+        params = self.params["unet"]
+
+        def denoiser(params, condition, scale):
+            unet = VideoUNet(config.unet, self.compute)
+            return guided_denoiser(lambda *inputs: unet.apply({"params": params}, *inputs), condition, scale)
+
+        def run(params, condition, scale, noise, sigmas, keys):
+            return sample(denoiser(params, condition, scale), noise, sigmas, churn, keys)
+
+        def step(params, condition, scale, x, sigma, sigma_next, keys):
+            denoise = denoiser(params, condition, scale)
+            return sampler_step(denoise, churn, num_steps, x, sigma, sigma_next, keys)
+
+        if after_step is None:
+            inputs = (params, condition, scale, noise, self._everywhere(sigmas), keys)
+            program = self._compiled(run, ("sample", churn), *inputs)
+            return lambda: program(*inputs)
+
+        fixed, level = (params, condition, scale), self._everywhere(np.float32(0))
+        program = self._compiled(step, ("step", churn, num_steps), *fixed, noise, level, level, keys)
+        return lambda: sample_with_callback(partial(program, *fixed), noise, sigmas, after_step, keys)
+
+    def decode(
+        self,
+        latents: Float[Array, "b f h w c"],
+        chunk: int | None = None,
+        advance: Callable[[int], None] = lambda frames: None,
+    ) -> np.ndarray:
+        """Pixels (b, f, h, w, 3), about [-1, 1], of latents; `chunk` frames at a time on the device."""
+        config, factor = self.config, np.asarray(self.config.latent_factor, np.float32)
+        b, f, side = latents.shape[:3]
+        size = side * config.vae.downsampling
+        chunk = chunk or default_decode_chunk(config, size, self._itemsize, b * f)
+        chunk = -(-min(chunk, b * f) // self._devices) * self._devices
+
+        def run(params, latents):
+            return decode(params, config.vae, latents / factor, self.compute)
+
+        flat = np.asarray(latents).reshape(b * f, *latents.shape[2:])
+        padded = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % chunk, axis=0)])
+        pixels = np.empty((len(padded), size, size, 3), np.float32)
+        for start in range(0, len(flat), chunk):
+            part = slice(start, start + chunk)
+            inputs = (self.params["vae_decoder"], self._over_batch(padded[part]))
+            pixels[part] = self._compiled(run, "decode", *inputs)(*inputs)
+            advance(min(chunk, len(flat) - start))
+        return pixels[: len(flat)].reshape(b, f, size, size, 3)
+
+    def _frames(self, latents: Array, pixels: Array, chunk: int, progress: Progress) -> np.ndarray:
+        """Float32 frames in [0, 1]. The last is the picture, so it is decoded in reference mode only."""
+        wanted = latents if self.compute.reference else latents[:, :-1]
+        progress.stage("decode", total=wanted.shape[0] * wanted.shape[1])
+        decoded = self.decode(wanted, chunk, progress.advance)[:, : latents.shape[1] - 1]
+        frames = np.concatenate([decoded, np.asarray(pixels)[:, None]], axis=1)
+        return np.clip((frames + 1) / 2, 0, 1)
+
+    def _compiled(self, function: Callable, name: Any, *inputs: Any) -> Callable:
+        """The program of a function for inputs of these shapes; compiled apart from its first run, once.
+
+        Parameters are inputs too: captured ones would be copied into the program.
+        """
+        leaves, structure = jax.tree.flatten(inputs)
+        key = (name, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in self._programs:
+            jitted = jax.jit(function, out_shardings=self._sharding(split=True))
+            self._programs[key] = jitted.lower(*inputs).compile()
+        return self._programs[key]
+
+    def _placed(self, part: str, tree: Params) -> Params:
+        """Parameters on the device, matrices in the dtype of computing, vectors in float32.
+
+        The encoder stays in float32 altogether, as published.
+        """
+        matrix = jnp.float32 if part == "vae_encoder" else self.compute.dtype
+        return jax.tree.map(
+            lambda leaf: self._everywhere(jnp.asarray(leaf, matrix if leaf.ndim > 1 else jnp.float32)), tree
+        )
+
+    def _everywhere(self, x: Array) -> Array:
+        return jax.device_put(x, self._sharding(split=False))
+
+    def _over_batch(self, x: Array) -> Array:
+        if len(x) % self._devices:
+            raise InputError(f"{len(x)} pictures cannot be divided over {self._devices} devices")
+        return jax.device_put(x, self._sharding(split=True))
+
+    def _sharding(self, split: bool) -> NamedSharding | None:
+        if self.mesh is None:
+            return None
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]) if split else PartitionSpec())
+
+    @property
+    def _devices(self) -> int:
+        """Devices that a batch is divided over."""
+        return self.mesh.shape[self.mesh.axis_names[0]] if self.mesh is not None else 1
+
+    @property
+    def _itemsize(self) -> int:
+        return jnp.dtype(self.compute.dtype).itemsize
+
+
+def resolve_dtype(dtype: str) -> str:
+    """ "auto" becomes float32 on a CPU, where bfloat16 is no faster, and bfloat16 elsewhere."""
+    if dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be auto, {' or '.join(DTYPES)}, got {dtype!r}")
+    return dtype
+
+
+class _TimedProgress(Progress):
+    """Hands everything on and keeps the seconds of every stage."""
+
+    def __init__(self, inner: Progress):
+        self._inner, self._seconds, self._name = inner, {}, None
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.finish()
+        self._name, self._start = name, time.monotonic()
+        self._inner.stage(name, total)
+
+    def advance(self, steps: int = 1) -> None:
+        self._inner.advance(steps)
+
+    def note(self, text: str) -> None:
+        self._inner.note(text)
+
+    def finish(self) -> dict[str, float]:
+        if self._name is not None:
+            self._seconds[self._name] = round(time.monotonic() - self._start, 3)
+        return self._seconds
+
+
+def _reporter(
+    callback: Callable[[StepInfo], None] | None, progress: Progress, num_steps: int
+) -> Callable[[int, float, Array], None]:
+    """Tells the progress and the callback of every step."""
+
+    def after_step(step, sigma, latents):
+        progress.advance()
+        if callback is not None:
+            callback(StepInfo(step, num_steps, sigma, latents))
+
+    return after_step
+
+
+def _check(pictures: int, seeds: list[int], num_steps: int, guidance: str, output_type: str) -> None:
+    if not pictures:
+        raise InputError("no picture was given")
+    if len(seeds) != pictures:
+        raise InputError(f"got {len(seeds)} seeds for {pictures} pictures")
+    if bad := [seed for seed in seeds if not 0 <= seed < 2**32]:
+        raise InputError(f"a seed lies between 0 and {2**32 - 1}, got {bad[0]}")
+    if num_steps < 1:
+        raise InputError(f"num_steps must be at least 1, got {num_steps}")
+    if guidance not in SCALES:
+        raise InputError(f"guidance must be one of {', '.join(SCALES)}, got {guidance!r}")
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+
+
+def _prepared(
+    image: Any, size: int, background: str, frame_ratio: float | None, progress: Progress
+) -> PreparedImage:
+    if isinstance(image, PreparedImage):
+        if image.pixels.shape != (size, size, 3):
+            raise InputError(f"the prepared picture has shape {image.pixels.shape}, size is {size}")
+        prepared = image
+    else:
+        prepared = prepare_image(_picture(image), size, background, frame_ratio)
+    progress.advance()
+    return prepared
+
+
+def _picture(image: Any) -> Picture:
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(image)
+    if hasattr(image, "has_transparency_data"):  # a PIL image of any mode
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        raise InputError(f"a picture as an array is uint8 (h, w, 3 or 4), got {pixels.dtype} {pixels.shape}")
+    alpha = pixels[..., 3] if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any() else None
+    return Picture(pixels[..., :3], alpha)
+
+
+def _as_output(frames: Array, picture: np.ndarray, output_type: str) -> Any:
+    if output_type == "pil":
+        from PIL import Image
+
+        return [Image.fromarray(frame) for frame in _to_uint8(frames, picture)]
+    return jnp.asarray(frames) if output_type == "jax" else frames
+
+
+def _to_uint8(frames: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    """255 times the frames, cut off as published; the last frame keeps the bytes of the picture."""
+    cut = (frames * np.float32(255)).astype(np.uint8)
+    cut[-1] = picture
+    return cut

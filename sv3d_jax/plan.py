@@ -1,0 +1,136 @@
+"""What an orbit costs before it is sampled: memory and arithmetic, estimated from shapes alone, without JAX."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from sv3d_jax.errors import InputError, OutOfMemory
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.weights.key_map import model_parameters
+
+FULL_SIZE = 200_000_000  # parameters from which a model is one for accelerators
+# Live activations of one guided step of SV3D are 5.3 GB in bfloat16: so many times the features of its first level.
+UNET_FEATURES = 38
+DECODER_FEATURES = 4  # the same for a frame in the decoder
+SV3D_FLOP = 69.16e12  # one guided step of SV3D: 21 frames of 72x72 latents
+CPU_FLOPS_PER_CORE = 75e9
+DECODE_BUDGET = 2 << 30  # bytes of activations that one decoded chunk may take
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes and operations of sampling `batch` orbits at once."""
+
+    parameters: int
+    weights_bytes: int
+    sampling_bytes: int
+    decoding_bytes: int
+    step_flop: float
+    num_steps: int
+    decode_chunk: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and the larger of sampling and decoding."""
+        return self.weights_bytes + max(self.sampling_bytes, self.decoding_bytes)
+
+    @property
+    def is_full_size(self) -> bool:
+        return self.parameters >= FULL_SIZE
+
+    @property
+    def cpu_hours(self) -> float:
+        """Hours of sampling on the CPU cores of this machine, about."""
+        return self.step_flop * self.num_steps / (CPU_FLOPS_PER_CORE * (os.cpu_count() or 1)) / 3600
+
+    def __str__(self) -> str:
+        return (
+            f"memory: about {_gib(self.total_bytes)}: weights {_gib(self.weights_bytes)},"
+            f" sampling {_gib(self.sampling_bytes)}, decoding {_gib(self.decoding_bytes)}"
+            f" ({self.decode_chunk} frames at a time)"
+        )
+
+
+def plan_orbit(
+    config: ModelConfig,
+    num_frames: int | None = None,
+    num_steps: int | None = None,
+    size: int | None = None,
+    batch: int = 1,
+    dtype_bytes: int = 4,
+    decode_chunk: int | None = None,
+) -> Plan:
+    """Estimate for `batch` orbits sampled together; what is not given is the model's own."""
+    num_frames, size = num_frames or config.num_frames, size or config.native_size
+    side = size // config.vae.downsampling
+    parameters = sum(math.prod(p.shape) for p in model_parameters(config))
+    features = 2 * batch * num_frames * side**2 * config.unet.model_channels
+    chunk = decode_chunk or default_decode_chunk(config, size, dtype_bytes, batch * (num_frames - 1))
+    step_flop = (
+        SV3D_FLOP * batch * num_frames / 21 * (side / 72) ** 2 * (config.unet.model_channels / 320) ** 2
+    )
+    return Plan(
+        parameters=parameters,
+        weights_bytes=parameters * dtype_bytes,
+        sampling_bytes=UNET_FEATURES * features * dtype_bytes,
+        decoding_bytes=chunk * _decoder_bytes(config, size, dtype_bytes),
+        step_flop=step_flop,
+        num_steps=num_steps or config.num_steps,
+        decode_chunk=chunk,
+    )
+
+
+def default_decode_chunk(config: ModelConfig, size: int, dtype_bytes: int, frames: int) -> int:
+    """Frames decoded together: as many as stay within the budget, at least one."""
+    return max(1, min(frames, DECODE_BUDGET // _decoder_bytes(config, size, dtype_bytes)))
+
+
+def check_size(config: ModelConfig, size: int) -> None:
+    """Refuse a side of the picture that the networks cannot halve as often as they must."""
+    multiple = config.vae.downsampling * 2 ** (len(config.unet.channel_mult) - 1)
+    if size < multiple or size % multiple:
+        raise InputError(
+            f"--size {size}: {config.name} needs a multiple of {multiple}, its own is {config.native_size}"
+        )
+
+
+def require_accelerator(plan: Plan, platform: str, device: str | None) -> None:
+    """Refuse full-size sampling on a CPU that nobody asked for: it takes hours."""
+    asked = device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu"
+    if plan.is_full_size and platform == "cpu" and not asked:
+        raise InputError(
+            f"no accelerator was found, and sampling {plan.parameters / 1e9:.1f} billion parameters on this CPU"
+            f" takes about {plan.cpu_hours:.1f} hours",
+            hint="--device cpu to do so all the same; --weights mini runs anywhere",
+        )
+
+
+@contextmanager
+def memory_advice(plan: Plan) -> Iterator[None]:
+    """Turn the runtime's out-of-memory error into an `OutOfMemory` that lists what helps, most first."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        frame = plan.decoding_bytes // plan.decode_chunk
+        remedies = [
+            f"--decode-chunk 1 (decoding then takes {_gib(frame)})" if plan.decode_chunk > 1 else "",
+            f"--dtype bfloat16 (half of {_gib(plan.total_bytes)} if it was float32)",
+            "a smaller --size (a quarter of the activations at half the side)",
+            "fewer pictures at once, or a device with more memory",
+        ]
+        raise OutOfMemory(
+            f"the device ran out of memory; {plan}. It said: {str(error).splitlines()[0]}",
+            hint="in this order: " + "; ".join(filter(None, remedies)),
+        ) from error
+
+
+def _decoder_bytes(config: ModelConfig, size: int, dtype_bytes: int) -> int:
+    return DECODER_FEATURES * size**2 * config.vae.channels * dtype_bytes
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
