@@ -1,0 +1,23 @@
+"""Every test that takes `case` and `path` runs for each reference file by the plain and by the default path."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.parity.cases import reference_files
+from tests.parity.families import case_of
+
+FOLDER = Path(__file__).parents[1] / "reference"
+PATHS = ("reference", "default")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "case" not in metafunc.fixturenames:
+        return
+    folder = metafunc.config.getoption("--reference") or FOLDER
+    parameters = []
+    for case in (case_of(folder, file) for file in reference_files(folder)):
+        for path in PATHS:
+            marks = [pytest.mark.slow] if case.family.slow else []
+            parameters.append(pytest.param(case, path, id=f"{case.file}-{path}", marks=marks))
+    metafunc.parametrize(("case", "path"), parameters)

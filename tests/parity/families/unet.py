@@ -1,0 +1,86 @@
+"""`unet_*`: the UNet's output for every indicator of still frames, and its activations."""
+
+import numpy as np
+
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.video_unet import VideoUNet
+from tests.parity.cases import Case, Family, load_safetensors
+from tests.parity.compare import EXACT, Tolerance
+from tests.parity.families.networks import (
+    COMPUTE,
+    Layers,
+    channels_first,
+    channels_last,
+    network_tolerance,
+    params_of,
+    recipe_weights,
+    rows,
+    run,
+    unet_fields,
+    videos,
+)
+
+_INDICATOR = "image_only_indicator."
+
+
+def compute(case: Case, path: str) -> dict[str, np.ndarray]:
+    given, tensors = case.description, case.tensors()
+    frames, base_seed = given["num_frames"], given["base_seed"]
+    config = ModelConfig.from_dict({"unet": unet_fields(given["unet_config"])})
+    network = VideoUNet(config.unet, COMPUTE[path])
+    wanted = [name for name in tensors if name.startswith("act.")]
+    indicators = {name: tensor for name, tensor in tensors.items() if name.startswith(_INDICATOR)}
+
+    def forward(params, inputs, indicators):
+        outputs = {}
+        for name, image_only in indicators.items():
+            layers = Layers()
+            with layers.recorded():
+                out = network.apply({"params": params}, *inputs, image_only)
+            outputs[name.replace(_INDICATOR, "out.")] = out
+            if name == f"{_INDICATOR}zeros":
+                outputs |= {name: layers.named(name.removeprefix("act.")) for name in wanted}
+        return outputs
+
+    inputs = [channels_last(tensors["x"]), tensors["c_noise"], tensors["context"], tensors["y"]]
+    params = params_of(config, base_seed, "unet")
+    outputs = run(forward, params, [videos(tensor, frames) for tensor in inputs], indicators)
+    stored_layout = {
+        name: channels_first(rows(value))
+        if name.startswith("out.")
+        else activation(name, value, tensors[name].shape, frames)
+        for name, value in outputs.items()
+    }
+    return stored_layout | recipe_weights(tensors, base_seed)
+
+
+def activation(name: str, value: np.ndarray, shape: tuple[int, ...], frames: int) -> np.ndarray:
+    """An activation of ours in the layout of the published module; a value shared by many tokens is repeated."""
+    if len(shape) == 5:  # b c f h w
+        return channels_first(value)
+    if ".time_stack.0." in name:  # (b s) f c
+        b, (n, _, c) = value.shape[0], shape
+        if value.ndim == 3:
+            value = np.broadcast_to(value, (b, n // b * frames, c))
+        return value.reshape(b, frames, n // b, c).transpose(0, 2, 1, 3).reshape(shape)
+    if len(shape) == 4:  # (b f) c h w
+        return channels_first(value.reshape(shape[0], *shape[2:], shape[1]))
+    if len(shape) == 3:  # (b f) s c
+        return np.broadcast_to(value.reshape(shape[0], -1, shape[2]), shape)
+    return value.reshape(shape)
+
+
+def tolerance(name: str, path: str) -> Tolerance:
+    return EXACT if name.startswith("weight.") else network_tolerance(name, path)
+
+
+FAMILIES = (
+    Family(
+        pattern=r"unet_\w+\.safetensors",
+        inputs=r"x|c_noise|context|y|image_only_indicator\.\w+",
+        load=load_safetensors,
+        compute=compute,
+        tolerance=tolerance,
+        slow=True,
+    ),
+)
