@@ -1,0 +1,309 @@
+"""The `sv3d` command: verbs, flags, exit codes. Imports what a verb needs when that verb runs, and not before."""
+
+import dataclasses
+import importlib
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sv3d_jax.config import CommonConfig, build, nearest, read_settings, to_plain
+from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where the settings and the function of a verb are, and which of its paths must exist already."""
+
+    help: str
+    config: str
+    run: str
+    inputs: tuple[str, ...] = ()
+    uses_jax: bool = True
+    prints: bool = False  # its own result, unless --json asks for the plain one
+
+
+VERBS = {
+    "generate": Verb(
+        "pictures to orbits and meshes: the main job",
+        "infer.config:GenerateConfig",
+        "infer.generate:run_generate",
+        inputs=("images",),
+    ),
+    "orbit": Verb(
+        "pictures to orbits: frames, cameras and a video",
+        "infer.config:OrbitConfig",
+        "infer.generate:run_orbit",
+        inputs=("images",),
+    ),
+    "reconstruct": Verb(
+        "an orbit to a mesh",
+        "recon.config:ReconstructConfig",
+        "recon.reconstruct:run_reconstruct",
+        inputs=("orbit_dir",),
+    ),
+    "cameras": Verb(
+        "print, plot or write a camera path",
+        "cameras.config:CamerasConfig",
+        "cameras.config:run_cameras",
+        uses_jax=False,
+        prints=True,
+    ),
+    "convert": Verb(
+        "weights between safetensors and Orbax",
+        "weights.config:ConvertConfig",
+        "weights.convert:run_convert",
+    ),
+    "train": Verb("train a part of a model", "train.config:TrainConfig", "train.loop:run_train"),
+    "data objects": Verb(
+        "make procedural objects, one GLB each",
+        "train.data.config:ObjectsConfig",
+        "train.data.objects:run_objects",
+        uses_jax=False,
+    ),
+    "data render": Verb(
+        "meshes to rendered orbits",
+        "train.data.config:RenderConfig",
+        "train.data.render:run_render",
+        inputs=("meshes",),
+    ),
+    "eval orbit": Verb(
+        "compare two orbits: PSNR, SSIM",
+        "metrics.config:EvalOrbitConfig",
+        "metrics.images:run_eval_orbit",
+    ),
+    "eval mesh": Verb(
+        "compare two meshes: distance, F-score, IoU",
+        "metrics.config:EvalMeshConfig",
+        "metrics.geometry:run_eval_mesh",
+        uses_jax=False,
+    ),
+    "doctor": Verb(
+        "say what works here: versions, devices, encoder, disk, weights",
+        "doctor:DoctorConfig",
+        "doctor:run_doctor",
+        uses_jax=False,
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one `sv3d` command line; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 come out as they are
+    verbose = "-v" in words or "--verbose" in words
+    try:
+        return _run(words)
+    except SystemExit as stop:  # from the parser, which has said why
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        return _report(Cancelled("stopped; finished files are kept"), verbose)
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush to
+        return 1
+    except SV3DError as error:
+        return _report(error, verbose)
+    except Exception as error:
+        return _report(_explained(error), verbose)
+
+
+def _run(words: list[str]) -> int:
+    name, rest = _split_verb(words)
+    verb = VERBS[name]
+    config = parse(name, rest)
+    _check_inputs(verb, config)
+
+    from sv3d_jax.progress import NullProgress, Progress
+
+    with warnings.catch_warnings(), NullProgress() if config.quiet else Progress() as progress:
+        warnings.showwarning = lambda message, *_: progress.note(f"warning: {message}")
+        if verb.uses_jax:
+            from sv3d_jax.devices import enable_compile_cache, select_device
+
+            select_device(config.device)
+            if config.compile_cache:
+                enable_compile_cache()
+        result = _named(verb.run)(config, progress)
+    if config.json or not verb.prints:
+        _print_result(result, config.json)
+    return 0 if result.get("ok", True) else 1
+
+
+def parse(name: str, arguments: Sequence[str]) -> Any:
+    """The settings of the verb `name`: defaults, then the file of --config, then flags."""
+    import tyro
+
+    cls = _named(VERBS[name].config)
+    file = _config_file(arguments)
+    config = tyro.cli(
+        cls,
+        prog=f"sv3d {name}",
+        description=cls.__doc__,
+        args=list(arguments),
+        default=_defaults(cls, read_settings(cls, file) if file else {}),
+        config=(tyro.conf.FlagCreatePairsOff,),
+        registry=_optional_without_none(),
+    )
+    for field in dataclasses.fields(cls):
+        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if needed and getattr(config, field.name) == ():
+            raise InputError(f"{field.name.upper()} is needed, at least one", hint=f"sv3d {name} --help")
+    return config
+
+
+def _split_verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb, of one word or two, and what follows it."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview(VERBS), file=sys.stdout if words else sys.stderr)
+        raise SystemExit(0 if words else 2)
+    if words[0] in ("-V", "--version"):
+        from sv3d_jax import __version__
+
+        print(f"sv3d {__version__}")
+        raise SystemExit(0)
+    for length in (2, 1):
+        if (name := " ".join(words[:length])) in VERBS:
+            return name, words[length:]
+    group = {name: verb for name, verb in VERBS.items() if name.startswith(words[0] + " ")}
+    if not group:
+        raise InputError(f"there is no verb {words[0]}", hint=nearest(words[0], list(VERBS)))
+    if len(words) == 1 or words[1] in ("-h", "--help"):
+        print(_overview(group), file=sys.stdout if len(words) > 1 else sys.stderr)
+        raise SystemExit(0 if len(words) > 1 else 2)
+    wrong = " ".join(words[:2])
+    raise InputError(f"there is no verb {wrong}", hint=nearest(wrong, list(group)))
+
+
+def _overview(verbs: Mapping[str, Verb]) -> str:
+    lines = [f"  sv3d {name:<13} {verb.help}" for name, verb in verbs.items()]
+    return "\n".join(
+        ["usage: sv3d VERB [OPTIONS], and sv3d VERB --help for its options", "", *lines, "", EXIT_CODES]
+    )
+
+
+EXIT_CODES = (
+    "exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 weights missing or wrong, 4 out of memory,\n"
+    "5 disk or output trouble, 75 stopped but saved (run again), 130 Ctrl-C"
+)
+
+
+def _named(place: str) -> Any:
+    """The object at `module:name` inside the package."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"sv3d_jax.{module}"), name)
+
+
+def _config_file(arguments: Sequence[str]) -> str | None:
+    """The value of --config, wanted before the other flags are read."""
+    for index, word in enumerate(arguments):
+        if word == "--config" and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
+
+
+def _defaults(cls: type, values: Mapping[str, Any]) -> Any:
+    """An unchecked `cls` for the parser: values of the file, else defaults, else marked as missing."""
+    import tyro
+
+    marks = {
+        field.name: tyro.MISSING
+        for field in dataclasses.fields(cls)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    unchecked = object.__new__(cls)
+    complete = build(_without_checks(cls), {**marks, **values})
+    for field in dataclasses.fields(cls):
+        object.__setattr__(unchecked, field.name, getattr(complete, field.name))
+    return unchecked
+
+
+def _without_checks(cls: type) -> type:
+    """`cls` whose values are not checked together: the flags are still to come."""
+    return type(cls.__name__, (cls,), {"__post_init__": lambda self: None})
+
+
+def _optional_without_none() -> Any:
+    """Rule for the parser: `T | None` is read and shown as T; None is what an absent flag means."""
+    import types
+    from typing import Union, get_args, get_origin
+
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        inner = [option for option in get_args(info.type) if option is not type(None)]
+        if get_origin(info.type) not in (Union, types.UnionType) or len(inner) == len(get_args(info.type)):
+            return None
+        one = Union[tuple(inner)]  # noqa: UP007
+        spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(one, info.markers))
+        if not isinstance(spec, PrimitiveConstructorSpec):
+            return None
+        return dataclasses.replace(
+            spec,
+            is_instance=lambda value: value is None or spec.is_instance(value),
+            str_from_instance=lambda value: ["none"] if value is None else spec.str_from_instance(value),
+        )
+
+    return registry
+
+
+def _check_inputs(verb: Verb, config: CommonConfig) -> None:
+    """Refuse an absent input file while the answer is still instant."""
+    for name in verb.inputs:
+        value = getattr(config, name)
+        for path in value if isinstance(value, tuple) else (value,):
+            if not path.exists():
+                beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+                hint = nearest(path.name, beside)
+                raise InputError(f"there is no {path}", hint=hint if hint.startswith("did") else None)
+
+
+def _explained(error: Exception) -> SV3DError:
+    """An error of the runtime or the system as one of ours."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text):
+        explained: SV3DError = OutOfMemory(
+            f"out of memory: {text}",
+            hint="smaller --size or fewer --frames, --dtype bfloat16, --decode-chunk 1, or a larger device",
+        )
+    elif isinstance(error, OSError):
+        explained = OutputError(f"{error.filename or ''}: {error.strerror or text}".removeprefix(": "))
+    else:
+        explained = SV3DError(f"{type(error).__name__}: {text}", hint="-v shows where it came from")
+    explained.__cause__ = error
+    return explained
+
+
+def _report(error: SV3DError, verbose: bool) -> int:
+    if verbose:
+        traceback.print_exception(error)
+    print(f"sv3d: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
+def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
+    """The result as JSON, or for people: a line for each fact."""
+    plain = to_plain(result)
+    print(json.dumps(plain, indent=1) if as_json else "\n".join(_lines(plain)))
+
+
+def _lines(value: Any, name: str = "") -> list[str]:
+    if isinstance(value, dict):
+        return [line for key, item in value.items() for line in _lines(item, f"{name}.{key}".lstrip("."))]
+    if isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        return [line for index, item in enumerate(value) for line in _lines(item, f"{name}.{index}")]
+    if isinstance(value, float):
+        value = f"{value:.5g}"
+    return [f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}"]
