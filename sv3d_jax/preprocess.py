@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.images import Picture, over_white
+from sv3d_jax.io.images import MAX_PIXELS, Picture, over_white
 
 BACKGROUNDS = ("auto", "alpha", "remove", "keep")
 CUTOUT_SIDE = 768  # pictures without alpha are shrunk to this before their background is removed
@@ -43,7 +43,7 @@ def prepare_image(
         raise InputError(f"frame ratio must lie in (0, 1], got {frame_ratio}")
     if picture.alpha is not None and not picture.alpha.any():
         raise InputError(
-            "the picture is transparent everywhere", hint="--background keep wants a picture without alpha"
+            "the picture is transparent everywhere", hint="save it again with the object visible"
         )
     notes = list(picture.notes)
     rows, columns = picture.rgb.shape[:2]
@@ -60,6 +60,7 @@ def prepare_image(
             f"the object is {width}x{height} pixels and does not fit the square of side {side}",
             hint="give a frame ratio, such as --frame-ratio 0.917",
         )
+    _check_room(side)
     square = np.zeros((side, side, 4), np.uint8)
     top, left = side // 2 - height // 2, side // 2 - width // 2
     square[top : top + height, left : left + width] = cutout[y : y + height, x : x + width]
@@ -168,10 +169,19 @@ def _square_as_is(picture: Picture, size: int) -> np.ndarray:
     rgb = picture.rgb if picture.alpha is None else over_white(picture.rgb, picture.alpha)
     rows, columns = rgb.shape[:2]
     side = max(rows, columns)
+    _check_room(side)
     top, left = (side - rows) // 2, (side - columns) // 2
     square = np.full((side, side, 3), 255, np.uint8)
     square[top : top + rows, left : left + columns] = rgb
     return np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
+
+
+def _check_room(side: int) -> None:
+    if side**2 > 2 * MAX_PIXELS:
+        raise InputError(
+            f"padding the picture to a square would make it {side}x{side} pixels",
+            hint="crop it closer to the object, or make it smaller",
+        )
 
 
 def _has_remover() -> bool:

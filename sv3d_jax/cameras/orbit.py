@@ -152,7 +152,7 @@ def dynamic_samples(elevation_deg: float, seed: int) -> tuple[np.ndarray, np.nda
     """
     elevation_deg = _angle(elevation_deg)
     rng = np.random.RandomState(seed)
-    for _ in range(10_000):
+    for _ in range(1000):
         azimuths, elevations = draw_dynamic(rng, elevation_deg)
         smooth = smooth_cyclic(elevations)
         if np.abs(smooth).max() < 90.0:

@@ -25,19 +25,8 @@ _SIGNATURES = (
     (b"gltf", "a GLB mesh"),
     (b"%!ps", "a PostScript document"),
 )
-_FORMATS = (
-    "PNG",
-    "JPEG",
-    "MPO",
-    "WEBP",
-    "TIFF",
-    "GIF",
-    "BMP",
-    "AVIF",
-    "JPEG2000",
-    "PPM",
-    "TGA",
-)  # none runs a program
+# None of these readers starts a program. A phone's MPO file is opened as JPEG.
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA")
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def read_camera_path(path: str | Path) -> CameraPath:
         given = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
         if None in given:
             x, y, z = _pose(frame, index)[:3, 3]
-            given = np.rad2deg([np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))])
+            given = np.rad2deg([np.arctan2(y, x) % (2 * np.pi), np.arctan2(z, np.hypot(x, y))])
         angles.append(given)
     azimuths, elevations = np.array(angles).T
     return custom_orbit(azimuths, elevations, len(angles))

@@ -1,0 +1,215 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sv3d_jax.cameras.orbit import CameraPath, dynamic_orbit, make_orbit, static_orbit
+from sv3d_jax.cameras.pose import intrinsics, look_at
+from sv3d_jax.errors import CameraError, InputError, SV3DError
+from sv3d_jax.io.orbits import read_camera_path, read_orbit, write_cameras, write_orbit
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (5, 12, 16, 3), np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_orbit(tmp_path / "orbit", IMAGES, dynamic_orbit(5, seed=1))
+    return tmp_path / "orbit"
+
+
+def edit(folder, change):
+    """Rewrite cameras.json after `change` has had its way with it."""
+    path = folder / "cameras.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def test_an_orbit_reads_back_as_written(folder):
+    path, orbit = dynamic_orbit(5, seed=1), read_orbit(folder)
+    np.testing.assert_array_equal(orbit.images, IMAGES.astype(np.float32) / 255.0)
+    np.testing.assert_array_equal(orbit.camera_to_world, path.camera_to_world)
+    np.testing.assert_array_equal(orbit.azimuths_deg, path.azimuths_deg)
+    np.testing.assert_array_equal(orbit.elevations_deg, path.elevations_deg)
+    assert (orbit.radius, orbit.fov_deg, orbit.input_frame) == (2.0, 33.8, 4)
+    assert orbit.alphas is None and orbit.object_to_world is None
+    assert orbit.files == [f"frames/00{i}.png" for i in range(5)]
+
+
+def test_cameras_json_has_the_agreed_fields(folder):
+    document = json.loads((folder / "cameras.json").read_text())
+    assert set(document) == {"convention", "fov_deg", "input_frame", "frames"}
+    assert set(document["frames"][0]) == {"file", "azimuth_deg", "elevation_deg", "radius", "camera_to_world"}
+
+
+def test_object_to_world_is_kept(tmp_path):
+    matrix = np.diag([2.0, 2.0, 2.0, 1.0])
+    write_orbit(tmp_path, IMAGES, static_orbit(5), object_to_world=matrix)
+    np.testing.assert_array_equal(read_orbit(tmp_path).object_to_world, matrix)
+
+
+def test_frames_with_alpha_give_alphas_and_lie_over_white(tmp_path):
+    images = np.dstack([IMAGES.reshape(-1, 16, 3), RNG.integers(0, 256, (60, 16), np.uint8)]).reshape(
+        5, 12, 16, 4
+    )
+    write_orbit(tmp_path, images, static_orbit(5))
+    orbit, alphas = read_orbit(tmp_path), images[..., 3] / 255.0
+    np.testing.assert_allclose(orbit.alphas, alphas, atol=1e-7)
+    expected = IMAGES / 255.0 * alphas[..., None] + 1 - alphas[..., None]
+    np.testing.assert_allclose(orbit.images, expected, atol=1 / 255)  # truncated to 8 bits
+
+
+def test_any_number_of_views_reads(tmp_path):
+    write_orbit(tmp_path, np.zeros((1, 8, 8, 3), np.uint8), CameraPath(np.zeros(1), np.zeros(1)))
+    assert read_orbit(tmp_path).images.shape == (1, 8, 8, 3)
+
+
+def test_any_rigid_pose_reads_without_angles(folder):
+    pose = look_at(40.0, 70.0, 3.0) @ np.diag([-1.0, -1.0, 1.0, 1.0])  # rolled by 180 degrees
+    pose[:3, 3] += 0.3  # and not looking at the origin
+
+    def change(document):
+        document["frames"][1] = {"file": "frames/001.png", "camera_to_world": pose.tolist()}
+
+    edit(folder, change)
+    orbit = read_orbit(folder)
+    np.testing.assert_array_equal(orbit.camera_to_world[1], pose)
+    assert orbit.azimuths_deg is None and orbit.radius is None
+
+
+def test_a_pose_may_be_given_by_angles_alone(folder):
+    expected = read_orbit(folder).camera_to_world
+    edit(folder, lambda document: [frame.pop("camera_to_world") for frame in document["frames"]])
+    np.testing.assert_array_equal(read_orbit(folder).camera_to_world, expected)
+
+
+def test_without_own_intrinsics_the_field_of_view_spans_the_width(folder):
+    orbit = read_orbit(folder)
+    np.testing.assert_allclose(orbit.focal_px, np.full((5, 2), 8 / np.tan(np.deg2rad(16.9))))
+    np.testing.assert_allclose(orbit.center_px, np.tile([8.0, 6.0], (5, 1)))
+
+
+@pytest.mark.parametrize(
+    "own,focal,center",
+    [
+        ({"fov_deg": 60.0}, intrinsics(60.0, 16)[0], [8, 6]),
+        ({"fl_x": 20.0}, [20, 20], [8, 6]),
+        ({"fl_x": 20.0, "fl_y": 30.0, "cx": 7.0, "cy": 5.0}, [20, 30], [7, 5]),
+        ({"fl_x": 20.0, "cx": 7.0, "cy": 5.0, "width": 32, "height": 24}, [10, 10], [3.5, 2.5]),
+        ({"fov_deg": 60.0, "width": 160, "height": 120}, intrinsics(60.0, 16)[0], [8, 6]),
+    ],
+)
+def test_a_frame_may_carry_its_own_intrinsics(folder, own, focal, center):
+    edit(folder, lambda document: document["frames"][2].update(own))
+    orbit = read_orbit(folder)
+    np.testing.assert_allclose(orbit.focal_px[2], focal)
+    np.testing.assert_allclose(orbit.center_px[2], center)
+    np.testing.assert_allclose(orbit.center_px[3], [8, 6])
+
+
+def test_the_input_frame_is_the_last_unless_said(folder):
+    edit(folder, lambda document: document.pop("input_frame"))
+    assert read_orbit(folder).input_frame == 4
+    edit(folder, lambda document: document.update(input_frame=1))
+    assert read_orbit(folder).input_frame == 1
+
+
+def set_in_frame(index, **values):
+    return lambda document: document["frames"][index].update(values)
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda d: d.update(frames=[]), "needs a list"),
+        (lambda d: d.update(frames="many"), "needs a list"),
+        (lambda d: d.update(input_frame=5), "input_frame"),
+        (lambda d: d.update(fov_deg="wide"), "fov_deg must be a finite number"),
+        (lambda d: d.update(fov_deg=None), r"frames\[0\] has no intrinsics"),
+        (lambda d: d.update(fov_deg=190), r"frames\[0\]: fov_deg must lie"),
+        (lambda d: d.update(object_to_world=[[1, 0], [0, 1]]), "object_to_world must be 4x4"),
+        (set_in_frame(3, file=None), r"frames\[3\] has no \"file\""),
+        (set_in_frame(3, file="../outside.png"), r"frames\[3\] lies outside"),
+        (set_in_frame(3, file="/etc/passwd"), r"frames\[3\] lies outside"),
+        (set_in_frame(2, camera_to_world=[[1]]), r"frames\[2\].camera_to_world must be 4x4"),
+        (set_in_frame(2, camera_to_world=[["a"] * 4] * 4), r"frames\[2\].camera_to_world is not a matrix"),
+        (set_in_frame(2, camera_to_world=np.diag([1, 1, -1, 1]).tolist()), r"frames\[2\].*not a rotation"),
+        (set_in_frame(2, camera_to_world=np.diag([2, 2, 2, 1]).tolist()), r"frames\[2\].*not a rotation"),
+        (set_in_frame(1, azimuth_deg=float("nan")), r"frames\[1\].azimuth_deg"),
+        (set_in_frame(1, elevation_deg="up"), r"frames\[1\].elevation_deg"),
+        (set_in_frame(1, fl_x=-5), r"frames\[1\]: focal lengths"),
+        (set_in_frame(1, width=-5), r"frames\[1\]: focal lengths"),
+        (
+            lambda d: [d["frames"][0].pop(name) for name in ("camera_to_world", "radius")],
+            r"frames\[0\] needs",
+        ),
+    ],
+)
+def test_what_is_wrong_in_cameras_json_is_named(folder, change, message):
+    edit(folder, change)
+    with pytest.raises(InputError, match=message):
+        read_orbit(folder)
+
+
+def test_a_folder_without_cameras_json_is_refused(tmp_path):
+    with pytest.raises(InputError, match="cameras.json does not exist"):
+        read_orbit(tmp_path)
+
+
+def test_an_absent_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="is not a folder"):
+        read_orbit(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\xff\xfe"])
+def test_a_damaged_cameras_json_is_refused(folder, text):
+    (folder / "cameras.json").write_text(text, encoding="latin-1")
+    with pytest.raises(InputError, match="cameras.json"):
+        read_orbit(folder)
+
+
+def test_absent_frames_are_named_and_counted(folder):
+    (folder / "frames/001.png").unlink()
+    (folder / "frames/003.png").unlink()
+    with pytest.raises(InputError, match="frames/001.png does not exist") as error:
+        read_orbit(folder)
+    assert "2 of 5" in error.value.hint
+
+
+def test_frames_of_different_sizes_are_named(folder):
+    Image.new("RGB", (9, 7)).save(folder / "frames/002.png")
+    with pytest.raises(InputError, match="frames/002.png has 9x7 pixels, frames/000.png has 16x12"):
+        read_orbit(folder)
+
+
+def test_images_and_cameras_must_be_equally_many(tmp_path):
+    with pytest.raises(SV3DError, match="5 images for 4 cameras"):
+        write_orbit(tmp_path, IMAGES, static_orbit(4))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_camera_path_survives_the_file(tmp_path):
+    path = make_orbit("dynamic", seed=3)
+    write_cameras(tmp_path / "path.json", path)
+    again = read_camera_path(tmp_path / "path.json")
+    np.testing.assert_allclose(again.azimuths_deg, path.azimuths_deg, atol=1e-12)
+    np.testing.assert_allclose(again.elevations_deg, path.elevations_deg, atol=1e-12)
+
+
+def test_a_camera_path_without_angles_has_those_of_its_positions(folder):
+    def change(document):
+        for frame in document["frames"]:
+            del frame["azimuth_deg"], frame["elevation_deg"]
+
+    edit(folder, change)
+    path, expected = read_camera_path(folder), dynamic_orbit(5, seed=1)
+    np.testing.assert_allclose(path.azimuths_deg, expected.azimuths_deg, atol=1e-9)
+    np.testing.assert_allclose(path.elevations_deg, expected.elevations_deg, atol=1e-9)
+
+
+def test_a_camera_path_must_end_at_the_input_view(folder):
+    edit(folder, lambda document: document.update(input_frame=0))
+    with pytest.raises(CameraError, match="must be the last frame"):
+        read_camera_path(folder)
