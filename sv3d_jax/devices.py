@@ -50,12 +50,12 @@ def enable_compile_cache(directory: Path | None = None) -> None:
         return
     directory = directory or cache_directory() / f"compiled-jaxlib-{jaxlib.__version__}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are trusted code
     except OSError:
         return  # a home that cannot be written costs compile time, not the run
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def cache_directory() -> Path:

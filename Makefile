@@ -1,0 +1,75 @@
+# Everything runs in .venv, which the first target that needs it makes; nothing here installs torch but `bench`.
+#
+#   make demo       picture -> orbit video and mesh, in outputs/demo
+#   make test       the suite for every change
+#   make test-more  the long tests: whole parity, wheels, killed processes
+#   make check      format, lint, types
+#   make bench      speed against diffusers, in an environment of its own
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-more check bench clean
+
+# PYTHON=python3.12 make test   takes that one
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	"$$p" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+PICTURE ?= $(firstword $(wildcard examples/*.png))
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: .venv/.installed
+	@mkdir -p outputs
+	@echo "demo: $(PICTURE) -> outputs/demo; the second time it finds its results and leaves them"
+	$(BIN)/sv3d generate "$(PICTURE)" -o outputs/demo
+	@echo "demo: the orbit, all its views on one sheet, and the mesh are in"
+	@ls -1 "$(CURDIR)"/outputs/demo/orbit.* "$(CURDIR)/outputs/demo/contact.png" "$(CURDIR)/outputs/demo/mesh.glb"
+
+test: .venv/.test
+	$(BIN)/python -m pytest
+
+test-more: .venv/.test
+	$(BIN)/python -m pytest -m "slow and not gpu" --ignore=tests/parity --ignore=tests/recon
+	$(BIN)/python -m pytest tests/recon --reference tests/reference/recon
+	$(BIN)/python -m pytest tests/parity --reference tests/reference
+
+check: .venv/.check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+bench: .venv-bench/.installed
+	.venv-bench/bin/python benchmarks/unet.py --json
+
+clean:
+	rm -rf build dist outputs .venv .venv-bench *.egg-info
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "sv3d_jax needs Python 3.11 or newer with the venv module; none was found." \
+		"Install one, or name it: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
+	@echo "setup: making .venv with $(PYTHON)"
+	@"$(PYTHON)" -m venv .venv
+
+.venv/.installed: .venv/bin/python pyproject.toml setup.py
+	@echo "setup: installing sv3d_jax and what it needs into .venv (once, some minutes)"
+	@$(PIP) -e .
+	@touch $@
+
+.venv/.test: .venv/.installed
+	@echo "setup: installing what the tests need into .venv"
+	@$(PIP) -e ".[test]"
+	@touch $@
+
+.venv/.check: .venv/.test
+	@echo "setup: installing ruff and pyright into .venv"
+	@$(PIP) -e ".[dev]"
+	@touch $@
+
+.venv-bench/.installed: pyproject.toml setup.py
+	@test -n "$(PYTHON)" || { echo "sv3d_jax needs Python 3.11 or newer; none was found"; exit 1; }
+	@echo "setup: making .venv-bench with torch and diffusers (once, some minutes)"
+	@"$(PYTHON)" -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check -e ".[bench]"
+	@touch $@
