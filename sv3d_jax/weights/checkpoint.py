@@ -19,7 +19,7 @@ from sv3d_jax.weights.safetensors_file import TensorInfo
 
 TreePath = tuple[str, ...]
 
-_BATCH_BYTES = 128 << 20  # leaves handed to Orbax at a time; it holds about three copies of them
+_BATCH_BYTES = 256 << 20  # leaves handed to Orbax at a time; it holds about three copies of them
 
 
 def save_leaves(directory: Path, leaves: Iterable[tuple[TreePath, np.ndarray]]) -> None:
@@ -50,7 +50,7 @@ class SavedTree:
             path: TensorInfo(np.dtype(leaf.dtype), tuple(leaf.shape))
             for path, leaf in _flat(metadata.metadata)
         }
-        self._checksums = (metadata.custom_metadata or {}).get("crc32", {})
+        self.checksums = (metadata.custom_metadata or {}).get("crc32", {})
 
     def read(self, paths: Iterable[TreePath]) -> Iterator[np.ndarray]:
         """The leaves at `paths`, in their order."""
@@ -76,7 +76,7 @@ class SavedTree:
 
     def _verify(self, path: TreePath, leaf: np.ndarray) -> None:
         name = "/".join(path)
-        if self._checksums.get(name, _checksum(leaf)) != _checksum(leaf):
+        if self.checksums.get(name, _checksum(leaf)) != _checksum(leaf):
             raise WeightsError(
                 f"{self.directory} is damaged: {name} has changed since it was written",
                 "convert the weights again",

@@ -30,7 +30,7 @@ from sv3d_jax.weights.source import (
 
 
 def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
-    """Convert `config.input` to `config.output`; the account of every tensor comes back."""
+    """Convert `config.input` to `config.output`; returns an account of all tensors, by name under `--json`."""
     start = time.monotonic()
     source = open_weights(config.input)
     check_variant(source, config.variant)
@@ -38,15 +38,18 @@ def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
     if config.output.exists() and not config.overwrite:
         raise InputError(f"{config.output} exists", hint="--overwrite replaces it")
     used = {parameter.name for parameter in model_parameters(source.config)}
+    tensors = {
+        "used": [name for name in source.tensors if name in used],
+        "unused": [name for name in source.tensors if name not in used],
+        "missing": [],  # an input that lacks a tensor has been refused
+    }
     account = {
         "input": str(config.input),
         "output": str(config.output),
         "model": source.config.name,
         "variant": source.config.variant,
         "bytes": sum(info.nbytes for info in _infos(source, config.dtype).values()),
-        "used": [name for name in source.tensors if name in used],
-        "unused": [name for name in source.tensors if name not in used],
-        "missing": [],  # an input that lacks a tensor is refused
+        **(tensors if config.json else {key: len(names) for key, names in tensors.items()}),
     }
     if config.dry_run:
         return account
@@ -66,8 +69,8 @@ def convert(
     progress = progress or NullProgress()
     _check_space(output, sum(info.nbytes for info in _infos(source, dtype).values()))
     progress.stage("convert", total=len(source.tensors))
-    with _staged(output) as staged:
-        (_write_file if output.suffix == ".safetensors" else _write_folder)(source, staged, dtype, progress)
+    with staged(output) as path:
+        (_write_file if output.suffix == ".safetensors" else _write_folder)(source, path, dtype, progress)
 
 
 def verify(source: WeightsSource, written: WeightsSource, dtype: str | None, progress: Progress) -> None:
@@ -161,8 +164,8 @@ def _check_space(output: Path, needed: int) -> None:
 
 
 @contextmanager
-def _staged(output: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `output` at the end; what a killed run left behind is removed."""
+def staged(output: Path) -> Iterator[Path]:
+    """A path to write to that becomes `output` at the end; what a killed run left behind is removed."""
     staging = output.absolute().parent / f".{output.name}.tmp"
     try:
         staging.mkdir(exist_ok=True)

@@ -4,6 +4,8 @@ A source is a safetensors file, a folder with `model.toml` and such files (as th
 `model.toml` and an Orbax checkpoint. All are judged by names and shapes before any value is read.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +40,10 @@ class WeightsSource(Protocol):
 
     def stream(self, names: Sequence[str]) -> Iterator[np.ndarray]:
         """The named tensors in their order and published layout, few at a time in memory."""
+        ...
+
+    def sha256(self) -> str:
+        """A fingerprint of the values; that of a single file is the file's own SHA-256."""
         ...
 
 
@@ -117,6 +123,12 @@ class _FileSource:
     def stream(self, names: Iterable[str]) -> Iterator[np.ndarray]:
         return (self._file[name].read(name) for name in names)
 
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for path in sorted({file.path for file in self._file.values()}):
+            _feed(digest, path)
+        return digest.hexdigest()
+
 
 class _FolderSource:
     """A folder made by `sv3d convert`: an Orbax checkpoint, and what the model does not use beside it."""
@@ -147,6 +159,18 @@ class _FolderSource:
                 yield self._parameters[name].to_published(next(leaves))
             else:
                 yield self._extra.read(name)
+
+    def sha256(self) -> str:
+        digest = hashlib.sha256(json.dumps(self._saved.checksums, sort_keys=True).encode())
+        if self._extra:
+            _feed(digest, self._extra.path)
+        return digest.hexdigest()
+
+
+def _feed(digest: Any, path: Path) -> None:
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
 
 
 def _check_names(path: Path, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> None:

@@ -1,0 +1,184 @@
+"""Finding weights by name, path or hub id, and loading them as a parameter tree."""
+
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.devices import cache_directory
+from sv3d_jax.errors import SV3DError, WeightsError
+from sv3d_jax.io.outputs import write_json
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.weights.convert import check_variant, convert, staged
+from sv3d_jax.weights.key_map import PREFIXES, model_parameters, tree_from_leaves
+from sv3d_jax.weights.safetensors_file import TensorInfo, write_safetensors
+from sv3d_jax.weights.source import (
+    EXTRA_FILE,
+    FLOAT_DTYPES,
+    MODEL_FILE,
+    PARAMS_FOLDER,
+    WeightsSource,
+    cast,
+    open_weights,
+)
+
+MINI = Path(__file__).parent / "mini"
+MAX_SHIPPED_FILE = 15 << 20  # a single file of the package stays under 16 MiB
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_SOURCE_FILE = "source.json"  # in a cached conversion: the file it was made from
+
+
+def load_weights(
+    source: str | Path = "mini",
+    variant: str = "auto",
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Any], ModelConfig, dict[str, str]]:
+    """Parameter tree of numpy arrays, configuration, and where they came from (`source`, `path`, `sha256`).
+
+    `source` is "mini", a folder, a .safetensors file or a hub id with an optional @revision. A published file is
+    converted once and kept in the user's cache.
+    """
+    path = find_weights(str(source), variant)
+    weights = open_weights(path)
+    check_variant(weights, variant)
+    if path.is_file():
+        weights, sha256 = _converted(weights, progress or NullProgress())
+    else:
+        sha256 = weights.sha256()
+    parameters = model_parameters(weights.config)
+    tensors = weights.stream([parameter.name for parameter in parameters])
+    target = FLOAT_DTYPES[dtype] if dtype else None
+    params = tree_from_leaves(
+        (parameter.path, parameter.to_tree(cast(tensor, parameter.name, target)))
+        for parameter, tensor in zip(parameters, tensors, strict=True)
+    )
+    return params, weights.config, {"source": str(source), "path": str(path), "sha256": sha256}
+
+
+def find_weights(source: str, variant: str = "auto") -> Path:
+    """The file or folder that `source` names, fetched from the hub where it is a hub id."""
+    if source == "mini":
+        if not (MINI / MODEL_FILE).is_file():
+            raise WeightsError(f"the shipped weights are missing from {MINI}", hint="install sv3d_jax again")
+        return MINI
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if _HUB_ID.fullmatch(source) and path.suffix != ".safetensors":
+        return _from_hub(source, variant)
+    raise _not_found(source, [str(path.absolute())])
+
+
+def write_shipped(params: Mapping[str, Any], config: ModelConfig, directory: Path | str) -> None:
+    """Write a model as the package ships it: `model.toml` and bfloat16 files with published names, each part apart."""
+    dtype = FLOAT_DTYPES["bfloat16"]
+    with staged(Path(directory)) as folder:
+        folder.mkdir()
+        (folder / MODEL_FILE).write_text(config.to_toml(), encoding="utf-8")
+        for part in PREFIXES:
+            tensors = {
+                parameter.name: cast(
+                    parameter.to_published(np.asarray(_leaf(params, parameter.path))), parameter.name, dtype
+                )
+                for parameter in model_parameters(config, [part])
+            }
+            shards = _shards(tensors)
+            for index, names in enumerate(shards):
+                name = part if len(shards) == 1 else f"{part}-{index + 1}"
+                infos = {key: TensorInfo(dtype, tensors[key].shape) for key in names}
+                write_safetensors(folder / f"{name}.safetensors", infos, (tensors[key] for key in names), {})
+
+
+def _converted(weights: WeightsSource, progress: Progress) -> tuple[WeightsSource, str]:
+    """A file's weights from their conversion in the cache, made now where there is none of this very file."""
+    status = weights.path.stat()
+    identity = f"{weights.path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    name = f"{weights.config.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    folder = cache_directory() / "weights" / name
+    if not (folder / _SOURCE_FILE).is_file():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            convert(weights, folder, progress=progress)
+        except SV3DError as error:
+            hint = f"to keep it elsewhere: sv3d convert {weights.path} FOLDER, then --weights FOLDER"
+            raise type(error)(error.message, hint if error.exit_code == 5 else error.hint) from error
+        write_json(folder / _SOURCE_FILE, {"path": str(weights.path), "sha256": weights.sha256()})
+    return open_weights(folder), json.loads((folder / _SOURCE_FILE).read_text())["sha256"]
+
+
+def _from_hub(source: str, variant: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    repository, _, revision = source.partition("@")
+    file = f"sv3d_{'p' if variant == 'auto' else variant}.safetensors"
+    parts = [f"{part}*.safetensors" for part in PREFIXES]
+    wanted = [file, MODEL_FILE, f"{PARAMS_FOLDER}/*", EXTRA_FILE, *parts]
+    page = f"https://huggingface.co/{repository}"
+    command = f"hf download {repository} {file}" + (f" --revision {revision}" if revision else "")
+    cache = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    searched = [str(Path(source).absolute()), str(cache), page]
+    try:
+        folder = Path(snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+    except OSError as error:  # every error of the hub's client is one
+        if error.errno == errno.ENOSPC:
+            raise
+        raise _hub_error(error, source, searched, command) from error
+    for found in (folder / file, folder):
+        if found.is_file() or (found / MODEL_FILE).is_file():
+            return found
+    raise _not_found(source, searched, command)
+
+
+def _hub_error(error: OSError, source: str, searched: list[str], command: str) -> WeightsError:
+    from huggingface_hub.errors import GatedRepoError
+
+    page = searched[-1]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None:
+        return _not_found(source, [*searched[:-1], f"{page} (no connection)"], command)
+    if isinstance(error, GatedRepoError) or status == 403:
+        return WeightsError(
+            f"{page} gives its files only to those who have accepted the licence (HTTP {status})",
+            hint=f"open {page}, log in and accept the licence; then run: hf auth login && {command}",
+        )
+    if status in (401, 404):
+        return WeightsError(
+            f"{source} does not exist at {page}, or is not open to you (HTTP {status})",
+            hint=f"check the name; for a private model run: hf auth login && {command}",
+        )
+    return WeightsError(f"{page} answered HTTP {status}", hint=f"try again later: {command}")
+
+
+def _not_found(source: str, searched: list[str], command: str | None = None) -> WeightsError:
+    places = "; ".join(searched)
+    return WeightsError(
+        f"no weights {source}; searched: {places}",
+        hint=f"with a network: {command or 'hf download stabilityai/sv3d sv3d_p.safetensors --local-dir .'}",
+    )
+
+
+def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def _shards(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Names in groups that fit one shipped file each."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > MAX_SHIPPED_FILE:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
