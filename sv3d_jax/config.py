@@ -165,12 +165,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Annotated:
         return _convert(inner[0], value, where)
     if origin in (Union, types.UnionType):
+        errors = []
         for option in inner:
             try:
                 return _convert(option, value, where)
             except InputError as error:
-                last = error
-        raise last
+                errors += [error] if option is not type(None) else []
+        raise errors[-1]
     if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float)):
         return value
     if origin is Literal:

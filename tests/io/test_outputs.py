@@ -1,0 +1,167 @@
+"""Output folders: whole files, the lock, resuming and the comparison of settings."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sv3d_jax.errors import InputError, OutputError
+from sv3d_jax.io.outputs import OutputFolder, write_atomic
+
+CONFIG = {"verb": "example", "steps": 50, "levels": {"sigma": 700.0}}
+
+
+def run(directory, config=CONFIG, stages=("orbit", "mesh"), finish=True, **options):
+    """A run of stages that write one file each; returns the stages that had to be worked on."""
+    worked = []
+    with OutputFolder(directory, config, **options) as folder:
+        for stage in stages:
+            if not folder.stage_done(stage):
+                write_atomic(folder.path(f"{stage}.bin"), f"{stage} {time.monotonic_ns()}")
+                folder.finish_stage(stage, [f"{stage}.bin"])
+                worked.append(stage)
+        if finish and not folder.done:
+            folder.write_run_json(seeds=[23])
+    return worked
+
+
+def test_a_written_file_is_whole_and_leaves_no_temporary_one(tmp_path):
+    write_atomic(tmp_path / "a" / "name.txt", "text")
+    assert (tmp_path / "a" / "name.txt").read_text() == "text"
+    assert os.listdir(tmp_path / "a") == ["name.txt"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_says_why(tmp_path, monkeypatch):
+    write_atomic(tmp_path / "name.txt", "old")
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="cannot write .*name.txt: No space left"):
+        write_atomic(tmp_path / "name.txt", "new")
+    assert (tmp_path / "name.txt").read_text() == "old" and os.listdir(tmp_path) == ["name.txt"]
+
+
+def test_run_json_records_settings_facts_versions_and_timings(tmp_path):
+    run(tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["config"] == CONFIG and record["seeds"] == [23]
+    assert set(record["timings_s"]) == {"orbit", "mesh"}
+    assert record["packages"]["jax"] and record["peak_memory_bytes"] > 1e6
+
+
+def test_the_same_settings_find_a_whole_run_and_leave_it_untouched(tmp_path):
+    run(tmp_path / "out")
+    before = {
+        file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in (tmp_path / "out").glob("*.*")
+    }
+    assert run(tmp_path / "out") == []
+    for name in ("orbit.bin", "mesh.bin", "run.json"):
+        file = tmp_path / "out" / name
+        assert (file.stat().st_mtime_ns, file.read_bytes()) == before[name]
+
+
+def test_finished_stages_of_a_broken_run_are_not_repeated(tmp_path):
+    run(tmp_path / "out", stages=["orbit"], finish=False)
+    kept = (tmp_path / "out" / "orbit.bin").read_bytes()
+    assert run(tmp_path / "out") == ["mesh"]
+    assert (tmp_path / "out" / "orbit.bin").read_bytes() == kept
+
+
+@pytest.mark.parametrize("damage", ["removed", "truncated"])
+def test_a_stage_whose_file_is_gone_or_cut_is_repeated(tmp_path, damage):
+    run(tmp_path / "out")
+    file = tmp_path / "out" / "mesh.bin"
+    file.unlink() if damage == "removed" else file.write_bytes(b"")
+    assert run(tmp_path / "out") == ["mesh"]
+
+
+def test_other_settings_are_refused_with_what_differs(tmp_path):
+    run(tmp_path / "out")
+    other = {**CONFIG, "steps": 20, "levels": {"sigma": 80.0}}
+    with pytest.raises(InputError, match=r"steps was 50, is 20; levels.sigma was 700.0, is 80.0") as caught:
+        run(tmp_path / "out", other)
+    assert caught.value.exit_code == 2 and "--overwrite" in caught.value.hint
+
+
+def test_overwrite_begins_afresh_and_removes_only_its_own_files(tmp_path):
+    run(tmp_path / "out")
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    assert run(tmp_path / "out", {"verb": "other"}, stages=["orbit"], overwrite=True) == ["orbit"]
+    assert sorted(file.name for file in (tmp_path / "out").glob("[!.]*")) == [
+        "mine.txt",
+        "orbit.bin",
+        "run.json",
+    ]
+
+
+def test_overwrite_does_not_follow_a_forged_record_outside(tmp_path):
+    run(tmp_path / "out")
+    (tmp_path / "precious").write_text("keep")
+    record = tmp_path / "out" / ".stages.json"
+    record.write_text(json.dumps({"config": CONFIG, "stages": {"x": {"files": {"../precious": 4}}}}))
+    run(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "precious").read_text() == "keep"
+
+
+def test_a_second_run_is_refused_with_the_holder_and_a_dead_one_is_not(tmp_path):
+    script = (
+        "import sys; from sv3d_jax.io.outputs import OutputFolder\n"
+        "with OutputFolder(sys.argv[1], {}): print('held', flush=True); sys.stdin.read()"
+    )
+    directory = tmp_path / "out"
+    with subprocess.Popen(
+        [sys.executable, "-c", script, directory], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(OutputError, match=f"in use by process {holder.pid} on .*, started 2") as caught:
+            run(directory, {})
+        assert caught.value.exit_code == 5
+        holder.kill()
+    assert run(directory, {}) == ["orbit", "mesh"]
+
+
+def test_a_missing_parent_is_found_before_anything_is_made(tmp_path):
+    with pytest.raises(OutputError, match="absent does not exist"):
+        OutputFolder(tmp_path / "absent" / "out", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parents_may_be_made_where_they_belong_to_the_run(tmp_path):
+    assert run(tmp_path / "several" / "cat", parents=True) == ["orbit", "mesh"]
+
+
+def test_a_parent_that_cannot_be_written_is_found_before_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: False
+    )  # root may write everywhere, so ask for the answer
+    with pytest.raises(OutputError, match="cannot be written"):
+        OutputFolder(tmp_path / "out", CONFIG)
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(OutputError, match="is a file, not a folder"):
+        OutputFolder(tmp_path / "out", CONFIG)
+
+
+def test_checking_a_folder_writes_nothing(tmp_path):
+    OutputFolder(tmp_path / "out", CONFIG)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", [b"a b", b"caf\xe9"])  # a space; Latin-1, so not UTF-8
+def test_any_folder_name_works(tmp_path, name):
+    directory = tmp_path / os.fsdecode(name)
+    assert run(directory) == ["orbit", "mesh"] and run(directory) == []
+
+
+def test_a_link_to_a_folder_works(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    assert run(tmp_path / "link") == ["orbit", "mesh"] and run(tmp_path / "real") == []
