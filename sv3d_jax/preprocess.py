@@ -1,5 +1,6 @@
 """From any picture of an object to the model's input: cut out, centred in a square, resized, over white."""
 
+import importlib
 import importlib.util
 from dataclasses import dataclass, field
 
@@ -132,12 +133,13 @@ def key_uniform_border(rgb: np.ndarray) -> np.ndarray | None:
         return None
     # One pixel of background all round joins what an object that touches the border would part.
     plain = np.pad(distance <= BORDER_TOLERANCE, 1, constant_values=True)
-    labels, _ = ndimage.label(plain)
+    labels = np.empty(plain.shape, np.int32)
+    ndimage.label(plain, output=labels)
     outside = (labels == labels[0, 0])[1:-1, 1:-1]
 
-    islands, count = ndimage.label(~outside, np.ones((3, 3)))
-    area = ndimage.sum_labels(~outside, islands, np.arange(count + 1))
-    outside |= (area < SPECK_SHARE * outside.size)[islands]
+    islands = np.empty(outside.shape, np.int32)
+    ndimage.label(~outside, np.ones((3, 3)), output=islands)
+    outside |= (np.bincount(islands.ravel()) < SPECK_SHARE * outside.size)[islands]
     rim = ~outside & ndimage.binary_dilation(outside, np.ones((3, 3)))
     alpha, unmixed = _unmix(rgb, color, distance, rim)
     alpha[outside] = 0.0
@@ -194,6 +196,6 @@ def _remove_background(image: Image.Image) -> np.ndarray:
             "removing a background needs rembg, which is not installed",
             hint='pip install "sv3d_jax[rembg]"',
         )
-    from rembg import remove
+    remove = importlib.import_module("rembg").remove
 
     return np.asarray(remove(image.convert("RGBA"), alpha_matting=True).convert("RGBA"))

@@ -33,15 +33,15 @@ class PathConfig:
         """The path, or a CameraError that says what is wrong with the settings."""
         from sv3d_jax.cameras.orbit import make_orbit
 
-        listed = isinstance(self.elevation, tuple)
-        return make_orbit(
-            self.orbit,
-            self.frames,
-            elevation_deg=10.0 if listed else self.elevation,
-            seed=self.seed,
-            azimuths_deg=self.azimuths,
-            elevations_deg=self.elevation if listed else None,
-        )
+        if isinstance(self.elevation, tuple):
+            return make_orbit(
+                self.orbit,
+                self.frames,
+                seed=self.seed,
+                azimuths_deg=self.azimuths,
+                elevations_deg=self.elevation,
+            )
+        return make_orbit(self.orbit, self.frames, self.elevation, self.seed, self.azimuths)
 
 
 @dataclass(frozen=True, kw_only=True)

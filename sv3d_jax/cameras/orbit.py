@@ -7,8 +7,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, look_at
 from sv3d_jax.errors import CameraError
@@ -93,8 +95,8 @@ def dynamic_orbit(num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0, see
 
 
 def custom_orbit(
-    azimuths_deg: Sequence[float] | None,
-    elevations_deg: Sequence[float] | float,
+    azimuths_deg: ArrayLike | None,
+    elevations_deg: ArrayLike,
     num_frames: int = NUM_FRAMES,
 ) -> CameraPath:
     """Views in the caller's order; None for regular azimuths, a single elevation is repeated.
@@ -120,8 +122,8 @@ def make_orbit(
     num_frames: int = NUM_FRAMES,
     elevation_deg: float = 10.0,
     seed: int = 0,
-    azimuths_deg: Sequence[float] | None = None,
-    elevations_deg: Sequence[float] | None = None,
+    azimuths_deg: ArrayLike | None = None,
+    elevations_deg: ArrayLike | None = None,
 ) -> CameraPath:
     """The path that the command line's options name; lists of angles take the place of the kind's own."""
     if kind not in ORBIT_KINDS:
@@ -207,10 +209,8 @@ def _angle(value: float, name: str = "elevation_deg", limit: float = 90.0) -> fl
     return float(_angles([value], name, limit)[0])
 
 
-def _listed(
-    values: Sequence[float] | float, name: str, num_frames: int, limit: float = math.inf
-) -> np.ndarray:
-    values = [values] if np.ndim(values) == 0 else list(values)
+def _listed(given: ArrayLike, name: str, num_frames: int, limit: float = math.inf) -> np.ndarray:
+    values = list(np.atleast_1d(np.asarray(given, object)))
     if name == "elevations_deg" and len(values) == 1:
         values = values * num_frames
     if len(values) != num_frames:
@@ -221,7 +221,7 @@ def _listed(
     return _angles(values, name, limit)
 
 
-def _angles(values: Sequence[float] | np.ndarray, name: str, limit: float = math.inf) -> np.ndarray:
+def _angles(values: Sequence[Any] | np.ndarray, name: str, limit: float = math.inf) -> np.ndarray:
     """Angles as float64, or an error that names the first bad one."""
     if len(values) == 0:
         raise CameraError(f"{name} is empty")

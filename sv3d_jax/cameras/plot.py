@@ -11,6 +11,8 @@ from sv3d_jax.cameras.orbit import CameraPath
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont
 
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
 _WIDTH, _HEIGHT = 1200, 560
 _SCALE = 3  # drawn larger and reduced, for smooth lines
 _INK, _FAINT, _INPUT = (48, 54, 66), (222, 226, 232), (206, 60, 48)
@@ -33,7 +35,7 @@ def plot_path(path: CameraPath) -> np.ndarray:
 
 
 def _draw_from_above(
-    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, path: CameraPath, colors: list[tuple[int, ...]]
+    draw: ImageDraw.ImageDraw, font: Font, path: CameraPath, colors: list[tuple[int, ...]]
 ) -> None:
     center, radius = np.array([285.0, 300.0]), 185.0
 
@@ -66,7 +68,7 @@ def _draw_from_above(
 
 
 def _draw_elevations(
-    draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, path: CameraPath, colors: list[tuple[int, ...]]
+    draw: ImageDraw.ImageDraw, font: Font, path: CameraPath, colors: list[tuple[int, ...]]
 ) -> None:
     left, right, top, bottom = 660.0, 1160.0, 60.0, 490.0
     elevations, last = path.elevations_deg, len(path) - 1

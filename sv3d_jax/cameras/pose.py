@@ -5,12 +5,13 @@ World: right-handed, z up. Camera: x right, y up, looking along -z. Pixels: the 
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 SV3D_FOV_DEG = 33.8
 SV3D_RADIUS = 2.0
 
 
-def look_at(azimuths_deg: np.ndarray, elevations_deg: np.ndarray, radius: float | np.ndarray) -> np.ndarray:
+def look_at(azimuths_deg: ArrayLike, elevations_deg: ArrayLike, radius: ArrayLike) -> np.ndarray:
     """World-from-camera matrices (f, 4, 4) of cameras on a sphere around the origin, looking at it, z up.
 
     The position is radius (cos e cos a, cos e sin a, sin e): azimuth grows counter-clockwise seen from above.
@@ -48,7 +49,7 @@ def intrinsics(fov_deg: float, size: int | tuple[int, int]) -> tuple[np.ndarray,
 
 
 def clip_from_camera(
-    focal: np.ndarray, center: np.ndarray, height: int, width: int, near: float = 0.1, far: float = 10.0
+    focal: ArrayLike, center: ArrayLike, height: int, width: int, near: float = 0.1, far: float = 10.0
 ) -> np.ndarray:
     """OpenGL projection (..., 4, 4): camera space to clip space, x right, y up, depth -1 at near and 1 at far.
 

@@ -1,14 +1,15 @@
 """Bundles of rays through pixel centres."""
 
 import jax.numpy as jnp
+import numpy as np
 
 from sv3d_jax.arrays import Array, Float
 
 
 def camera_rays(
-    camera_to_world: Float[Array, "*b 4 4"],
-    focal: Float[Array, "*#b 2"],
-    center: Float[Array, "*#b 2"],
+    camera_to_world: Float[Array | np.ndarray, "*b 4 4"],
+    focal: Float[Array | np.ndarray, "*#b 2"],
+    center: Float[Array | np.ndarray, "*#b 2"],
     height: int,
     width: int,
 ) -> tuple[Float[Array, "*b h w 3"], Float[Array, "*b h w 3"]]:

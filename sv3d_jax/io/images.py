@@ -129,8 +129,9 @@ def _describe(data: bytes) -> str:
 def _convert(image: Image.Image) -> Picture:
     """Any Pillow mode to upright 8-bit sRGB and alpha."""
     notes = []
-    if getattr(image, "is_animated", False) and image.format != "MPO":
-        notes.append(f"animated: the first of {image.n_frames} frames is used")
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1 and image.format != "MPO":
+        notes.append(f"animated: the first of {num_frames} frames is used")
         image.seek(0)
     image.load()
     profile = image.info.get("icc_profile")
@@ -173,12 +174,13 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
         source = source.convert("L")
     if profile and source.mode in ("RGB", "CMYK", "L", "LAB"):
         try:
-            converted = ImageCms.profileToProfile(
-                source,
+            transform = ImageCms.buildTransform(
                 ImageCms.ImageCmsProfile(io.BytesIO(profile)),
                 ImageCms.createProfile("sRGB"),
-                outputMode="RGB",
+                source.mode,
+                "RGB",
             )
+            converted = transform.apply(source)
         except (ImageCms.PyCMSError, OSError):
             notes.append("its ICC profile cannot be applied and is ignored")
         else:

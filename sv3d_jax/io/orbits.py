@@ -202,10 +202,12 @@ def _read_frames(directory: Path, files: list[str]) -> tuple[np.ndarray, np.ndar
 def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
     where = f"frames[{index}]"
     if "camera_to_world" not in frame:
-        angles = [_number(frame, name, where) for name in ("azimuth_deg", "elevation_deg", "radius")]
-        if None in angles:
+        azimuth, elevation, radius = (
+            _number(frame, name, where) for name in ("azimuth_deg", "elevation_deg", "radius")
+        )
+        if azimuth is None or elevation is None or radius is None:
             raise CameraError(f"{where} needs camera_to_world, or azimuth_deg, elevation_deg and radius")
-        return look_at(*angles)
+        return look_at(azimuth, elevation, radius)
     matrix = _matrix(frame["camera_to_world"], f"{where}.camera_to_world")
     rotation = matrix[:3, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:

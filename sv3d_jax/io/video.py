@@ -57,15 +57,15 @@ def contact_sheet(
     scale = -(-min_cell // frames_uint8.shape[2])
     cells = frames_uint8.repeat(scale, axis=1).repeat(scale, axis=2)
     count, height, width = cells.shape[:3]
-    columns = min(count, columns or _columns(count))
+    per_row = min(count, columns or _columns(count))
     gap, text_height = max(2, width // 64), max(14, width // 9)
-    rows = -(-count // columns)
+    rows = -(-count // per_row)
     pitch_x, pitch_y = width + gap, height + text_height + gap
-    sheet = Image.new("RGB", (columns * pitch_x + gap, rows * pitch_y + gap), "white")
+    sheet = Image.new("RGB", (per_row * pitch_x + gap, rows * pitch_y + gap), "white")
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(size=0.75 * text_height)
     for index, (cell, label) in enumerate(zip(cells, labels, strict=True)):
-        x, y = gap + index % columns * pitch_x, gap + index // columns * pitch_y
+        x, y = gap + index % per_row * pitch_x, gap + index // per_row * pitch_y
         sheet.paste(Image.fromarray(cell), (x, y))
         draw.rectangle((x, y, x + width - 1, y + height - 1), outline="#dddddd")
         draw.text(
@@ -83,9 +83,9 @@ def _columns(count: int) -> int:
 
 def _has_h264() -> bool:
     try:
-        import av
+        from av.codec import Codec
 
-        av.codec.Codec("libx264", "w")
+        Codec("libx264", "w")
     except (ImportError, ValueError):  # PyAV's UnknownCodecError is a ValueError
         return False
     return True

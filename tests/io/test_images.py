@@ -111,7 +111,7 @@ def test_a_palette_is_converted_and_its_transparency_kept(save):
     image.paste(0, (0, 0, 40, 20))
     picture = read_picture(save(image, "palette.png", transparency=0))
     np.testing.assert_array_equal(picture.rgb[30, 30], [0, 0, 255])
-    np.testing.assert_array_equal(picture.alpha[[10, 30], 20], [0, 255])
+    np.testing.assert_array_equal(np.asarray(picture.alpha)[[10, 30], 20], [0, 255])
     assert picture.notes == ["converted from P to 8-bit RGB"]
 
 

@@ -56,7 +56,7 @@ def test_frames_with_alpha_give_alphas_and_lie_over_white(tmp_path):
     )
     write_orbit(tmp_path, images, static_orbit(5))
     orbit, alphas = read_orbit(tmp_path), images[..., 3] / 255.0
-    np.testing.assert_allclose(orbit.alphas, alphas, atol=1e-7)
+    np.testing.assert_allclose(np.asarray(orbit.alphas), alphas, atol=1e-7)
     expected = IMAGES / 255.0 * alphas[..., None] + 1 - alphas[..., None]
     np.testing.assert_allclose(orbit.images, expected, atol=1 / 255)  # truncated to 8 bits
 
@@ -175,7 +175,7 @@ def test_absent_frames_are_named_and_counted(folder):
     (folder / "frames/003.png").unlink()
     with pytest.raises(InputError, match="frames/001.png does not exist") as error:
         read_orbit(folder)
-    assert "2 of 5" in error.value.hint
+    assert "2 of 5" in str(error.value.hint)
 
 
 def test_frames_of_different_sizes_are_named(folder):
