@@ -7,11 +7,12 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sv3d_jax.config import CommonConfig, build, nearest, read_settings, to_plain
+from sv3d_jax.config import build, nearest, read_settings, to_plain
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError
 
 
@@ -117,12 +118,12 @@ def _run(words: list[str]) -> int:
     name, rest = _split_verb(words)
     verb = VERBS[name]
     config = parse(name, rest)
-    _check_inputs(verb, config)
 
     from sv3d_jax.progress import NullProgress, Progress
 
     with warnings.catch_warnings(), NullProgress() if config.quiet else Progress() as progress:
         warnings.showwarning = lambda message, *_: progress.note(f"warning: {message}")
+        _check_inputs(verb, config)
         if verb.uses_jax:
             from sv3d_jax.devices import enable_compile_cache, select_device
 
@@ -141,15 +142,16 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 
     cls = _named(VERBS[name].config)
     file = _config_file(arguments)
-    config = tyro.cli(
-        cls,
-        prog=f"sv3d {name}",
-        description=cls.__doc__,
-        args=list(arguments),
-        default=_defaults(cls, read_settings(cls, file) if file else {}),
-        config=(tyro.conf.FlagCreatePairsOff,),
-        registry=_optional_without_none(),
-    )
+    with _colors_as_wished():
+        config = tyro.cli(
+            cls,
+            prog=f"sv3d {name}",
+            description=cls.__doc__,
+            args=list(arguments),
+            default=_defaults(cls, read_settings(cls, file) if file else {}),
+            config=(tyro.conf.FlagCreatePairsOff,),
+            registry=_optional_without_none(),
+        )
     for field in dataclasses.fields(cls):
         needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if needed and getattr(config, field.name) == ():
@@ -209,6 +211,19 @@ def _config_file(arguments: Sequence[str]) -> str | None:
     return None
 
 
+@contextmanager
+def _colors_as_wished() -> Iterator[None]:
+    """The parser knows dumb terminals but not NO_COLOR."""
+    term = os.environ.get("TERM")
+    if term and os.environ.get("NO_COLOR"):
+        os.environ["TERM"] = "dumb"
+    try:
+        yield
+    finally:
+        if term:
+            os.environ["TERM"] = term
+
+
 def _defaults(cls: type, values: Mapping[str, Any]) -> Any:
     """An unchecked `cls` for the parser: values of the file, else defaults, else marked as missing."""
     import tyro
@@ -257,8 +272,10 @@ def _optional_without_none() -> Any:
     return registry
 
 
-def _check_inputs(verb: Verb, config: CommonConfig) -> None:
-    """Refuse an absent input file while the answer is still instant."""
+def _check_inputs(verb: Verb, config: Any) -> None:
+    """Refuse an absent input file, or cameras that make no path, while the answer is still instant."""
+    if hasattr(config, "camera_path"):
+        config.camera_path()
     for name in verb.inputs:
         value = getattr(config, name)
         for path in value if isinstance(value, tuple) else (value,):
