@@ -1,0 +1,128 @@
+"""Orbits as the UNet trains on them: latents and image tokens of all views, encoded once and kept on disk."""
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from sv3d_jax.arrays import Params
+from sv3d_jax.models.clip_vision import embed_image
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.vae import encode_moments
+from sv3d_jax.progress import Progress
+from sv3d_jax.train.data.orbits import Orbit, OrbitPool, relative_angles
+from sv3d_jax.train.step import OrbitBatch, to_pixels
+
+ENCODE_BATCH = 168
+
+
+class EncodedOrbits(NamedTuple):
+    """Encoder means and image tokens of every view of every orbit, and the cameras."""
+
+    latents: np.ndarray  # objects f h w c
+    tokens: np.ndarray  # objects f d
+    orbits: list[Orbit]
+
+
+class Encoder:
+    """Encodes pictures by a model's autoencoder and image tower, in batches of one size."""
+
+    def __init__(self, params: Params, model: ModelConfig):
+        self.params = {name: params[name] for name in ("vae_encoder", "image_tower")}
+
+        def run(params, images):
+            pixels = to_pixels(images)
+            mean, _ = encode_moments(params["vae_encoder"], model.vae, pixels)
+            return mean, embed_image(params["image_tower"], model.tower, pixels)
+
+        self._run = jax.jit(run)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the parameters."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.params):
+            digest.update(np.asarray(leaf, np.float32).tobytes())
+        return digest.hexdigest()
+
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Latents `objects f h w c` and tokens `objects f d` of pictures uint8 `objects f h w 3`."""
+        flat = images.reshape(-1, *images.shape[2:])
+        padded = np.concatenate([flat, flat[: -len(flat) % ENCODE_BATCH]])
+        parts = [
+            jax.device_get(self._run(self.params, padded[i : i + ENCODE_BATCH]))
+            for i in range(0, len(padded), ENCODE_BATCH)
+        ]
+        return tuple(
+            np.concatenate(column)[: len(flat)].reshape(*images.shape[:2], *column[0].shape[1:])
+            for column in zip(*parts, strict=True)
+        )
+
+
+def encode_pool(directory: Path, pool: OrbitPool, encoder: Encoder, progress: Progress) -> EncodedOrbits:
+    """Encode what the folder lacks, shard by shard, and read all of it."""
+    name = encoder.fingerprint()[:12]
+    shards = pool.shards()
+    paths = [directory / f"latents-{name}-{index:05d}.npz" for index in range(len(shards))]
+    missing = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.exists()]
+    progress.stage("encode", total=len(missing))
+    for path, shard in missing:
+        latents, tokens = encoder(np.asarray(shard))
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "wb") as file:
+            np.savez(file, latents=latents, tokens=tokens)
+        temporary.replace(path)
+        progress.advance()
+    loaded = [np.load(path) for path in paths]
+    latents, tokens = (np.concatenate([part[key] for part in loaded]) for key in ("latents", "tokens"))
+    count = len(pool.orbits)
+    return EncodedOrbits(latents[:count], tokens[:count], pool.orbits)
+
+
+def sample_views(
+    rng: np.random.Generator, encoded: EncodedOrbits, batch_size: int, frames: int
+) -> OrbitBatch:
+    """Random objects, each with a random input view and `frames` views of the orbit that ends there.
+
+    The orbit is cyclic: any view can be the last, and the others follow it round the object. The input view is
+    always among the frames, which keep their place in the whole orbit as frame index.
+    """
+    num_frames = encoded.latents.shape[1]
+    objects = rng.integers(0, len(encoded.latents), batch_size)
+    inputs = rng.integers(0, num_frames, batch_size)
+    places = np.stack(
+        [
+            np.append(np.sort(rng.choice(num_frames - 1, frames - 1, replace=False)), num_frames - 1)
+            for _ in range(batch_size)
+        ]
+    )
+    return gather_views(encoded, objects, inputs, places)
+
+
+def gather_views(
+    encoded: EncodedOrbits, objects: np.ndarray, inputs: np.ndarray, places: np.ndarray
+) -> OrbitBatch:
+    """Frames `places` (b, f) of the orbits whose last frame is the view `inputs` (b,)."""
+    num_frames = encoded.latents.shape[1]
+    views = (inputs[:, None] + 1 + places) % num_frames
+    angles = [
+        relative_angles(encoded.orbits[o], v, i) for o, v, i in zip(objects, views, inputs, strict=True)
+    ]
+    polar_rad, azimuth_rad = (np.stack(column).astype(np.float32) for column in zip(*angles, strict=True))
+    return OrbitBatch(
+        latents=encoded.latents[objects[:, None], views],
+        input_latents=encoded.latents[objects, inputs],
+        tokens=encoded.tokens[objects, inputs],
+        polar_rad=polar_rad,
+        azimuth_rad=azimuth_rad,
+        frame_index=places.astype(np.float32),
+    )
+
+
+def measure_latent_factor(params: Params, model: ModelConfig, pool: OrbitPool) -> tuple[float, ...]:
+    """One over the deviation of each latent channel, over the pool's first shard; params is `vae_encoder`."""
+    images = np.asarray(pool.shards()[0])
+    encode = jax.jit(lambda images: encode_moments(params, model.vae, to_pixels(images))[0])
+    latents = np.concatenate([encode(orbit) for orbit in images])
+    return tuple(round(float(1.0 / deviation), 4) for deviation in latents.std((0, 1, 2)))

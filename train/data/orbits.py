@@ -1,0 +1,135 @@
+"""Rendered orbits of procedural figures, kept on disk as uint8 shards that any number of runs may share.
+
+A shard holds `SHARD_OBJECTS` consecutive seeds; its content is a function of the data settings alone, so a pool
+that was cut short is completed, and a run on fewer objects reads the first shards of a larger pool.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.outputs import write_json
+from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.train.config import DataConfig
+
+SHARD_OBJECTS = 128
+RENDER_BATCH = 32
+ORBIT_STREAM = 1  # keeps the random numbers of the cameras apart from those of the figure with the same seed
+
+
+class Orbit(NamedTuple):
+    """Absolute angles of the views of one orbit, in order round the object."""
+
+    azimuths_deg: np.ndarray
+    elevations_deg: np.ndarray
+
+
+def training_orbit(seed: int, config: DataConfig) -> Orbit:
+    """Cameras of the object with this seed: either direction, even or uneven steps, level or on a sine.
+
+    The frame index alone must not tell the azimuth, or a network ignores the camera.
+    """
+    rng = np.random.default_rng([ORBIT_STREAM, seed])
+    frames = config.num_frames
+    steps = np.ones(frames)
+    if rng.uniform() < config.irregular_share:
+        steps = rng.uniform(0.3, 1.7, frames)
+    direction = rng.choice([-1.0, 1.0])
+    azimuths = rng.uniform(0.0, 360.0) + direction * 360.0 * np.cumsum(steps) / steps.sum()
+    elevations = np.full(frames, rng.uniform(0.0, config.elevation_max_deg))
+    if rng.uniform() < config.varied_share:
+        amplitude = rng.uniform(5.0, config.amplitude_max_deg)
+        phase = 2 * np.pi * (np.arange(frames) / frames * rng.integers(1, 3) + rng.uniform())
+        elevations = np.clip(elevations + amplitude * np.sin(phase), -20.0, 50.0)
+    return Orbit(azimuths % 360.0, elevations)
+
+
+def relative_angles(orbit: Orbit, frames: np.ndarray, input_view: int) -> tuple[np.ndarray, np.ndarray]:
+    """Polar angle and azimuth in radians of some views as seen from the input view, azimuth in [0, 2 pi)."""
+    azimuths = (orbit.azimuths_deg[frames] - orbit.azimuths_deg[input_view]) % 360.0
+    return np.deg2rad(90.0 - orbit.elevations_deg[frames]), np.deg2rad(azimuths)
+
+
+class OrbitPool:
+    """The rendered orbits of objects 0 .. n-1."""
+
+    def __init__(self, directory: Path, config: DataConfig):
+        self.config = config
+        self.orbits = [training_orbit(seed, config) for seed in range(config.objects)]
+        self._shards = [np.load(path, mmap_mode="r") for path in _shard_paths(directory, config)]
+
+    def images(self, objects: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Pictures uint8 `n h w 3` of view views[i] of object objects[i]."""
+        shards, places = np.divmod(objects, SHARD_OBJECTS)
+        return np.stack(
+            [self._shards[s][p, v] for s, p, v in zip(shards, places, np.asarray(views), strict=True)]
+        )
+
+    def shards(self) -> list[np.ndarray]:
+        """Pictures uint8 `objects f h w 3`, in the order of the objects."""
+        return self._shards
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all pictures."""
+        digest = hashlib.sha256()
+        for shard in self._shards:
+            digest.update(np.ascontiguousarray(shard))
+        return digest.hexdigest()
+
+
+def render_pool(directory: Path, config: DataConfig, progress: Progress | None = None) -> OrbitPool:
+    """Render what the folder lacks, then open it; a folder rendered with other settings is refused."""
+    progress = progress or NullProgress()
+    directory.mkdir(parents=True, exist_ok=True)
+    settings = dataclasses.asdict(config) | {"objects": None}
+    index = directory / "orbits.json"
+    if index.exists() and (found := json.loads(index.read_text())) != settings:
+        names = sorted(name for name in settings if found.get(name) != settings[name])
+        raise InputError(
+            f"{directory} holds orbits of other settings: {', '.join(names)}",
+            hint="choose another folder with --data-dir",
+        )
+    write_json(index, settings)
+    missing = [path for path in _shard_paths(directory, config) if not path.exists()]
+    progress.stage("render", total=len(missing))
+    for path in missing:
+        _render_shard(path, config)
+        progress.advance()
+    return OrbitPool(directory, config)
+
+
+def render_objects(seeds: np.ndarray, orbits: list[Orbit], size: int) -> np.ndarray:
+    """Pictures uint8 `n f h w 3` of figures, each from the cameras of its orbit."""
+    from sv3d_jax.train.data.render import render_figures
+
+    azimuths = np.stack([orbit.azimuths_deg for orbit in orbits])
+    elevations = np.stack([orbit.elevations_deg for orbit in orbits])
+    return np.asarray(render_figures(seeds, azimuths, elevations, size))
+
+
+def _render_shard(path: Path, config: DataConfig) -> None:
+    first = int(path.stem.split("-")[1])
+    shard = np.concatenate(
+        [
+            render_objects(
+                seeds := np.arange(start, start + RENDER_BATCH),
+                [training_orbit(int(seed), config) for seed in seeds],
+                config.size,
+            )
+            for start in range(first, first + SHARD_OBJECTS, RENDER_BATCH)
+        ]
+    )
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "wb") as file:
+        np.save(file, shard)
+    temporary.replace(path)
+
+
+def _shard_paths(directory: Path, config: DataConfig) -> list[Path]:
+    firsts = range(0, config.objects, SHARD_OBJECTS)
+    return [directory / f"orbits-{first:08d}.npy" for first in firsts]

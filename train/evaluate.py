@@ -1,0 +1,203 @@
+"""How well a model turns held-out figures: sampled orbits against rendered ones, and against trivial answers."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sv3d_jax.arrays import Array, Params
+from sv3d_jax.cameras.orbit import static_azimuths_deg
+from sv3d_jax.diffusion.denoiser import denoise, guided_denoiser
+from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.diffusion.sampler import sample
+from sv3d_jax.diffusion.schedule import karras_sigmas
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.vae import decode
+from sv3d_jax.progress import Progress
+from sv3d_jax.train.config import EVALUATION_SEED
+from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, gather_views
+from sv3d_jax.train.data.orbits import Orbit, render_objects
+from sv3d_jax.train.objectives import psnr
+from sv3d_jax.train.step import OrbitBatch, orbit_conditioning, orbit_network, to_pixels
+
+BATCH = 8
+RETRIEVAL_OBJECTS = 24
+WRONG_AZIMUTH_DEG, WRONG_ELEVATION_DEG = 90.0, 20.0
+MUST = {  # from training on a CPU; dB over the better of copy and mean image where the name says so
+    "autoencoder": 25.0,
+    "one_step_over_baseline": 6.0,
+    "sampled_over_baseline": 5.0,
+    "opposite_view": 16.5,
+    "direction_gap": 4.0,
+    "reversed_pose_costs": 3.5,
+    "own_object": 0.95,
+    "right_frame": 0.85,
+}
+
+
+class HeldOut(NamedTuple):
+    """Orbits of objects that are never trained on, half of them clockwise, each at one elevation."""
+
+    images: np.ndarray  # uint8 n f h w 3
+    orbits: list[Orbit]
+
+
+def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
+    """Even steps from a random azimuth; elevations between 0 and 25 degrees."""
+    rng = np.random.default_rng(EVALUATION_SEED)
+    orbits = [
+        Orbit(
+            (rng.uniform(0.0, 360.0) + direction * static_azimuths_deg(num_frames)) % 360.0,
+            np.full(num_frames, rng.uniform(0.0, 25.0)),
+        )
+        for direction in np.resize([1.0, -1.0], count)
+    ]
+    seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + count)
+    parts = [
+        render_objects(seeds[i : i + BATCH], orbits[i : i + BATCH], size) for i in range(0, count, BATCH)
+    ]
+    return HeldOut(np.concatenate(parts), orbits)
+
+
+def evaluate(
+    params: Params, model: ModelConfig, held_out: HeldOut, num_steps: int, progress: Progress
+) -> tuple[dict[str, float], np.ndarray]:
+    """The measures of `MUST` with baselines and ceiling, and the sampled pictures uint8 `n f h w 3`.
+
+    PSNR is the mean over pictures of all frames but the input view.
+    """
+    images, orbits = held_out
+    count, num_frames = images.shape[:2]
+    if count % BATCH:
+        raise ValueError(f"the number of objects must be a multiple of {BATCH}, got {count}")
+    views = num_frames - 1
+    truth = np.asarray(to_pixels(images))
+    encoded = EncodedOrbits(*Encoder(params, model)(images), orbits)
+    batches = [
+        gather_views(
+            encoded,
+            np.arange(i, i + BATCH),
+            np.full(BATCH, views),
+            np.tile(np.arange(num_frames), (BATCH, 1)),
+        )
+        for i in range(0, count, BATCH)
+    ]
+    key = jax.random.key(0)
+
+    def run(name: str, generate, change=lambda batch: batch) -> np.ndarray:
+        progress.stage(name, total=len(batches))
+        parts = []
+        for i, batch in enumerate(batches):
+            noise = jax.random.normal(jax.random.fold_in(key, i), batch.latents.shape)
+            parts.append(np.asarray(generate(params, change(batch), noise)))
+            progress.advance()
+        return np.concatenate(parts)
+
+    one_step = jax.jit(partial(_one_step, model))
+    sampled_orbit = jax.jit(partial(_sampled, model, num_steps))
+    direct = run("one step", one_step)
+    sampled = run("sample", sampled_orbit)
+    reconstructed = run("autoencoder", jax.jit(partial(_reconstruct, model)))
+
+    def score(pictures, frames=slice(0, views)) -> float:
+        return float(psnr(pictures[:, frames], truth[:, frames]).mean())
+
+    def cost(name: str, change) -> float:
+        """What a wrong camera takes from the one-step PSNR."""
+        return score(direct) - score(run(name, one_step, change))
+
+    copy = score(np.broadcast_to(truth[:, -1:], truth.shape))
+    mean = score(np.broadcast_to(truth[:, :views].mean((0, 1)), truth.shape))
+    reversed_truth = np.concatenate([truth[:, :views][:, ::-1], truth[:, views:]], axis=1)
+    frame = num_frames // 2
+    report = {
+        "copy": copy,
+        "mean_image": mean,
+        "autoencoder": score(reconstructed),
+        "one_step": score(direct),
+        "sampled": score(sampled),
+        "one_step_over_baseline": score(direct) - max(copy, mean),
+        "sampled_over_baseline": score(sampled) - max(copy, mean),
+        "opposite_view": score(sampled, slice(frame, frame + 1)),
+        "first_view": score(sampled, slice(0, 1)),
+        "last_view": score(sampled, slice(views - 1, views)),
+        "direction_gap": score(sampled) - float(psnr(sampled[:, :views], reversed_truth[:, :views]).mean()),
+        "reversed_pose_costs": cost("reversed pose", _reverse),
+        "azimuth_plus_90_costs": cost("azimuth + 90", _turn),
+        "wrong_elevation_costs": cost("wrong elevation", _raise),
+        "own_object": own_object(sampled[:RETRIEVAL_OBJECTS], truth[:RETRIEVAL_OBJECTS]),
+        "right_frame": right_frame(sampled[:, :views], truth[:, :views]),
+    }
+    return report, np.round((np.clip(sampled, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def own_object(sampled: np.ndarray, truth: np.ndarray) -> float:
+    """Share of generated frames (the input view aside) that are nearest to their own object's of the same place."""
+    frames = truth.shape[1] - 1
+    difference = sampled[:, None, :frames] - truth[None, :, :frames]
+    nearest = np.square(difference).mean((-3, -2, -1)).argmin(1)
+    return float((nearest == np.arange(len(truth))[:, None]).mean())
+
+
+def right_frame(sampled: np.ndarray, truth: np.ndarray) -> float:
+    """Share of generated frames whose nearest true frame of the object is their own or a neighbour."""
+    count = truth.shape[1]
+    errors = np.stack(
+        [np.square(s[:, None] - t[None]).mean((-3, -2, -1)) for s, t in zip(sampled, truth, strict=True)]
+    )
+    distance = np.abs(errors.argmin(2) - np.arange(count))
+    return float((distance <= 1).mean())
+
+
+def write_contact_sheet(path: Path, sampled: np.ndarray, truth: np.ndarray, objects: int = 8) -> None:
+    """A PNG with two rows an object, sampled over true, of every second frame; the last column is the input view."""
+    from sv3d_jax.io.images import write_png
+
+    shown = [*range(0, truth.shape[1] - 1, 2), truth.shape[1] - 1]
+    rows = [np.concatenate(orbit[shown], axis=1) for i in range(objects) for orbit in (sampled[i], truth[i])]
+    write_png(path, np.concatenate(rows))
+
+
+def _one_step(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Array) -> Array:
+    """The denoised orbit from pure noise: the network's mean answer."""
+    network = orbit_network(model, params["unet"], batch.frame_index)
+    sigma = jnp.full(noise.shape[:2], model.sigma_max)
+    return _pictures(
+        model, params, denoise(network, noise * model.sigma_max, sigma, orbit_conditioning(model, batch))
+    )
+
+
+def _sampled(model: ModelConfig, num_steps: int, params: Params, batch: OrbitBatch, noise: Array) -> Array:
+    network = orbit_network(model, params["unet"], jnp.concatenate([batch.frame_index] * 2))
+    scale = triangular_scale(noise.shape[1], model.cfg_min, model.cfg_max)
+    denoiser = guided_denoiser(network, orbit_conditioning(model, batch), scale)
+    sigmas = karras_sigmas(num_steps, model.sigma_min, model.sigma_max, model.rho)
+    return _pictures(model, params, sample(denoiser, noise, sigmas))
+
+
+def _reconstruct(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Array) -> Array:
+    """What the autoencoder makes of the true views: the ceiling."""
+    del noise
+    return _pictures(model, params, batch.latents * jnp.asarray(model.latent_factor))
+
+
+def _pictures(model: ModelConfig, params: Params, latents: Array) -> Array:
+    flat = (latents / jnp.asarray(model.latent_factor)).reshape(-1, *latents.shape[2:])
+    decoded = decode(params["vae_decoder"], model.vae, flat)
+    return decoded.reshape(*latents.shape[:2], *decoded.shape[1:])
+
+
+def _reverse(batch: OrbitBatch) -> OrbitBatch:
+    return batch._replace(azimuth_rad=-batch.azimuth_rad % np.float32(2 * np.pi))
+
+
+def _turn(batch: OrbitBatch) -> OrbitBatch:
+    turned = batch.azimuth_rad + np.float32(np.deg2rad(WRONG_AZIMUTH_DEG))
+    return batch._replace(azimuth_rad=turned % np.float32(2 * np.pi))
+
+
+def _raise(batch: OrbitBatch) -> OrbitBatch:
+    return batch._replace(polar_rad=batch.polar_rad - np.float32(np.deg2rad(WRONG_ELEVATION_DEG)))

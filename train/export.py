@@ -1,0 +1,106 @@
+"""From a run's checkpoint to a model folder with published key names: the way the shipped weights are made."""
+
+import dataclasses
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sv3d_jax.arrays import Params
+from sv3d_jax.errors import CheckpointError
+from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.models.clip_vision import init_tower
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.vae import init_vae
+from sv3d_jax.models.video_unet import init_unet
+from sv3d_jax.progress import Progress
+from sv3d_jax.train.config import TrainConfig
+from sv3d_jax.train.data.latents import measure_latent_factor
+from sv3d_jax.train.data.orbits import render_pool
+from sv3d_jax.train.objectives import read_model
+from sv3d_jax.train.state import checkpoint_steps, read_checkpoint
+from sv3d_jax.weights.hub import load_weights, write_shipped
+
+LOG_LINES = 400
+PARTS = {"autoencoder": ("vae_encoder", "vae_decoder"), "tower": ("image_tower",), "unet": ("unet",)}
+
+
+def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
+    """Write the averaged weights of the run's last checkpoint into the model folder `config.export`.
+
+    Parts that the run did not train stay as the folder has them; in a new folder they are fresh. `model.toml`
+    says how each part came to be, and `<objective>_log.jsonl` holds the metrics.
+    """
+    objective, target, run = config.objective, Path(config.export), config.output
+    checkpoints = run / "checkpoints"
+    if not (steps := checkpoint_steps(checkpoints)):
+        raise CheckpointError(f"{run} has no checkpoint to export")
+    arrays, settings = read_checkpoint(checkpoints, steps[-1])
+    trained = _tree({name.removeprefix("ema/"): a for name, a in arrays.items() if name.startswith("ema/")})
+
+    model = read_model(config.model)
+    logs = {path.name: path.read_bytes() for path in target.glob("*_log.jsonl")}
+    if (target / "model.toml").exists():
+        params, earlier, _ = load_weights(str(target), dtype="float32")
+    else:
+        params, earlier = _fresh(model), model
+    # The scale of the latents belongs to the autoencoder.
+    factor = earlier.latent_factor
+    if objective == "autoencoder":
+        pool = render_pool(config.data_dir or run / "data", config.data, progress)
+        factor = measure_latent_factor(trained["vae_encoder"], model, pool)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    record = {"step": steps[-1], "seconds": _seconds(lines), **_device(), "settings": _without_none(settings)}
+    model = dataclasses.replace(model, latent_factor=factor, training={**earlier.training, objective: record})
+    write_shipped(params | {part: trained[part] for part in PARTS[objective]}, model, target)
+    logs[f"{objective}_log.jsonl"] = "".join(f"{line}\n" for line in _thinned(lines)).encode()
+    for name, text in logs.items():
+        write_atomic(target / name, text)
+    return {"weights": str(target), "step": steps[-1]}
+
+
+def _fresh(model: ModelConfig) -> Params:
+    key = jax.random.key(0)
+    tower, unet = init_tower(model.tower, key), init_unet(model.unet, key)
+    return {"unet": unet, "image_tower": tower, **init_vae(model.vae, key)}
+
+
+def _tree(arrays: dict[str, np.ndarray]) -> Params:
+    tree: Params = {}
+    for name, array in arrays.items():
+        *branches, leaf = name.split("/")
+        node = tree
+        for branch in branches:
+            node = node.setdefault(branch, {})
+        node[leaf] = array
+    return tree
+
+
+def _thinned(lines: list[str]) -> list[str]:
+    """All validation lines and the first twenty lines, and every n-th of the others."""
+    stride = -(-len(lines) // LOG_LINES)
+    return [line for i, line in enumerate(lines) if i < 20 or i % stride == 0 or "val_" in line]
+
+
+def _seconds(lines: list[str]) -> float:
+    """Time spent in training steps: steps between two lines times the mean time of one."""
+    logged = [line for line in map(json.loads, lines) if "step_s" in line]
+    before = [0, *(line["step"] for line in logged)]
+    return round(
+        sum((line["step"] - start) * line["step_s"] for start, line in zip(before, logged, strict=False)), 1
+    )
+
+
+def _device() -> dict[str, str]:
+    device = jax.devices()[0]
+    return {"device": device.device_kind, "machine": platform.machine(), "jax": jax.__version__}
+
+
+def _without_none(value: Any) -> Any:
+    """Plain values without the absent ones, which TOML cannot write."""
+    if isinstance(value, dict):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return value

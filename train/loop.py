@@ -1,0 +1,174 @@
+"""The training loop: batches in, state along, metrics out; saved and resumed exactly."""
+
+import functools
+import json
+import shutil
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sv3d_jax.errors import Preempted, SV3DError
+from sv3d_jax.io.outputs import OutputFolder, write_json
+from sv3d_jax.progress import Progress
+from sv3d_jax.train.config import TrainConfig
+from sv3d_jax.train.export import export_run
+from sv3d_jax.train.objectives import Objective, make_objective
+from sv3d_jax.train.optimizer import learning_rate, make_optimizer
+from sv3d_jax.train.state import (
+    load_checkpoint,
+    load_latest,
+    new_state,
+    save_checkpoint,
+)
+from sv3d_jax.train.step import train_step
+
+MAX_SKIPPED_IN_ROW = 5
+FIRST_STEPS = 10  # logged one by one, so that a run from the same seed can be compared at once
+NOT_RESULTS = ("export", "resume", "data_dir", "log_every", "validate_every", "save_every")
+
+
+def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
+    """Train until max_steps, or until asked to end; a run that was cut short goes on from its last checkpoint."""
+    if config.export:
+        return export_run(config, progress)
+    objective = make_objective(config, progress)
+    optimizer = make_optimizer(config.optimizer, config.max_steps)
+    settings = run_settings(config, objective)
+    directory = config.output / "checkpoints"
+    key = jax.random.key(config.seed)
+
+    if config.overwrite or config.resume == "never":
+        shutil.rmtree(directory, ignore_errors=True)
+    with OutputFolder(config.output, settings, config.overwrite) as folder:
+        state = new_state(jax.jit(objective.init)(jax.random.fold_in(key, 2**31)), optimizer)
+        if config.resume == "auto":
+            state = load_latest(directory, state, settings) or state
+        elif config.resume != "never":
+            state = load_checkpoint(directory, state, int(config.resume), settings)
+        step = jax.jit(
+            functools.partial(
+                train_step, loss=objective.loss, optimizer=optimizer, ema_decay=config.optimizer.ema_decay
+            ),
+            donate_argnums=0,
+        )
+        rate = learning_rate(config.optimizer, config.max_steps)
+        with _SignalFlag(signal.SIGTERM) as stop, MetricsLog(config.output, int(state.step)) as log:
+            progress.stage("train", total=config.max_steps)
+            progress.advance(int(state.step))
+            meter = Meter()
+            for index in range(int(state.step), config.max_steps):
+                began = time.perf_counter()
+                batch = objective.batch(index)
+                loaded = time.perf_counter()
+                state, metrics = step(state, batch, jax.random.fold_in(key, index))
+                metrics = jax.device_get(metrics)
+                meter.add(objective.batch_images(batch), loaded - began, time.perf_counter() - began)
+                progress.advance()
+                done = index + 1
+                if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
+                    _give_up(config.output, done, metrics)
+                if done <= FIRST_STEPS or done % config.log_every == 0 or done == config.max_steps:
+                    numbers = {name: float(value) for name, value in metrics.items()}
+                    speed = meter.take()
+                    log.write(
+                        step=done,
+                        **numbers,
+                        learning_rate=float(rate(index)),
+                        **speed,
+                        skipped=int(state.skipped),
+                    )
+                if done % config.validate_every == 0 or done == config.max_steps:
+                    log.write(step=done, **objective.validate(state.ema))
+                if done % config.save_every == 0 or done == config.max_steps or stop.raised:
+                    save_checkpoint(directory, state, settings)
+                if stop.raised and done < config.max_steps:
+                    raise Preempted(f"stopped after step {done}; its state is saved in {directory}")
+        folder.write_run_json(objective=config.objective, model=objective.model.to_dict())
+    return {"step": int(state.step), "skipped": int(state.skipped), "checkpoints": str(directory)}
+
+
+def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
+    """What decides the result of a run: settings, widths of the model, fingerprint of the data."""
+    own = {name: value for name, value in config.settings().items() if name not in NOT_RESULTS}
+    return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}
+
+
+@dataclass
+class Meter:
+    """Speed since the last reading."""
+
+    steps: int = 0
+    images: int = 0
+    waited_s: float = 0.0
+    spent_s: float = 0.0
+
+    def add(self, images: int, waited_s: float, spent_s: float) -> None:
+        """Count a step that took spent_s, waited_s of them for its data."""
+        self.steps += 1
+        self.images += images
+        self.waited_s += waited_s
+        self.spent_s += spent_s
+
+    def take(self) -> dict[str, float]:
+        """Images a second, and mean seconds a step; then begin anew."""
+        report = {
+            "images_per_s": round(self.images / self.spent_s, 2),
+            "step_s": round(self.spent_s / self.steps, 4),
+            "data_s": round(self.waited_s / self.steps, 4),
+        }
+        self.__init__()
+        return report
+
+
+class MetricsLog:
+    """`metrics.jsonl` of a run; lines beyond the step that a run resumes from are dropped."""
+
+    def __init__(self, directory: Path, step: int):
+        self._path = directory / "metrics.jsonl"
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        self._path.write_text("".join(f"{line}\n" for line in kept))
+
+    def __enter__(self) -> "MetricsLog":
+        self._file = open(self._path, "a", buffering=1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def write(self, **values: Any) -> None:
+        """Add one line."""
+        self._file.write(json.dumps(values) + "\n")
+
+
+class _SignalFlag:
+    """Notes a signal instead of dying by it; the second one has its usual effect."""
+
+    def __init__(self, number: int):
+        self._number = number
+        self.raised = False
+
+    def __enter__(self) -> "_SignalFlag":
+        self._previous = signal.signal(self._number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        signal.signal(self._number, self._previous)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.raised = True
+        signal.signal(number, self._previous)
+
+
+def _give_up(directory: Path, step: int, metrics: dict[str, Any]) -> None:
+    """Leave what is needed to look into it, and stop; the last good checkpoint stays."""
+    values = {name: repr(float(value)) for name, value in metrics.items()}
+    write_json(directory / "not_finite.json", {"step": step, "batch": step - 1, **values})
+    raise SV3DError(
+        f"loss or gradient was not finite {MAX_SKIPPED_IN_ROW} steps in a row, up to step {step}",
+        hint=f"see {directory / 'not_finite.json'}; a lower learning rate may help",
+    )
