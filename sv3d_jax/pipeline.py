@@ -103,8 +103,10 @@ class Pipeline:
         dtype: str = "auto",
         mesh: Mesh | None = None,
         reference: bool = False,
+        weights: dict[str, str] | None = None,
     ):
         self.config = config
+        self.weights = weights or {}  # where they came from: source, path, sha256
         self.dtype = resolve_dtype(dtype)
         self.compute = Compute(DTYPES[self.dtype], reference)
         self.mesh = mesh
@@ -127,8 +129,8 @@ class Pipeline:
         """
         from sv3d_jax.weights.hub import load_weights
 
-        params, config, _ = load_weights(str(source), variant)
-        return cls(params, config, dtype, mesh, reference)
+        params, config, weights = load_weights(source, variant)
+        return cls(params, config, dtype, mesh, reference, weights)
 
     def __call__(
         self,

@@ -1,0 +1,88 @@
+"""Settings of `sv3d orbit` and `sv3d generate`; nothing here imports jax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from sv3d_jax.cameras.config import PathConfig
+from sv3d_jax.config import POSITIONAL, CommonConfig, check_range, short
+from sv3d_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from sv3d_jax.cameras.orbit import CameraPath
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrbitConfig(PathConfig, CommonConfig):
+    """Pictures of objects to orbits: frames, cameras.json, a video and a contact sheet, in DIR or in DIR/<name>."""
+
+    images: Annotated[tuple[Path, ...], POSITIONAL]
+    """pictures of one object each; cut out (with alpha), before a plain background, or see --background"""
+    output: Annotated[Path, short("-o")]
+    """folder of the results; of several pictures, each gets a folder of its name in it"""
+    weights: str = "mini"
+    """mini (shipped: upright figures, small), a folder, a .safetensors file, or a hub id"""
+    variant: Literal["auto", "u", "p"] = "auto"
+    """which model the weights must be: u without cameras, p with cameras, auto takes either"""
+    cameras: Path | None = None
+    """cameras.json with azimuths and elevations to follow, in place of --orbit, --elevation and --azimuths"""
+    steps: int | None = None
+    """sampling steps (default: the model's own; 50 for SV3D)"""
+    guidance: Literal["triangular", "linear", "constant"] = "triangular"
+    """how the guidance scale runs over the frames; triangular is highest at the back, constant is --cfg-max"""
+    cfg_min: float | None = None
+    """lowest guidance scale (default: the model's own; 1 for SV3D)"""
+    cfg_max: float | None = None
+    """highest guidance scale (default: the model's own; 2.5 for SV3D)"""
+    churn: float = 0.0
+    """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
+    size: int | None = None
+    """side of the frames in pixels (default: the model's own; 576 for SV3D)"""
+    background: Literal["auto", "alpha", "remove", "keep"] = "auto"
+    """auto: alpha, else a plain border, else rembg; alpha or remove: only that; keep: the picture as it is"""
+    frame_ratio: float | None = None
+    """longer side of the object over the side of the frame, up to 1 (default: the object keeps its size)"""
+    decode_chunk: int | None = None
+    """frames decoded at a time (default: as many as 2 GiB take)"""
+    format: Literal["mp4", "gif", "webp", "png"] = "mp4"
+    """format of the orbit's video; png for frames alone"""
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("steps", 1, 1000),
+            ("cfg_min", 0, 100),
+            ("cfg_max", 0, 100),
+            ("churn", 0, 1000),
+            ("size", 8, 4096),
+            ("frame_ratio", 0.05, 1),
+            ("decode_chunk", 1, 128),
+            ("seed", 0, 2**32 - 1),
+        ):
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, low, high)
+
+    def camera_path(self) -> CameraPath:
+        """The path of --cameras, or of the flags."""
+        if self.cameras is None:
+            return super().camera_path()
+        from sv3d_jax.io.orbits import read_camera_path
+
+        if self.azimuths is not None:
+            raise InputError("--azimuths and --cameras cannot both be given")
+        return read_camera_path(self.cameras)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(OrbitConfig):
+    """Pictures of objects to orbits and meshes: what `orbit` writes, mesh.glb, mesh.ply and a turntable video."""
+
+    preset: Literal["preview", "fast"] | None = None
+    """effort of the reconstruction (default: preview for mini, whose frames are small, else fast)"""
+
+    @property
+    def reconstruction_preset(self) -> Literal["preview", "fast"]:
+        return self.preset or ("preview" if self.weights == "mini" else "fast")

@@ -1,0 +1,176 @@
+"""The main job: pictures to orbits and on to meshes, in stages that a second start does not repeat."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sv3d_jax.errors import InputError
+from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
+from sv3d_jax.io.images import read_picture
+from sv3d_jax.io.outputs import OutputFolder
+from sv3d_jax.io.video import available_format
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.plan import Plan, check_size, plan_orbit, require_accelerator
+from sv3d_jax.preprocess import PreparedImage, prepare_image
+from sv3d_jax.progress import Progress
+
+if TYPE_CHECKING:
+    from sv3d_jax.cameras.orbit import CameraPath
+    from sv3d_jax.pipeline import Orbit, Pipeline
+
+ORBIT_STAGES = ["load", "preprocess", "compile", "sample", "decode", "write"]
+MINI_NOTE = (
+    "mini is a small model for trying things out: it knows one kind of object, upright figures on a white ground,"
+    " at {size} px; other objects come out as such figures. For those: --weights with SV3D's own weights"
+)
+
+
+def run_orbit(config: OrbitConfig, progress: Progress) -> dict[str, Any]:
+    """The `orbit` verb: an orbit folder with a video for every picture."""
+    return _run("orbit", config, progress)
+
+
+def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
+    """The `generate` verb: an orbit folder and in it a mesh with a turntable video for every picture."""
+    return _run("generate", config, progress)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture and the folder of its results."""
+
+    image: Path
+    prepared: PreparedImage
+    folder: OutputFolder
+
+
+def _run(verb: str, config: OrbitConfig, progress: Progress) -> dict[str, Any]:
+    """Check everything that can be checked, then do one picture after the other."""
+    model = _model_config(config)
+    size = config.size or model.native_size
+    check_size(model, size)
+    cameras = config.camera_path()
+    jobs = _jobs(verb, config, cameras, size)
+    plan = _plan(config, model, len(cameras), size)
+    if config.weights == "mini":
+        progress.note(MINI_NOTE.format(size=size))
+    if config.dry_run:
+        places = [str(job.folder.directory) for job in jobs]
+        return {"dry_run": True, "model": model.name, "plan": str(plan), "directories": places}
+
+    video = "png" if config.format == "png" else available_format(config.format)
+    progress.stages = ORBIT_STAGES
+
+    @cache
+    def pipeline() -> "Pipeline":
+        from sv3d_jax.pipeline import Pipeline
+
+        progress.stage("load")
+        return Pipeline.from_pretrained(config.weights, config.variant, config.dtype)
+
+    for job in jobs:
+        with job.folder as folder:
+            if folder.done:
+                progress.note(f"{folder.directory} is done already")
+                continue
+            if len(jobs) > 1:
+                progress.note(f"{job.image} -> {folder.directory}")
+            if not folder.stage_done("orbit"):
+                orbit = _orbit(pipeline(), config, model, cameras, job.prepared, progress)
+                progress.stage("write")
+                facts = {"seed": orbit.seed, "notes": orbit.notes, "timings_s": orbit.timings}
+                files = orbit.save(folder.directory, video)
+                folder.finish_stage("orbit", files, {**facts, "weights": pipeline().weights})
+            if isinstance(config, GenerateConfig) and not folder.stage_done("mesh"):
+                folder.finish_stage("mesh", *_mesh(config, folder.directory, progress))
+            folder.write_run_json()
+    return _result([job.folder.directory for job in jobs])
+
+
+def _model_config(config: OrbitConfig) -> ModelConfig:
+    """The model that the weights are, by their names and shapes alone."""
+    from sv3d_jax.weights.convert import check_variant
+    from sv3d_jax.weights.hub import find_weights
+    from sv3d_jax.weights.source import open_weights
+
+    weights = open_weights(find_weights(config.weights, config.variant))
+    check_variant(weights, config.variant)
+    return weights.config
+
+
+def _jobs(verb: str, config: OrbitConfig, cameras: "CameraPath", size: int) -> list[_Job]:
+    """One per picture, prepared and with its folder checked. A run is known by the contents of its files too."""
+    several = len(config.images) > 1
+    counts = Counter(image.stem for image in config.images)
+    if twice := [stem for stem, count in counts.items() if count > 1]:
+        raise InputError(
+            f"several pictures are named {twice[0]}, and so would be their folders",
+            hint="rename one, or run them one by one",
+        )
+    followed = None if config.cameras is None else [list(cameras.azimuths_deg), list(cameras.elevations_deg)]
+    jobs = []
+    for image in config.images:
+        prepared = prepare_image(read_picture(image), size, config.background, config.frame_ratio)
+        settings = {
+            "verb": verb,
+            **config.settings(),
+            "cameras": followed,
+            "images": [str(image)],
+            "picture_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
+        }
+        directory = config.output / image.stem if several else config.output
+        jobs.append(
+            _Job(image, prepared, OutputFolder(directory, settings, config.overwrite, parents=several))
+        )
+    return jobs
+
+
+def _plan(config: OrbitConfig, model: ModelConfig, num_frames: int, size: int) -> Plan:
+    """Memory and time of one orbit; a full-size model on a CPU must have been asked for."""
+    import jax
+
+    from sv3d_jax.pipeline import resolve_dtype
+
+    itemsize = 2 if resolve_dtype(config.dtype) == "bfloat16" else 4
+    plan = plan_orbit(model, num_frames, config.steps, size, 1, itemsize, config.decode_chunk)
+    require_accelerator(plan, jax.default_backend(), config.device)
+    return plan
+
+
+def _orbit(
+    pipeline: "Pipeline",
+    config: OrbitConfig,
+    model: ModelConfig,
+    cameras: "CameraPath",
+    picture: PreparedImage,
+    progress: Progress,
+) -> "Orbit":
+    from sv3d_jax.diffusion.sampler import Churn
+
+    lowest = model.cfg_min if config.cfg_min is None else config.cfg_min
+    highest = model.cfg_max if config.cfg_max is None else config.cfg_max
+    return pipeline(
+        picture,
+        cameras=cameras,
+        num_steps=config.steps,
+        cfg=(lowest, highest),
+        guidance=config.guidance,
+        churn=Churn(s_churn=config.churn) if config.churn else None,
+        seed=config.seed,
+        size=config.size,
+        decode_chunk=config.decode_chunk,
+        progress=progress,
+    )
+
+
+def _result(directories: list[Path]) -> dict[str, Any]:
+    """What was made and where, by the names that a user looks for."""
+    names = {"video": "orbit.*", "contact": "contact.png", "mesh": "mesh.glb", "turntable": "turntable.*"}
+    results = []
+    for directory in directories:
+        found = {kind: sorted(directory.glob(pattern)) for kind, pattern in names.items()}
+        results.append({"directory": str(directory), **{kind: str(f[0]) for kind, f in found.items() if f}})
+    return {"text": "\n".join("\n".join(result.values()) for result in results), "results": results}

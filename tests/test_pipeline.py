@@ -1,0 +1,245 @@
+"""The pipeline on a tiny model with random weights, and against the published sampler's stored run."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from sv3d_jax.cameras.orbit import CameraPath
+from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.diffusion.sampler import Churn, sample
+from sv3d_jax.errors import CameraError, Cancelled, InputError
+from sv3d_jax.io.orbits import read_orbit
+from sv3d_jax.pipeline import Pipeline
+from sv3d_jax.progress import Progress
+from tests.reference_weights import reference_params, tiny_config
+from tests.tiny_model import CONFIG, SIZE, picture, tiny_pipeline
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Pipeline:
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def orbit(pipe):
+    return pipe(picture(), seed=7, output_type="np")
+
+
+def test_frames_are_the_orbit_at_the_model_s_size(orbit):
+    assert orbit.frames.shape == (5, SIZE, SIZE, 3)
+    assert orbit.latents.shape == (5, 8, 8, 4)
+    assert 0 <= orbit.frames.min() and orbit.frames.max() <= 1
+    np.testing.assert_allclose(orbit.cameras.azimuths_deg, [72, 144, 216, 288, 0])
+
+
+def test_last_frame_is_the_picture_bit_for_bit(orbit):
+    assert (orbit.frames_uint8()[-1] == orbit.picture).all()
+    assert orbit.picture.shape == (SIZE, SIZE, 3)
+
+
+def test_eight_bits_are_cut_off_not_rounded(orbit):
+    cut = np.floor(orbit.frames[:-1].astype(np.float64) * 255)
+    assert (orbit.frames_uint8()[:-1] == cut).mean() > 0.999
+    assert (orbit.frames_uint8()[:-1] != np.rint(orbit.frames[:-1] * 255)).any()
+
+
+def test_same_seed_gives_the_same_bits(pipe, orbit):
+    again = pipe(picture(), seed=7, output_type="np")
+    assert (again.frames == orbit.frames).all()
+
+
+def test_another_seed_gives_another_orbit(pipe, orbit):
+    other = pipe(picture(), seed=8, output_type="np")
+    assert np.abs(other.frames[:-1] - orbit.frames[:-1]).max() > 0.05
+
+
+@pytest.fixture(scope="module")
+def told():
+    return []
+
+
+@pytest.fixture(scope="module")
+def stepwise(pipe, told):
+    return pipe(picture(), seed=7, output_type="latent", callback=told.append)
+
+
+def test_callback_does_not_change_the_numbers(orbit, stepwise):
+    assert (np.asarray(stepwise.latents) == np.asarray(orbit.latents)).all()
+
+
+def test_callback_hears_of_every_step(stepwise, told):
+    assert [(info.step, info.total) for info in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert told[-1].sigma == 0 and told[0].sigma > told[1].sigma
+    assert (np.asarray(told[-1].latents[0]) == np.asarray(stepwise.latents)).all()
+
+
+def test_cancelling_in_a_callback_stops_at_that_step(pipe):
+    steps = []
+
+    def cancel_at_two(info):
+        steps.append(info.step)
+        if info.step == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        pipe(picture(), callback=cancel_at_two)
+    assert steps == [1, 2]
+
+
+def test_picture_in_a_batch_gives_the_orbit_it_gives_alone(pipe, orbit):
+    batch = pipe([picture(1), picture()], seed=[3, 7], output_type="np")
+    assert [item.seed for item in batch] == [3, 7]
+    np.testing.assert_allclose(batch[1].frames, orbit.frames, atol=1e-4)  # sums in another order
+    assert np.abs(batch[0].frames - orbit.frames).max() > 0.05
+
+
+def test_noise_depends_on_seed_and_shape_alone(pipe):
+    alone, together = pipe.noise([7], 5, SIZE), pipe.noise([3, 7], 5, SIZE)
+    for one, two in zip(alone[:2], together[:2], strict=True):
+        assert (np.asarray(one[0]) == np.asarray(two[1])).all()
+
+
+def test_churn_draws_the_same_noise_in_a_batch(pipe):
+    noise, _, keys = pipe.noise([3, 7], 5, SIZE)
+    churn, sigmas = Churn(s_churn=2.0), pipe.sigmas(4)
+    batch = sample(lambda x, sigma: 0.5 * x, noise, sigmas, churn, keys)
+    alone = sample(lambda x, sigma: 0.5 * x, noise[1:], sigmas, churn, keys[1:])
+    quiet = sample(lambda x, sigma: 0.5 * x, noise[1:], sigmas)
+    np.testing.assert_allclose(batch[1], alone[0], rtol=1e-5)
+    assert np.abs(alone - quiet).max() > 0.1
+
+
+def test_chunks_of_decoding_do_not_change_the_frames(pipe, orbit):
+    chunks = []
+    pixels = pipe.decode(orbit.latents[None], 3, chunks.append)[0]
+    assert chunks == [3, 2]
+    np.testing.assert_allclose(np.clip((pixels[:-1] + 1) / 2, 0, 1), orbit.frames[:-1], atol=2e-5)
+
+
+def test_cameras_change_the_orbit(pipe, orbit):
+    other = pipe(picture(), seed=7, elevations_deg=40.0, output_type="np")
+    assert np.abs(other.frames[:-1] - orbit.frames[:-1]).max() > 1e-3
+
+
+def test_camera_path_stands_for_its_angles(pipe, orbit):
+    path = CameraPath(orbit.cameras.azimuths_deg, orbit.cameras.elevations_deg)
+    assert (pipe(picture(), seed=7, cameras=path, output_type="np").frames == orbit.frames).all()
+
+
+def test_output_types_hold_the_same_frames(pipe, orbit):
+    pil = pipe(picture(), seed=7)
+    assert all(isinstance(frame, Image.Image) for frame in pil.frames)
+    assert (pil.frames_uint8() == orbit.frames_uint8()).all()
+    on_device = pipe(picture(), seed=7, output_type="jax").frames
+    assert isinstance(on_device, jax.Array) and (np.asarray(on_device) == orbit.frames).all()
+
+
+def test_pictures_may_come_as_files_pil_images_or_arrays(pipe, orbit, tmp_path):
+    pil = Image.fromarray(picture())
+    pil.save(tmp_path / "box.png")
+    for image in (str(tmp_path / "box.png"), tmp_path / "box.png", pil):
+        got = pipe(image, seed=7, output_type="latent")
+        assert (np.asarray(got.latents) == np.asarray(orbit.latents)).all()
+
+
+def test_bfloat16_stays_near_float32(orbit):
+    half = tiny_pipeline(dtype="bfloat16")(picture(), seed=7, output_type="np")
+    assert half.latents.dtype == jnp.float32  # the sampler's state and guidance
+    error = np.abs(np.asarray(half.latents) - np.asarray(orbit.latents)).max()
+    assert 0 < error < 0.1 * np.abs(orbit.latents).max()
+
+
+@pytest.mark.slow
+def test_reference_path_agrees(orbit):
+    reference = tiny_pipeline(reference=True)(picture(), seed=7, output_type="np")
+    np.testing.assert_allclose(reference.frames, orbit.frames, atol=1e-3)
+
+
+def test_saved_orbit_is_an_orbit_folder(orbit, tmp_path):
+    files = orbit.save(tmp_path, video="gif")
+    names = {file.relative_to(tmp_path).as_posix() for file in files}
+    assert names == {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
+    assert {"orbit.gif", "contact.png", "input.png", "cameras.json"} <= names
+    read = read_orbit(tmp_path)
+    assert (np.rint(read.images * 255).astype(np.uint8) == orbit.frames_uint8()).all()
+    np.testing.assert_allclose(read.azimuths_deg, orbit.cameras.azimuths_deg)
+    assert read.input_frame == 4
+
+
+def test_orbit_left_in_latents_says_so_when_saved(stepwise, tmp_path):
+    with pytest.raises(InputError, match="latents"):
+        stepwise.save(tmp_path)
+
+
+def test_progress_goes_through_the_stages(pipe):
+    class Recorder(Progress):
+        def __init__(self):
+            self.seen = []
+
+        def stage(self, name, total=None):
+            self.seen.append([name, total, 0])
+
+        def advance(self, steps=1):
+            self.seen[-1][2] += steps
+
+    recorder = Recorder()
+    pipe(picture(), seed=7, progress=recorder)
+    assert recorder.seen == [["preprocess", 1, 1], ["compile", None, 0], ["sample", 4, 4], ["decode", 4, 4]]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"size": 30}, InputError, "multiple of 8"),
+        ({"num_steps": -1}, InputError, "at least 1"),
+        ({"seed": [1, 2]}, InputError, "2 seeds for 1 pictures"),
+        ({"seed": -1}, InputError, "seed"),
+        ({"guidance": "square"}, InputError, "triangular"),
+        ({"output_type": "png"}, InputError, "pil"),
+        ({"elevations_deg": float("nan")}, CameraError, r"elevations_deg\[0\]"),
+        ({"azimuths_deg": [0.0, 90.0]}, CameraError, "num_frames=5 values, got 2"),
+    ],
+)
+def test_bad_options_are_named(pipe, options, error, says):
+    with pytest.raises(error, match=says):
+        pipe(picture(), **options)
+
+
+def test_array_that_is_no_picture_is_refused(pipe):
+    with pytest.raises(InputError, match=r"float64 \(40, 40, 3\)"):
+        pipe(np.zeros((40, 40, 3)))
+
+
+def test_unknown_dtype_is_refused():
+    with pytest.raises(InputError, match="float64"):
+        Pipeline({}, CONFIG, dtype="float64")
+
+
+@pytest.mark.slow
+def test_published_run_from_picture_to_frames():
+    stored = load_file(REFERENCE / "sampler_p.safetensors")
+    config = tiny_config("p")
+    pipe = Pipeline(reference_params(config), config)
+    last = {"image": (0, 2, 3, 1), "cond_aug_noise": (0, 2, 3, 1), "noise": (0, 2, 3, 1)}
+    pixels, pixel_noise, noise = (jnp.asarray(stored[name].transpose(axes)) for name, axes in last.items())
+    cameras = CameraPath(np.rad2deg(stored["azimuths_rad"]), 90 - np.rad2deg(stored["polars_rad"]))
+    condition = pipe.condition(pixels, pixel_noise, cameras)
+    steps = []
+    latents = pipe.sampler(
+        noise[None],
+        condition,
+        triangular_scale(5),
+        pipe.sigmas(10),
+        after_step=lambda step, sigma, x: steps.append(np.asarray(x[0])),
+    )()
+    for ours, theirs in zip(steps, stored["x_steps"][1:].transpose(0, 1, 3, 4, 2), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5 * np.abs(theirs).max())
+    theirs = stored["pixels_before_replace"].transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(pipe.decode(latents)[0], theirs, atol=5e-5 * np.abs(theirs).max())
