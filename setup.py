@@ -22,6 +22,6 @@ setup(
     package_data={
         "sv3d_jax": ["py.typed"],
         "sv3d_jax.configs": ["**/*.toml"],
-        "sv3d_jax.weights": ["mini/*"],
+        "sv3d_jax.weights": ["mini/**/*"],
     },
 )
