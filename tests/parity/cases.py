@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from tests.parity.compare import Record, Tolerance, compare
+from tests.parity.compare import EXACT, Record, Tolerance, compare
 
 # Other things' data and notes, which may stand beside the files.
 IGNORED = ("README.md", "recon", "gaussians", "lgm_mini")
@@ -70,6 +70,38 @@ def records(case: Case, path: str, stored: Mapping[str, np.ndarray]) -> list[Rec
         error = compare(outputs[name], tensor, allowed) if name in outputs else sys.float_info.max
         result.append(Record(case.file, name, path, error, allowed.limit))
     return result
+
+
+def thousandth_more(case: Case) -> dict[str, np.ndarray]:
+    """The stored tensors with all but those given changed by 1e-3 relative.
+
+    Zeros become 1e-3. Of integers one in a thousand, and at least one, changes by 1.
+    """
+    changed = case.tensors()
+    for name, tensor in changed.items():
+        if case.family.is_input(name):
+            continue
+        if np.issubdtype(tensor.dtype, np.floating):
+            changed[name] = tensor * 1.001 if tensor.any() else tensor + 1e-3
+        else:
+            changed[name] = tensor.copy()
+            changed[name].flat[::1000] ^= 1
+    return changed
+
+
+def unknown_family() -> Family:
+    """The family of files that no family reads: their check fails."""
+
+    def refuse(path: Path):
+        raise AssertionError(f"no test knows what {path.name} holds, so nothing would check it")
+
+    return Family(
+        pattern=r".*",
+        inputs=r"",
+        load=refuse,
+        compute=lambda case, path: refuse(case.path),
+        tolerance=lambda name, path: EXACT,
+    )
 
 
 def reference_files(folder: Path) -> list[str]:

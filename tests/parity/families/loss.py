@@ -53,13 +53,14 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
     unet = VideoUNet(config.unet, COMPUTE[path])
 
     def loss(params, latents, noise, sigma, condition):
-        def network(*inputs):
-            return unet.apply({"params": params}, *inputs)
+        results = []
 
-        noisy = latents + sigma[:, :, None, None, None] * noise
-        denoised = denoise(network, noisy, sigma, condition)
+        def network(*inputs):
+            results.append(unet.apply({"params": params}, *inputs))
+            return results[-1]
+
         per_frame = denoising_loss(network, latents, noise, sigma, condition)
-        return per_frame.mean(), (per_frame, denoised)
+        return per_frame.mean(), (per_frame, *results)
 
     p_mean, p_std = given["p_mean_p_std_used"]
     sigma = jnp.repeat(log_normal_sigmas(tensors["log_sigma_normal"], p_mean, p_std), frames)
@@ -69,9 +70,12 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
     context, vector = videos(tensors["c.crossattn"], frames)[:, 0], videos(tensors["c.vector"], frames)
     condition = Conditioning(context, concat, vector)
     params = params_of(config, base_seed, "unet")
-    (mean, (per_frame, denoised)), gradients = run(
-        jax.value_and_grad(loss, has_aux=True), params, latents, noise, videos(sigma, frames), condition
+    levels = videos(sigma, frames)
+    (mean, (per_frame, result)), gradients = run(
+        jax.value_and_grad(loss, has_aux=True), params, latents, noise, levels, condition
     )
+    noisy = latents + levels[:, :, None, None, None] * noise
+    denoised = np.asarray(denoise(lambda *inputs: result, noisy, levels, condition))
 
     outputs = {
         "sigma": sigma,

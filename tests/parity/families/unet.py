@@ -1,5 +1,6 @@
 """`unet_*`: the UNet's output for every indicator of still frames, and its activations."""
 
+import jax
 import numpy as np
 
 from sv3d_jax.models.config import ModelConfig
@@ -15,7 +16,6 @@ from tests.parity.families.networks import (
     params_of,
     recipe_weights,
     rows,
-    run,
     unet_fields,
     videos,
 )
@@ -31,27 +31,24 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
     wanted = [name for name in tensors if name.startswith("act.")]
     indicators = {name: tensor for name, tensor in tensors.items() if name.startswith(_INDICATOR)}
 
-    def forward(params, inputs, indicators):
-        outputs = {}
-        for name, image_only in indicators.items():
-            layers = Layers()
-            with layers.recorded():
-                out = network.apply({"params": params}, *inputs, image_only)
-            outputs[name.replace(_INDICATOR, "out.")] = out
-            if name == f"{_INDICATOR}zeros":
-                outputs |= {name: layers.named(name.removeprefix("act.")) for name in wanted}
-        return outputs
+    @jax.jit
+    def forward(params, inputs, image_only):
+        layers = Layers()
+        with layers.recorded():
+            out = network.apply({"params": params}, *inputs, image_only)
+        return out, {name: layers.named(name.removeprefix("act.")) for name in wanted}
 
     inputs = [channels_last(tensors["x"]), tensors["c_noise"], tensors["context"], tensors["y"]]
-    params = params_of(config, base_seed, "unet")
-    outputs = run(forward, params, [videos(tensor, frames) for tensor in inputs], indicators)
-    stored_layout = {
-        name: channels_first(rows(value))
-        if name.startswith("out.")
-        else activation(name, value, tensors[name].shape, frames)
-        for name, value in outputs.items()
-    }
-    return stored_layout | recipe_weights(tensors, base_seed)
+    inputs = [videos(tensor, frames) for tensor in inputs]
+    outputs = recipe_weights(tensors, base_seed)
+    for name, image_only in indicators.items():
+        out, layers = jax.device_get(forward(params_of(config, base_seed, "unet"), inputs, image_only))
+        outputs[name.replace(_INDICATOR, "out.")] = channels_first(rows(out))
+        if name == f"{_INDICATOR}zeros":
+            outputs |= {
+                act: activation(act, value, tensors[act].shape, frames) for act, value in layers.items()
+            }
+    return outputs
 
 
 def activation(name: str, value: np.ndarray, shape: tuple[int, ...], frames: int) -> np.ndarray:
