@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,18 @@ def records(case: Case, path: str, stored: Mapping[str, np.ndarray]) -> list[Rec
         error = compare(outputs[name], tensor, allowed) if name in outputs else sys.float_info.max
         result.append(Record(case.file, name, path, error, allowed.limit))
     return result
+
+
+def failures(case: Case, path: str, report: list[dict[str, Any]]) -> list[Record]:
+    """Compare a case and add its records to the report; a file that cannot be read or computed is one of them."""
+    try:
+        found = records(case, path, case.tensors())
+        assert found, f"{case.file} holds nothing to check"
+    except Exception:
+        report.append(asdict(Record(case.file, "", path, sys.float_info.max, 0.0)))
+        raise
+    report += [asdict(record) for record in found]
+    return [record for record in found if record.failed]
 
 
 def thousandth_more(case: Case) -> dict[str, np.ndarray]:
