@@ -193,7 +193,9 @@ def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
     lines = [f"[{'.'.join(map(_toml_key, path))}]"] if path else []
     lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
-    tables = [_toml_table(value, (*path, key)) for key, value in values.items() if isinstance(value, dict)]
+    tables = [
+        _toml_table(value, (*path, key)) for key, value in values.items() if isinstance(value, dict) and value
+    ]
     return "\n".join([*lines, *(f"\n{table}".rstrip("\n") for table in tables)]) + "\n"
 
 

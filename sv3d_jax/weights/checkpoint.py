@@ -44,12 +44,14 @@ class SavedTree:
         self.directory = directory
         try:
             metadata = ocp.metadata(directory)
+            if not isinstance(metadata.metadata, dict):  # what Orbax returns where it found no arrays
+                raise ValueError("its arrays are missing")
+            self.leaves = {
+                path: TensorInfo(np.dtype(leaf.dtype), tuple(leaf.shape))
+                for path, leaf in _flat(metadata.metadata)
+            }
         except Exception as error:  # Orbax raises whatever its file reader meets
             raise self._unreadable(error) from error
-        self.leaves = {
-            path: TensorInfo(np.dtype(leaf.dtype), tuple(leaf.shape))
-            for path, leaf in _flat(metadata.metadata)
-        }
         self.checksums = (metadata.custom_metadata or {}).get("crc32", {})
 
     def read(self, paths: Iterable[TreePath]) -> Iterator[np.ndarray]:
