@@ -136,8 +136,10 @@ def _read(data: bytes, suffix: str, world_from_scene: np.ndarray) -> Mesh:
     elif suffix == ".ply":
         _check_ply(data)
     scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], process=False)
-    surfaces = [scene.graph[node] for node in scene.graph.nodes_geometry]
-    surfaces = [(matrix, scene.geometry[name]) for matrix, name in surfaces]
+    order = {name: index for index, name in enumerate(scene.geometry)}
+    placed = [scene.graph[node] for node in sorted(scene.graph.nodes_geometry)]
+    placed.sort(key=lambda pair: order[pair[1]])  # as in the file: the graph keeps no order
+    surfaces = [(matrix, scene.geometry[name]) for matrix, name in placed]
     surfaces = [(matrix, surface) for matrix, surface in surfaces if isinstance(surface, trimesh.Trimesh)]
     count = sum(len(surface.faces) for _, surface in surfaces)
     if count == 0:

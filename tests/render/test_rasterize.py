@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from sv3d_jax.cameras.pose import intrinsics, look_at
-from sv3d_jax.render.rasterize import project, rasterize, visible_faces
+from sv3d_jax.render import rasterize as module
+from sv3d_jax.render.rasterize import project
+
+rasterize = jax.jit(module.rasterize, static_argnums=(2, 3))
+visible_faces = jax.jit(module.visible_faces, static_argnums=(2, 3), static_argnames=("tile", "cull_back"))
 
 QUAD = jnp.array([[[2.0, 1.0, 1.0], [9.0, 1.0, 1.0], [9.0, 6.0, 1.0], [2.0, 6.0, 1.0]]])
 FACES = jnp.array([[0, 1, 2], [0, 2, 3]])

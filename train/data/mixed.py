@@ -20,8 +20,9 @@ def mixed_mesh(seed: int) -> Mesh:
         vertices, faces = SHAPES[names[rng.integers(len(names))]](rng)
         colors = _pattern(rng, vertices)
         stretch = rng.uniform(0.6, 1.0, 3) * (1.0 if index == 0 else rng.uniform(0.35, 0.8))
-        offset = np.zeros(3) if index == 0 else rng.uniform(-0.7, 0.7, 3)
-        parts.append(((vertices * stretch) @ _rotation(rng).T + offset, faces, colors))
+        # A further part is centred on a point of the first one's surface, so nothing floats.
+        place = np.zeros(3) if index == 0 else rng.choice(parts[0][0])
+        parts.append(((vertices * stretch) @ _rotation(rng).T + place, faces, colors))
     starts = np.cumsum([0] + [len(vertices) for vertices, _, _ in parts[:-1]])
     return Mesh(
         vertices=np.concatenate([vertices for vertices, _, _ in parts]),

@@ -1,0 +1,272 @@
+"""Mesh files: what is read, what is written, and what is refused."""
+
+import base64
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sv3d_jax.errors import InputError
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io import meshes
+from sv3d_jax.io.meshes import read_mesh, world_from_file, write_glb, write_obj, write_ply
+
+VERTICES = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
+FACES = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
+COLORS = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]], np.float32)
+COLORED = Mesh(VERTICES, FACES, vertex_colors=COLORS)
+TEXTURED = Mesh(
+    VERTICES,
+    FACES,
+    uv=np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], np.float32),
+    texture=np.round(np.random.default_rng(0).uniform(size=(4, 6, 3)) * 255).astype(np.float32) / 255,
+)
+
+
+@pytest.mark.parametrize("write, suffix", [(write_glb, "glb"), (write_ply, "ply"), (write_obj, "obj")])
+def test_colored_mesh_comes_back_from_every_format(tmp_path, write, suffix):
+    write(tmp_path / f"a.{suffix}", COLORED)
+    mesh = read_mesh(tmp_path / f"a.{suffix}")
+    np.testing.assert_allclose(mesh.vertices, VERTICES, atol=1e-6)  # float32 in files
+    assert np.array_equal(mesh.faces, FACES)
+    assert np.array_equal(mesh.vertex_colors, COLORS)
+
+
+def test_textured_glb_comes_back(tmp_path):
+    write_glb(tmp_path / "a.glb", TEXTURED)
+    mesh = read_mesh(tmp_path / "a.glb")
+    assert np.array_equal(mesh.texture, TEXTURED.texture)
+    np.testing.assert_allclose(mesh.uv, TEXTURED.uv, atol=1e-6)
+    assert mesh.vertex_colors is None
+
+
+def test_glb_is_byte_identical_when_written_again(tmp_path):
+    for name in ("a.glb", "b.glb"):
+        write_glb(tmp_path / name, TEXTURED)
+    assert (tmp_path / "a.glb").read_bytes() == (tmp_path / "b.glb").read_bytes()
+
+
+def test_glb_keeps_vertices_z_up_and_turns_them_at_the_root(tmp_path):
+    write_glb(tmp_path / "a.glb", COLORED)
+    document, binary = meshes._split_glb((tmp_path / "a.glb").read_bytes())
+    document = json.loads(document)
+    matrix = np.array(document["nodes"][-1]["matrix"]).reshape(4, 4).T
+    assert np.array_equal(matrix @ [1.0, 2.0, 3.0, 1.0], [1.0, 3.0, -2.0, 1.0])
+    accessor = document["accessors"][document["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]
+    assert accessor["max"] == [1.0, 2.0, 3.0]
+
+
+def test_obj_names_a_material_and_picture_that_are_there(tmp_path):
+    write_obj(tmp_path / "a.obj", TEXTURED)
+    assert "mtllib a.mtl" in (tmp_path / "a.obj").read_text()
+    assert "map_Kd a.png" in (tmp_path / "a.mtl").read_text()
+    picture = np.asarray(Image.open(tmp_path / "a.png"), np.float32) / 255
+    assert np.array_equal(picture, TEXTURED.texture)
+
+
+def test_y_up_file_is_turned_to_z_up(tmp_path):
+    (tmp_path / "a.obj").write_text("v 0 1 0\nv 1 1 0\nv 0 1 1\nf 1 2 3\n")
+    up_y, up_z = (read_mesh(tmp_path / "a.obj", up).vertices for up in ("y", "z"))
+    assert np.array_equal(up_y[:, 2], [1.0, 1.0, 1.0])
+    np.testing.assert_array_equal(up_z @ world_from_file("y")[:3, :3].T, up_y)
+
+
+def _document(**changes):
+    """A minimal valid glTF of one red triangle, packed in itself."""
+    positions = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], "<f4").tobytes()
+    document = {
+        "asset": {"version": "2.0"},
+        "buffers": [{"uri": _data_uri(positions), "byteLength": 36}],
+        "bufferViews": [{"buffer": 0, "byteLength": 36}],
+        "accessors": [{"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}],
+        "materials": [{"pbrMetallicRoughness": {"baseColorFactor": [1, 0, 0, 1]}}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "material": 0}]}],
+        "nodes": [{"mesh": 0}],
+        "scenes": [{"nodes": [0]}],
+        "scene": 0,
+    }
+    return document | changes
+
+
+def _data_uri(data):
+    return "data:application/octet-stream;base64," + base64.b64encode(data).decode()
+
+
+def _png(width, height):
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _read(tmp_path, document):
+    (tmp_path / "a.gltf").write_text(json.dumps(document))
+    return read_mesh(tmp_path / "a.gltf")
+
+
+def test_material_color_reaches_the_vertices(tmp_path):
+    assert np.array_equal(_read(tmp_path, _document()).vertex_colors, [[1, 0, 0]] * 3)
+
+
+def test_node_transforms_of_all_ancestors_apply(tmp_path):
+    nodes = [{"children": [1], "translation": [0, 0, 5]}, {"mesh": 0, "scale": [2, 2, 2]}]
+    mesh = _read(tmp_path, _document(nodes=nodes))
+    np.testing.assert_allclose(mesh.vertices, [[0, -5, 0], [2, -5, 0], [0, -5, 2]], atol=1e-12)
+
+
+def test_mirroring_node_keeps_faces_outwards(tmp_path):
+    nodes = [{"mesh": 0}, {"mesh": 0, "scale": [1, 1, -1]}]
+    mesh = _read(tmp_path, _document(nodes=nodes, scenes=[{"nodes": [0, 1]}]))
+    assert len(mesh.faces) == 2
+    corners = mesh.vertices[mesh.faces]
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    np.testing.assert_allclose(normals[0], -normals[1])  # the mirror plane holds the triangle
+
+
+def test_several_textures_become_one_with_repeats_and_plain_parts(tmp_path):
+    import trimesh
+
+    rng = np.random.default_rng(1)
+    pictures = [Image.fromarray(rng.integers(0, 256, (5, 4, 3), np.uint8)) for _ in range(2)]
+    uvs = [rng.uniform(0.2, 0.8, (4, 2)), rng.uniform(-1.0, 2.5, (4, 2))]  # the second repeats its picture
+    scene = trimesh.Scene()
+    for picture, uv in zip(pictures, uvs, strict=True):
+        material = trimesh.visual.material.PBRMaterial(baseColorTexture=picture)
+        visual = trimesh.visual.TextureVisuals(uv=uv, material=material)
+        scene.add_geometry(trimesh.Trimesh(VERTICES, FACES, visual=visual, process=False))
+    scene.add_geometry(trimesh.Trimesh(VERTICES, FACES, vertex_colors=COLORS, process=False))
+    (tmp_path / "a.glb").write_bytes(scene.export(file_type="glb"))
+
+    from sv3d_jax.render.texture import sample_bilinear
+
+    mesh = read_mesh(tmp_path / "a.glb")
+    seen = np.asarray(sample_bilinear(mesh.texture, mesh.uv)) * mesh.vertex_colors
+    expected = [_repeated_bilinear(np.asarray(p) / 255, uv) for p, uv in zip(pictures, uvs, strict=True)]
+    np.testing.assert_allclose(seen, np.concatenate([*expected, COLORS]), atol=1e-4)  # float32 uv
+
+
+def _repeated_bilinear(texture, uv):
+    size = np.array(texture.shape[1::-1])
+    texel = np.stack([uv[:, 0], 1 - uv[:, 1]], 1) * size - 0.5
+    low = np.floor(texel).astype(int)
+    share = texel - low
+    out = 0
+    for dx, dy in np.ndindex(2, 2):
+        column, row = (low + [dx, dy]).T % size[:, None]
+        weight = np.where([dx, dy], share, 1 - share).prod(1)
+        out = out + weight[:, None] * texture[row, column]
+    return out
+
+
+@pytest.mark.parametrize(
+    "uri", ["out.bin", "/etc/passwd", "../secret.bin", "file:///etc/passwd", "http://localhost:1/a.bin"]
+)
+@pytest.mark.parametrize("kind", ["buffers", "images"])
+def test_references_to_other_files_are_refused_by_name(tmp_path, kind, uri):
+    (tmp_path / "out.bin").write_bytes(bytes(36))
+    with pytest.raises(InputError, match="refers to another file") as error:
+        _read(tmp_path, _document(**{kind: [{"uri": uri, "byteLength": 36}]}))
+    assert uri in error.value.message
+
+
+def test_obj_material_library_is_not_opened(tmp_path):
+    (tmp_path / "evil.mtl").write_text("newmtl m\nKd 1 0 0\n")
+    (tmp_path / "a.obj").write_text("mtllib evil.mtl\nusemtl m\nv 0 1 0\nv 1 1 0\nv 0 1 1\nf 1 2 3\n")
+    mesh = read_mesh(tmp_path / "a.obj")
+    assert mesh.vertex_colors is None or not np.array_equal(mesh.vertex_colors[0], [1, 0, 0])
+
+
+ACCESSOR = {"bufferView": 0, "componentType": 5126, "count": 3, "type": "VEC3"}
+DAMAGED = {
+    "huge count": dict(accessors=[ACCESSOR | {"count": 10**12}]),
+    "huge count without data": dict(accessors=[{"componentType": 5126, "count": 10**12, "type": "VEC3"}]),
+    "negative count": dict(accessors=[ACCESSOR | {"count": -3}]),
+    "cyclic nodes": dict(nodes=[{"children": [1]}, {"children": [0], "mesh": 0}]),
+    "node that is its own child": dict(nodes=[{"children": [0], "mesh": 0}]),
+    "cycle that no scene reaches": dict(nodes=[{"mesh": 0}, {"children": [2]}, {"children": [1]}]),
+    "node with two parents": dict(nodes=[{"children": [1, 2]}, {"children": [2]}, {"mesh": 0}]),
+    "missing child": dict(nodes=[{"mesh": 0, "children": [7]}]),
+    "NaN vertices": dict(buffers=[{"uri": _data_uri(np.full(9, np.nan, "<f4").tobytes()), "byteLength": 36}]),
+    "all vertices in a point": dict(buffers=[{"uri": _data_uri(bytes(36)), "byteLength": 36}]),
+    "no faces": dict(meshes=[], nodes=[{}]),
+    "points only": dict(meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}]),
+    "unknown extension": dict(extensionsRequired=["KHR_draco_mesh_compression"]),
+    "texture bomb": dict(images=[{"uri": _data_uri(_png(20000, 20000))}]),
+    "image that is none": dict(images=[{"uri": _data_uri(b"not a picture")}]),
+    "data URI that is not base64": dict(images=[{"uri": "data:image/png;base64,%%%"}]),
+    "no accessors": dict(accessors=[]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_gltf_is_an_input_error_that_names_the_file(tmp_path, name):
+    with pytest.raises(InputError) as error:
+        _read(tmp_path, _document(**DAMAGED[name]))
+    assert "a.gltf" in error.value.message
+
+
+def test_a_glb_cut_anywhere_is_an_input_error(tmp_path):
+    write_glb(tmp_path / "a.glb", COLORED)
+    data = (tmp_path / "a.glb").read_bytes()
+    for length in [0, 3, 12, 19, 40, len(data) // 2, len(data) - 1]:
+        (tmp_path / "cut.glb").write_bytes(data[:length])
+        with pytest.raises(InputError, match=r"cut\.glb"):
+            read_mesh(tmp_path / "cut.glb")
+
+
+def test_deeply_nested_json_is_an_input_error(tmp_path):
+    (tmp_path / "a.gltf").write_text("[" * 200_000)
+    with pytest.raises(InputError, match=r"a\.gltf"):
+        read_mesh(tmp_path / "a.gltf")
+
+
+def test_random_bytes_in_a_glb_never_escape_as_another_error(tmp_path):
+    write_glb(tmp_path / "a.glb", TEXTURED)
+    data = (tmp_path / "a.glb").read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(data)
+        for place in rng.integers(12, len(data), 3):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "b.glb").write_bytes(damaged)
+        try:
+            assert np.isfinite(read_mesh(tmp_path / "b.glb").vertices).any()
+        except InputError:
+            pass
+
+
+def test_instances_count_towards_the_limit_of_faces(tmp_path, monkeypatch):
+    monkeypatch.setattr(meshes, "MAX_FACES", 10)
+    nodes = [{"mesh": 0} for _ in range(11)]
+    with pytest.raises(InputError, match="11 faces"):
+        _read(tmp_path, _document(nodes=nodes, scenes=[{"nodes": list(range(11))}]))
+
+
+def test_ply_that_claims_more_than_it_holds_is_refused(tmp_path):
+    header = (
+        "ply\nformat binary_little_endian 1.0\nelement vertex 99999999999\nproperty float x\nend_header\n"
+    )
+    (tmp_path / "a.ply").write_text(header)
+    with pytest.raises(InputError, match="99999999999"):
+        read_mesh(tmp_path / "a.ply")
+
+
+@pytest.mark.parametrize("face", ["1 2 9", "1 2 x"])
+def test_obj_with_bad_faces_is_an_input_error(tmp_path, face):
+    (tmp_path / "a.obj").write_text(f"v 0 0 0\nv 1 0 0\nv 0 1 0\nf {face}\n")
+    with pytest.raises(InputError, match=r"a\.obj"):
+        read_mesh(tmp_path / "a.obj")
+
+
+def test_other_suffixes_are_refused_with_the_known_ones(tmp_path):
+    with pytest.raises(InputError) as error:
+        read_mesh(tmp_path / "a.fbx")
+    assert ".glb" in error.value.hint
+
+
+def test_glb_of_version_1_is_refused(tmp_path):
+    (tmp_path / "a.glb").write_bytes(struct.pack("<4sIIII", b"glTF", 1, 20, 0, 0))
+    with pytest.raises(InputError, match="version 1"):
+        read_mesh(tmp_path / "a.glb")
