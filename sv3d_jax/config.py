@@ -20,6 +20,7 @@ except ImportError:  # training hosts may carry jax and little else; only the co
     _tyro_conf = None
 
 POSITIONAL = _tyro_conf.Positional if _tyro_conf else None
+HIDDEN = _tyro_conf.Suppress if _tyro_conf else None  # for Python and TOML files only
 
 
 def short(name: str) -> Any:

@@ -1,0 +1,80 @@
+"""The coarse stage's scene: density and diffuse albedo of points in a box of half-size 2.
+
+Density is per unit length in that box ("field units"), whatever the size of the scene in its world.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray
+from sv3d_jax.recon.config import NerfConfig
+from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode, init_tables
+from sv3d_jax.recon.views import BOX_HALF_SIZE
+
+
+def hash_grid(config: NerfConfig) -> HashGrid:
+    """The encoding that a config describes."""
+    return HashGrid(
+        num_levels=config.num_levels,
+        num_features=config.num_features,
+        table_size=config.table_size,
+        base_resolution=config.base_resolution,
+        growth=(config.finest_resolution / config.base_resolution) ** (1 / (config.num_levels - 1)),
+    )
+
+
+def init_field(config: NerfConfig, key: PRNGKeyArray) -> Params:
+    """Hash tables and the two networks, of raw density and of raw albedo."""
+    table_key, density_key, albedo_key = jax.random.split(key, 3)
+    grid = hash_grid(config)
+    hidden = [config.hidden_width] * config.hidden_layers
+    return {
+        "tables": init_tables(grid, table_key),
+        "density": _init_mlp([grid.num_outputs, *hidden, 1], density_key),
+        "albedo": _init_mlp([grid.num_outputs, *hidden, 3], albedo_key),
+    }
+
+
+def density(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n"]:
+    """Density of points of the box."""
+    return _density(config, params, _features(config, params, points))
+
+
+def albedo(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+    """Diffuse colour of points of the box, in [0, 1]."""
+    return jax.nn.sigmoid(_mlp(params["albedo"], _features(config, params, points)))
+
+
+def density_and_albedo(
+    config: NerfConfig, params: Params, points: Float[Array, "n 3"]
+) -> tuple[Float[Array, "n"], Float[Array, "n 3"]]:
+    """Both from one encoding."""
+    features = _features(config, params, points)
+    return _density(config, params, features), jax.nn.sigmoid(_mlp(params["albedo"], features))
+
+
+def _features(config, params, points):
+    unit = jnp.clip(points / (2 * BOX_HALF_SIZE) + 0.5, 0.0, 1.0)
+    return encode(hash_grid(config), params["tables"], unit)
+
+
+def _density(config, params, features):
+    return config.density_scale * jax.nn.softplus(_mlp(params["density"], features)[:, 0])
+
+
+def _init_mlp(widths: list[int], key: PRNGKeyArray) -> list[Params]:
+    layers = []
+    for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
+        key, layer_key = jax.random.split(key)
+        limit = (6.0 / inputs) ** 0.5  # He: keeps the variance through ReLU
+        kernel = jax.random.uniform(layer_key, (inputs, outputs), minval=-limit, maxval=limit)
+        layers.append({"kernel": kernel, "bias": jnp.zeros(outputs)})
+    return layers
+
+
+def _mlp(layers: list[Params], x: Array) -> Array:
+    for number, layer in enumerate(layers):
+        x = x @ layer["kernel"] + layer["bias"]
+        if number < len(layers) - 1:
+            x = jax.nn.relu(x)
+    return x

@@ -1,0 +1,96 @@
+"""The surface of a fitted field: marching cubes at the density level that fits the masks best."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+from scipy import ndimage
+
+from sv3d_jax.geometry.marching_cubes import extract_surface, keep_large_components
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.recon.config import NerfConfig
+from sv3d_jax.recon.nerf.field import albedo, density
+from sv3d_jax.recon.nerf.occupancy import box_crossing
+from sv3d_jax.recon.nerf.stage import FieldState, pixel_rays
+from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
+
+CHUNK = 2**16
+SHELL = 3  # cells below the outermost surface whose density counts; deeper is solid, for no view sees it
+MAX_MASK_SIDE = 64  # the level is chosen on masks of about this size
+
+
+def field_mesh(config: NerfConfig, state: FieldState, hull: np.ndarray, views: Views) -> tuple[Mesh, dict]:
+    """The field's surface in box coordinates with albedo as vertex colours, and how it was found."""
+    cell = 2 * BOX_HALF_SIZE / config.surface_resolution
+    field = _density_grid(config, state, hull)
+    solid = ndimage.binary_fill_holes(field > min(config.surface_levels))
+    field[ndimage.binary_erosion(solid, iterations=SHELL)] = np.inf
+    # In opacity of a cell, a step of the surface is even on both of its sides; density grows without end.
+    opacity = ndimage.gaussian_filter(-np.expm1(-field * cell), config.surface_blur)
+    levels = -np.expm1(-np.array(config.surface_levels) * cell)
+    overlaps = _mask_overlaps(opacity, levels, views)
+    best = int(np.argmax(overlaps))
+    vertices, faces = extract_surface(opacity, levels[best])
+    vertices, faces = keep_large_components(vertices, faces, config.min_component)
+    points = (vertices + 0.5) * cell - BOX_HALF_SIZE
+    facts = {"density_level": config.surface_levels[best], "mask_iou": round(float(overlaps[best]), 4)}
+    return Mesh(points, faces, vertex_colors=_colors(config, state, points)), facts
+
+
+def _density_grid(config: NerfConfig, state: FieldState, hull: np.ndarray) -> np.ndarray:
+    """Density at cell centres (x y z), 0 outside the hull."""
+    resolution = config.surface_resolution
+    index = (2 * np.arange(resolution) + 1) * len(hull) // (2 * resolution)
+    in_hull = hull[np.ix_(index, index, index)]
+    grid = np.zeros(in_hull.shape, np.float32)
+    points = ((np.argwhere(in_hull) + 0.5) / resolution * 2 - 1) * BOX_HALF_SIZE
+    grid[in_hull] = _in_chunks(lambda params, x: density(config, params, x), state, points)
+    return grid
+
+
+def _colors(config: NerfConfig, state: FieldState, points: np.ndarray) -> np.ndarray:
+    return _in_chunks(lambda params, x: albedo(config, params, x), state, points)
+
+
+def _in_chunks(function, state: FieldState, points: np.ndarray) -> np.ndarray:
+    """`function` of many points, by one compiled program whatever their number."""
+    padded = np.zeros((-(-len(points) // CHUNK) * CHUNK, 3), np.float32)
+    padded[: len(points)] = points
+    compiled = jax.jit(function)
+    parts = [np.asarray(compiled(state.params, part)) for part in padded.reshape(-1, CHUNK, 3)]
+    return np.concatenate(parts)[: len(points)] if parts else np.zeros(0, np.float32)
+
+
+def _mask_overlaps(opacity: np.ndarray, levels: np.ndarray, views: Views) -> np.ndarray:
+    """Intersection over union of silhouettes and masks, averaged over views, for every level."""
+    height, width = views.masks.shape[1:]
+    stride = max(1, round(min(height, width) / MAX_MASK_SIDE))
+    places = (np.arange(0, height, stride)[:, None] * width + np.arange(0, width, stride)).ravel()
+    num_steps = 2 * opacity.shape[0]
+    opacity, on_device = jnp.asarray(opacity), jax.tree.map(jnp.asarray, views)
+    total = np.zeros(len(levels))
+    for frame in range(len(views.masks)):
+        highest = _highest_opacity(on_device, opacity, frame * height * width + places, num_steps)
+        silhouettes = np.asarray(highest)[None] > levels[:, None]
+        mask = views.masks[frame].ravel()[places] > 0.5
+        union = (silhouettes | mask).sum(axis=1)
+        total += (silhouettes & mask).sum(axis=1) / np.maximum(union, 1)
+    return total / len(views.masks)
+
+
+@partial(jax.jit, static_argnames="num_steps")
+def _highest_opacity(views, opacity, pixels, num_steps):
+    """Of the points along each pixel's ray."""
+    origins, directions = pixel_rays(views, pixels)
+    near, far = box_crossing(origins, directions)
+    resolution = opacity.shape[0]
+
+    def step(highest, share):
+        points = origins + (near + share * (far - near))[:, None] * directions
+        place = (points / BOX_HALF_SIZE + 1) * (resolution / 2) - 0.5
+        return jnp.maximum(highest, map_coordinates(opacity, list(place.T), order=1, mode="nearest")), None
+
+    shares = (jnp.arange(num_steps) + 0.5) / num_steps
+    return jax.lax.scan(step, jnp.zeros(len(pixels)), shares)[0]

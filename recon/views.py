@@ -1,0 +1,123 @@
+"""An orbit's frames as the reconstruction sees them: with masks, and with cameras around a standard box."""
+
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+
+from sv3d_jax.arrays import Array, Float, Num
+from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.orbits import OrbitFrames
+
+BOX_HALF_SIZE = 2.0  # the field's own units; densities are per unit of these
+BALL_IN_BOX = 0.97  # radius of the ball that all views see, over half the side of the box
+WHITE_THRESHOLDS = (0.02, 0.08)  # darkness of the darkest channel: background below, foreground above
+MIN_PART = 1e-3  # share of a frame below which a foreground part is dust
+MAX_AREA_RATIO = 3.0  # of the masks of neighbouring views
+
+
+class Views(NamedTuple):
+    """Pictures over white with their cameras in box coordinates."""
+
+    images: Float[Array, "f h w 3"]
+    masks: Float[Array, "f h w"]  # coverage in [0, 1]
+    mask_weights: Float[Array, "f h w"]  # 0 where the coverage is not known
+    camera_to_box: Float[Array, "f 4 4"]
+    focal_px: Float[Array, "f 2"]
+    center_px: Float[Array, "f 2"]
+
+
+@dataclass(frozen=True)
+class Box:
+    """The cube of half-size `BOX_HALF_SIZE` placed in the world: world = center + scale * box."""
+
+    center: Num[np.ndarray, "3"]
+    scale: float
+
+    def to_world(self, points: Num[np.ndarray, "n 3"]) -> Num[np.ndarray, "n 3"]:
+        return self.center + self.scale * points
+
+
+class CoverageWarning(UserWarning):
+    """Masks that do not look like those of one object seen from all around."""
+
+
+def prepare_views(frames: OrbitFrames) -> tuple[Views, Box]:
+    """Views in box coordinates, and where the box stands in the world."""
+    if frames.alphas is not None:
+        masks, weights = frames.alphas, np.ones_like(frames.alphas)
+    else:
+        masks, weights = masks_from_white(frames.images)
+    _check_masks(masks, frames.files)
+    box = surrounding_box(frames)
+    camera_to_box = frames.camera_to_world.copy()
+    camera_to_box[:, :3, 3] = (camera_to_box[:, :3, 3] - box.center) / box.scale
+    arrays = frames.images, masks, weights, camera_to_box, frames.focal_px, frames.center_px
+    return Views(*(np.asarray(array, np.float32) for array in arrays)), box
+
+
+def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, np.ndarray]:
+    """Foreground (f h w) of pictures over white, and its weights: 0 within a pixel of the silhouette.
+
+    Soft threshold on the distance to white, holes filled, dust removed. At the silhouette a pixel's colour does
+    not tell its coverage; there the photometric loss decides.
+    """
+    low, high = WHITE_THRESHOLDS
+    soft = np.clip((1.0 - images.min(axis=-1) - low) / (high - low), 0.0, 1.0)
+    masks, weights = np.zeros_like(soft), np.ones_like(soft)
+    for index, frame in enumerate(soft):
+        labels, _ = ndimage.label(frame > 0.5)
+        sizes = np.bincount(labels.ravel())
+        large = np.flatnonzero(sizes >= MIN_PART * frame.size)
+        inside = ndimage.binary_fill_holes(np.isin(labels, large[large > 0]))
+        masks[index] = inside
+        rim = ndimage.binary_dilation(inside, iterations=1) & ~ndimage.binary_erosion(inside, border_value=1)
+        weights[index] = ~rim
+    return masks, weights
+
+
+def surrounding_box(frames: OrbitFrames) -> Box:
+    """The box around the ball that the typical view sees whole, centred where the optical axes meet.
+
+    For SV3D's orbits the centre is the origin and the half side 0.6.
+    """
+    position, forward = frames.camera_to_world[:, :3, 3], -frames.camera_to_world[:, :3, 2]
+    # The point nearest to all axes; for parallel ones, of those points the nearest to the origin.
+    across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
+    center = np.linalg.lstsq(across.sum(0), np.einsum("fij,fj->i", across, position), rcond=1e-9)[0]
+    ahead = np.einsum("fi,fi->f", center - position, forward)
+    if (ahead <= 0).any():
+        raise CameraError(
+            f"view {int(np.argmin(ahead))} looks away from the others",
+            hint="cameras look along -z of camera_to_world; all must see one object",
+        )
+    size = np.array(frames.images.shape[2:0:-1])  # width, height
+    half_angle = np.arctan(0.5 * (size / frames.focal_px).min(axis=1))
+    radius = np.median(ahead * np.sin(half_angle))
+    return Box(np.where(np.abs(center) < 1e-9 * radius, 0.0, center), radius / BALL_IN_BOX / BOX_HALF_SIZE)
+
+
+def _check_masks(masks: np.ndarray, files: list[str]) -> None:
+    areas = masks.mean(axis=(1, 2))
+    if not (areas > 0).any():
+        raise InputError(
+            "no frame shows any object: all are white, or transparent",
+            hint="frames need an alpha channel or a white background",
+        )
+    if areas.min() > 0.98:
+        raise InputError(
+            "no frame has any background: the object cannot be told from it",
+            hint="frames need an alpha channel or a white background",
+        )
+    neighbours = np.maximum(np.roll(areas, 1), 1e-6)
+    ratio = np.maximum(areas, 1e-6) / neighbours
+    jumps = np.flatnonzero(np.maximum(ratio, 1 / ratio) > MAX_AREA_RATIO)
+    if len(jumps):
+        warnings.warn(
+            f"the object's area jumps by more than {MAX_AREA_RATIO:g} times before {files[jumps[0]]}"
+            f" (smallest {areas.min():.1%} of a frame, largest {areas.max():.1%})",
+            CoverageWarning,
+            stacklevel=3,
+        )

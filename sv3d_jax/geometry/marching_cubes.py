@@ -1,0 +1,46 @@
+"""Closed surfaces out of a sampled field."""
+
+import numpy as np
+
+from sv3d_jax.errors import SV3DError
+
+
+def extract_surface(field: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (v 3, float64, in units of samples) and faces (t 3) where the field (x y z) crosses `level`.
+
+    The field is large inside and counts as small beyond its border, so the surface is closed. Faces are
+    counter-clockwise seen from outside. Cavities that nothing outside connects to are filled.
+    """
+    from scipy import ndimage
+    from skimage import measure
+
+    inside = ndimage.binary_fill_holes(field > level)
+    if not inside.any() or not np.isfinite(field).all():
+        raise SV3DError(
+            f"the surface is empty: the field lies between {field.min():.4g} and {field.max():.4g}"
+            f" and nowhere exceeds the level {level:.4g}",
+            hint="are the frames cut out (alpha or a white background), and do the cameras fit them?",
+        )
+    # Samples exactly on the level would give triangles without area.
+    gap = 1e-3 * (abs(level) + 1e-6)
+    signed = np.where(inside, np.maximum(field, level + gap), np.minimum(field, level - gap)) - level
+    signed = np.pad(signed, 1, constant_values=-gap)
+    vertices, faces, _, _ = measure.marching_cubes(signed, 0.0, gradient_direction="ascent")
+    return vertices.astype(np.float64) - 1.0, faces.astype(np.int32)
+
+
+def keep_large_components(
+    vertices: np.ndarray, faces: np.ndarray, min_share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The connected parts that have at least `min_share` of all faces (the largest part always stays)."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(vertices)
+    edges = np.concatenate([faces[:, :2], faces[:, 1:]])
+    graph = coo_matrix((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
+    label = connected_components(graph, directed=False)[1][faces[:, 0]]
+    sizes = np.bincount(label)
+    kept = faces[sizes[label] >= min(min_share * len(faces), sizes.max())]
+    used, renumbered = np.unique(kept, return_inverse=True)
+    return vertices[used], renumbered.reshape(-1, 3).astype(np.int32)
