@@ -43,7 +43,7 @@ VERBS = {
     ),
     "reconstruct": Verb(
         "an orbit to a mesh",
-        "recon.config:ReconstructConfig",
+        "recon.config:ReconstructVerbConfig",
         "recon.reconstruct:run_reconstruct",
         inputs=("orbit_dir",),
     ),
