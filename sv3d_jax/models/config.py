@@ -201,7 +201,7 @@ def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
 
 def _toml_key(key: str) -> str:
     bare = key and key.isascii() and key.replace("_", "").replace("-", "").isalnum()
-    return key if bare else json.dumps(key)
+    return key if bare else _toml_value(key)
 
 
 def _toml_value(value: Any) -> str:

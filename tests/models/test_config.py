@@ -1,0 +1,88 @@
+import dataclasses
+import tomllib
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sv3d_jax.errors import WeightsError
+from sv3d_jax.models.config import ModelConfig, UNetConfig, VAEConfig
+
+TRAINED = dataclasses.replace(
+    ModelConfig.published("p"),
+    name="mini",
+    latent_factor=(0.2, 0.3, 0.25, 0.35),
+    training={
+        "seed": 3,
+        "device": {"kind": "CPU", "cores": 2},
+        "log": [{"step": 1, "loss": 2e-5}],
+        "resumed": False,
+    },
+)
+
+texts = st.text(st.characters(codec="utf-8"), max_size=5)
+plain = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | texts
+values = plain | st.lists(plain, max_size=3) | st.dictionaries(texts, plain, min_size=1, max_size=3)
+records = st.dictionaries(texts, values | st.dictionaries(texts, values, min_size=1, max_size=2), max_size=4)
+
+
+@pytest.mark.parametrize("config", [ModelConfig.published("u"), ModelConfig.published("p"), TRAINED])
+def test_toml_restores_the_model(config):
+    again = ModelConfig.from_toml(config.to_toml())
+    assert (again, again.training) == (config, config.training)
+
+
+@pytest.mark.parametrize("config", [ModelConfig.published("u"), TRAINED])
+def test_metadata_restore_the_model(config):
+    again = ModelConfig.from_metadata({"format": "pt", **config.to_metadata()})
+    assert (again, again.training) == (config, config.training)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(records)
+def test_any_record_of_training_survives_toml(record):
+    text = dataclasses.replace(ModelConfig(), training=record).to_toml()
+    assert tomllib.loads(text).get("training", {}) == record
+
+
+def test_metadata_of_others_describe_no_model():
+    assert ModelConfig.from_metadata({"format": "pt"}) is None
+
+
+def test_fields_left_out_take_published_values():
+    assert ModelConfig.from_toml("sigma_max = 80") == dataclasses.replace(ModelConfig(), sigma_max=80.0)
+
+
+def test_vector_holds_noise_alone_without_cameras():
+    assert ModelConfig.published("u").unet.vector_width == 256
+
+
+def test_autoencoder_of_four_levels_shrinks_eightfold():
+    assert VAEConfig().downsampling == 8
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("sigma_maxx = 3", "no field 'sigma_maxx'"),
+        ("[unet]\nwidth = 3", "model.unet has no field 'width'"),
+        ("unet = 3", "model.unet should be a table"),
+        ("num_frames = 21.5", "model.num_frames should be int, got 21.5"),
+        ("num_frames = true", "model.num_frames should be int, got True"),
+        ("[unet]\nchannel_mult = [1, 'a']", "model.unet.channel_mult should be int, got 'a'"),
+        ("[unet]\nattention_levels = [4]", "attention_levels"),
+        ("[unet]\nchannel_mult = []", "channel_mult needs one positive value per level"),
+        ("variant = 'x'", "variant is"),
+        ("latent_factor = [1.0, 2.0]", "latent_factor needs 1 or 4 values"),
+        ("sigma_min = 3.0\nsigma_max = 2.0", "need 0 < sigma_min < sigma_max"),
+        ("= 3", "is not TOML"),
+    ],
+)
+def test_wrong_description_is_refused_by_its_field(text, says):
+    with pytest.raises(WeightsError, match=says.replace("[", r"\[")):
+        ModelConfig.from_toml(text)
+
+
+def test_wrong_values_are_refused_in_python_too():
+    with pytest.raises(ValueError, match="attention_levels"):
+        UNetConfig(attention_levels=(9,))
