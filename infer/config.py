@@ -84,5 +84,5 @@ class GenerateConfig(OrbitConfig):
     """effort of the reconstruction (default: preview for mini, whose frames are small, else fast)"""
 
     @property
-    def reconstruction_preset(self) -> Literal["preview", "fast"]:
+    def reconstruction(self) -> Literal["preview", "fast"]:
         return self.preset or ("preview" if self.weights == "mini" else "fast")

@@ -16,6 +16,7 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.plan import Plan, check_size, plan_orbit, require_accelerator
 from sv3d_jax.preprocess import PreparedImage, prepare_image
 from sv3d_jax.progress import Progress
+from sv3d_jax.recon.config import ReconstructConfig
 
 if TYPE_CHECKING:
     from sv3d_jax.cameras.orbit import CameraPath
@@ -30,12 +31,14 @@ MINI_NOTE = (
 
 def run_orbit(config: OrbitConfig, progress: Progress) -> dict[str, Any]:
     """The `orbit` verb: an orbit folder with a video for every picture."""
-    return _run("orbit", config, progress)
+    return _run("orbit", config, None, progress)
 
 
 def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
     """The `generate` verb: an orbit folder and in it a mesh with a turntable video for every picture."""
-    return _run("generate", config, progress)
+    return _run(
+        "generate", config, ReconstructConfig(preset=config.reconstruction, seed=config.seed), progress
+    )
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,20 @@ class _Job:
     folder: OutputFolder
 
 
-def _run(verb: str, config: OrbitConfig, progress: Progress) -> dict[str, Any]:
+def _run(
+    verb: str, config: OrbitConfig, reconstruction: ReconstructConfig | None, progress: Progress
+) -> dict[str, Any]:
     """Check everything that can be checked, then do one picture after the other."""
     model = _model_config(config)
     size = config.size or model.native_size
     check_size(model, size)
     cameras = config.camera_path()
-    jobs = _jobs(verb, config, cameras, size)
+    settings = {"verb": verb, **config.settings()}
+    if config.cameras is not None:
+        settings["cameras"] = [cameras.azimuths_deg.tolist(), cameras.elevations_deg.tolist()]
+    if reconstruction is not None:
+        settings["reconstruction"] = reconstruction.resolve()
+    jobs = _jobs(config, settings, size)
     plan = _plan(config, model, len(cameras), size)
     if config.weights == "mini":
         progress.note(MINI_NOTE.format(size=size))
@@ -62,7 +72,6 @@ def _run(verb: str, config: OrbitConfig, progress: Progress) -> dict[str, Any]:
         return {"dry_run": True, "model": model.name, "plan": str(plan), "directories": places}
 
     video = "png" if config.format == "png" else available_format(config.format)
-    progress.stages = ORBIT_STAGES
 
     @cache
     def pipeline() -> "Pipeline":
@@ -79,15 +88,16 @@ def _run(verb: str, config: OrbitConfig, progress: Progress) -> dict[str, Any]:
             if len(jobs) > 1:
                 progress.note(f"{job.image} -> {folder.directory}")
             if not folder.stage_done("orbit"):
+                progress.stages = ORBIT_STAGES
                 orbit = _orbit(pipeline(), config, model, cameras, job.prepared, progress)
                 progress.stage("write")
                 facts = {"seed": orbit.seed, "notes": orbit.notes, "timings_s": orbit.timings}
                 files = orbit.save(folder.directory, video)
                 folder.finish_stage("orbit", files, {**facts, "weights": pipeline().weights})
-            if isinstance(config, GenerateConfig) and not folder.stage_done("mesh"):
-                folder.finish_stage("mesh", *_mesh(config, folder.directory, progress))
+            if reconstruction is not None and not folder.stage_done("mesh"):
+                folder.finish_stage("mesh", *_mesh(folder.directory, reconstruction, progress))
             folder.write_run_json()
-    return _result([job.folder.directory for job in jobs])
+    return {job.image.stem: _results(job.folder.directory) for job in jobs}
 
 
 def _model_config(config: OrbitConfig) -> ModelConfig:
@@ -101,8 +111,8 @@ def _model_config(config: OrbitConfig) -> ModelConfig:
     return weights.config
 
 
-def _jobs(verb: str, config: OrbitConfig, cameras: "CameraPath", size: int) -> list[_Job]:
-    """One per picture, prepared and with its folder checked. A run is known by the contents of its files too."""
+def _jobs(config: OrbitConfig, settings: dict[str, Any], size: int) -> list[_Job]:
+    """One per picture, prepared and with its folder checked. A run is known by its settings and its picture."""
     several = len(config.images) > 1
     counts = Counter(image.stem for image in config.images)
     if twice := [stem for stem, count in counts.items() if count > 1]:
@@ -110,21 +120,14 @@ def _jobs(verb: str, config: OrbitConfig, cameras: "CameraPath", size: int) -> l
             f"several pictures are named {twice[0]}, and so would be their folders",
             hint="rename one, or run them one by one",
         )
-    followed = None if config.cameras is None else [list(cameras.azimuths_deg), list(cameras.elevations_deg)]
     jobs = []
     for image in config.images:
         prepared = prepare_image(read_picture(image), size, config.background, config.frame_ratio)
-        settings = {
-            "verb": verb,
-            **config.settings(),
-            "cameras": followed,
-            "images": [str(image)],
-            "picture_sha256": hashlib.sha256(image.read_bytes()).hexdigest(),
-        }
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        own = {**settings, "images": [str(image)], "picture_sha256": digest}
         directory = config.output / image.stem if several else config.output
-        jobs.append(
-            _Job(image, prepared, OutputFolder(directory, settings, config.overwrite, parents=several))
-        )
+        folder = OutputFolder(directory, own, config.overwrite, parents=several)
+        jobs.append(_Job(image, prepared, folder))
     return jobs
 
 
@@ -166,11 +169,20 @@ def _orbit(
     )
 
 
-def _result(directories: list[Path]) -> dict[str, Any]:
-    """What was made and where, by the names that a user looks for."""
-    names = {"video": "orbit.*", "contact": "contact.png", "mesh": "mesh.glb", "turntable": "turntable.*"}
-    results = []
-    for directory in directories:
-        found = {kind: sorted(directory.glob(pattern)) for kind, pattern in names.items()}
-        results.append({"directory": str(directory), **{kind: str(f[0]) for kind, f in found.items() if f}})
-    return {"text": "\n".join("\n".join(result.values()) for result in results), "results": results}
+def _mesh(
+    directory: Path, config: ReconstructConfig, progress: Progress
+) -> tuple[list[Path], dict[str, Any]]:
+    """The mesh of the orbit in a folder, from its files, so that a resumed run gives the same one."""
+    from sv3d_jax.io.orbits import read_orbit
+    from sv3d_jax.recon.reconstruct import STAGES, reconstruct_into
+
+    progress.stages = STAGES
+    progress.stage("load")
+    return reconstruct_into(directory, read_orbit(directory), config, progress)
+
+
+def _results(directory: Path) -> dict[str, str]:
+    """What lies in a folder of results, by the names that a user looks for."""
+    names = {"orbit": "orbit.*", "contact": "contact.png", "mesh": "mesh.glb", "turntable": "turntable.*"}
+    found = {kind: sorted(directory.glob(pattern)) for kind, pattern in names.items()}
+    return {"directory": str(directory), **{kind: str(files[0]) for kind, files in found.items() if files}}

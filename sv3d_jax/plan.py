@@ -47,8 +47,8 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"memory: about {_gib(self.total_bytes)}: weights {_gib(self.weights_bytes)},"
-            f" sampling {_gib(self.sampling_bytes)}, decoding {_gib(self.decoding_bytes)}"
+            f"memory: about {_readable(self.total_bytes)}: weights {_readable(self.weights_bytes)},"
+            f" sampling {_readable(self.sampling_bytes)}, decoding {_readable(self.decoding_bytes)}"
             f" ({self.decode_chunk} frames at a time)"
         )
 
@@ -117,8 +117,8 @@ def memory_advice(plan: Plan) -> Iterator[None]:
             raise
         frame = plan.decoding_bytes // plan.decode_chunk
         remedies = [
-            f"--decode-chunk 1 (decoding then takes {_gib(frame)})" if plan.decode_chunk > 1 else "",
-            f"--dtype bfloat16 (half of {_gib(plan.total_bytes)} if it was float32)",
+            f"--decode-chunk 1 (decoding then takes {_readable(frame)})" if plan.decode_chunk > 1 else "",
+            f"--dtype bfloat16 (half of {_readable(plan.total_bytes)} if it was float32)",
             "a smaller --size (a quarter of the activations at half the side)",
             "fewer pictures at once, or a device with more memory",
         ]
@@ -132,5 +132,5 @@ def _decoder_bytes(config: ModelConfig, size: int, dtype_bytes: int) -> int:
     return DECODER_FEATURES * size**2 * config.vae.channels * dtype_bytes
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _readable(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**28 else f"{size / 2**20:.0f} MiB"
