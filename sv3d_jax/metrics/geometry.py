@@ -1,0 +1,216 @@
+"""Comparison of surfaces and volumes, and the verb `eval mesh`. Plain NumPy, in bounded memory."""
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.arrays import Bool, Float
+from sv3d_jax.errors import InputError
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.meshes import read_mesh
+from sv3d_jax.io.orbits import read_orbit
+from sv3d_jax.io.outputs import write_json
+from sv3d_jax.metrics.config import EvalMeshConfig
+from sv3d_jax.progress import Progress
+
+CHUNK = 2**19  # point-triangle pairs, or voxel columns, at a time
+MAX_PIECE = 1 / 64  # of the largest box side: faces are cut to this size before they are searched
+
+
+def sample_surface(mesh: Mesh, count: int, seed: int) -> Float[np.ndarray, "n 3"]:
+    """Points spread evenly at random over the surface."""
+    rng = np.random.default_rng(seed)
+    corners = mesh.vertices[mesh.faces]
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    if not areas.sum() > 0:
+        raise InputError("the mesh has no area")
+    chosen = corners[rng.choice(len(areas), count, p=areas / areas.sum())]
+    u, v = rng.random((2, count, 1))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+    return chosen[:, 0] + u * (chosen[:, 1] - chosen[:, 0]) + v * (chosen[:, 2] - chosen[:, 0])
+
+
+def distance_to_surface(points: Float[np.ndarray, "n 3"], mesh: Mesh) -> Float[np.ndarray, "n"]:
+    """Exact distance of each point to the nearest point of the surface.
+
+    Faces are cut into small pieces. A piece reaches at most `reach` from its centre, so once the best of the k
+    nearest centres is closer than the last of them less `reach`, no other piece can be nearer; else k grows.
+    """
+    from scipy.spatial import cKDTree
+
+    pieces = _cut(mesh.vertices[mesh.faces], MAX_PIECE * _largest_side(mesh))
+    centers = pieces.mean(axis=1)
+    reach = np.linalg.norm(pieces - centers[:, None], axis=2).max()
+    tree = cKDTree(centers)
+    nearest = np.full(len(points), np.inf)
+    open_points, count = np.arange(len(points)), min(8, len(centers))
+    while len(open_points):
+        unsettled = []
+        for part in np.array_split(open_points, -(-len(open_points) * count // CHUNK)):
+            bound, candidates = tree.query(points[part], k=np.arange(1, count + 1))
+            best = _distance_to_triangles(points[part, None], pieces[candidates]).min(axis=1)
+            nearest[part] = best
+            unsettled.append(part[best + reach > bound[:, -1]])
+        open_points = np.concatenate(unsettled) if count < len(centers) else []
+        count = min(4 * count, len(centers))
+    return nearest
+
+
+def occupancy(mesh: Mesh, low: np.ndarray, cell: float, voxels: int) -> Bool[np.ndarray, "n n n"]:
+    """Voxels (x y z) whose centre lies inside a closed mesh; `low` is the corner of the grid.
+
+    Counts faces below each centre, up-facing ones against down-facing ones, so parts may overlap.
+    """
+    # Off-centre by a hair, so that no column runs exactly through an edge.
+    corners = (mesh.vertices[mesh.faces] - low) / cell - 0.5 + np.array([1.3e-6, 2.1e-6, 0])
+    crossings = np.zeros((voxels, voxels, voxels + 1), np.int32)
+    first = np.clip(np.ceil(corners[..., :2].min(axis=1)).astype(int), 0, voxels)
+    last = np.clip(np.floor(corners[..., :2].max(axis=1)).astype(int), -1, voxels - 1)
+    spans = np.maximum(last - first + 1, 0)
+    columns = spans[:, 0] * spans[:, 1]
+    a, b, c = np.moveaxis(corners[..., :2], 1, 0)
+    doubled_area = _cross_2d(b - a, c - a)
+    faces = np.flatnonzero((columns > 0) & (doubled_area != 0))
+    ends = np.cumsum(columns[faces])
+    for group in np.split(faces, np.flatnonzero(np.diff(ends // CHUNK)) + 1):
+        face = np.repeat(group, columns[group])
+        place = np.arange(len(face)) - np.repeat(np.cumsum(columns[group]) - columns[group], columns[group])
+        column = first[face] + np.stack([place // spans[face, 1], place % spans[face, 1]], axis=1)
+        edges = [_cross_2d(q[face] - p[face], column - p[face]) for p, q in ((b, c), (c, a), (a, b))]
+        weights = np.stack(edges, axis=1) / doubled_area[face, None]
+        hit = (weights > 0).all(axis=1)
+        height = np.einsum("nk,nk->n", weights[hit], corners[face[hit], :, 2])
+        above = np.clip(np.ceil(height), 0, voxels).astype(int)
+        direction = np.sign(doubled_area[face[hit]]).astype(np.int32)
+        np.add.at(crossings, (column[hit, 0], column[hit, 1], above), -direction)
+    return np.cumsum(crossings, axis=2)[..., :voxels] > 0
+
+
+def volume_iou(first: Mesh, second: Mesh, voxels: int = 128) -> float:
+    """Intersection over union of the volumes of two closed meshes, on a grid over both."""
+    vertices = np.concatenate([first.vertices, second.vertices])
+    low, high = vertices.min(axis=0), vertices.max(axis=0)
+    cell = (high - low).max() / voxels
+    inside = [occupancy(mesh, low, cell, voxels) for mesh in (first, second)]
+    return float((inside[0] & inside[1]).sum() / max((inside[0] | inside[1]).sum(), 1))
+
+
+def is_closed(mesh: Mesh) -> bool:
+    """Every edge is run through as often one way as the other; vertices at one place count as one."""
+    _, merged = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    faces = merged.reshape(-1)[mesh.faces].astype(np.int64)
+    faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
+    start, end = faces.ravel(), np.roll(faces, -1, axis=1).ravel()
+    edges = np.minimum(start, end) * (merged.max() + 1) + np.maximum(start, end)
+    _, index = np.unique(edges, return_inverse=True)
+    return not np.bincount(index, weights=np.where(start < end, 1.0, -1.0)).any()
+
+
+def compare_meshes(
+    prediction: Mesh,
+    target: Mesh,
+    points: int = 100_000,
+    threshold: float = 0.01,
+    voxels: int = 128,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Surface distances in units of the target's largest box side, F-score, IoU (None unless both are closed)."""
+    scale = 1.0 / _largest_side(target)
+    there = distance_to_surface(sample_surface(prediction, points, seed), target) * scale
+    back = distance_to_surface(sample_surface(target, points, seed + 1), prediction) * scale
+    precision, recall = float((there < threshold).mean()), float((back < threshold).mean())
+    closed = {"pred_closed": is_closed(prediction), "target_closed": is_closed(target)}
+    return {
+        "pred_to_target": float(there.mean()),
+        "target_to_pred": float(back.mean()),
+        "chamfer": float(there.mean() + back.mean()) / 2,
+        "chamfer_sum": float(there.mean() + back.mean()),
+        "precision": precision,
+        "recall": recall,
+        "f_score": 2 * precision * recall / max(precision + recall, 1e-12),
+        "threshold": threshold,
+        "iou": volume_iou(prediction, target, voxels) if all(closed.values()) else None,
+        **closed,
+    }
+
+
+def run_eval_mesh(config: EvalMeshConfig, progress: Progress) -> dict[str, Any]:
+    """The verb `eval mesh`."""
+    progress.stage("load")
+    prediction, target = read_mesh(config.pred), _target(config)
+    if config.dry_run:
+        return {"dry_run": True, "pred_faces": len(prediction.faces), "target_faces": len(target.faces)}
+    apart = np.abs(_box(prediction) - _box(target)).max() / _largest_side(target)
+    if apart > 0.25:
+        warnings.warn(
+            f"the boxes of the meshes differ by {apart:.0%} of the target's"
+            + ("" if config.orbit else "; was the target rendered to an orbit (--orbit)?"),
+            stacklevel=2,
+        )
+    progress.stage("compare")
+    result = compare_meshes(prediction, target, config.points, config.threshold, config.voxels, config.seed)
+    if config.output is not None:
+        write_json(config.output, result)
+    return result
+
+
+def _target(config: EvalMeshConfig) -> Mesh:
+    """The target in the world of the prediction."""
+    if config.orbit is None:
+        return read_mesh(config.target, config.up)
+    matrix = read_orbit(config.orbit).object_to_world
+    if matrix is None:
+        raise InputError(
+            f"{config.orbit} does not say where the object stood (object_to_world)",
+            hint="only rendered orbits do: sv3d data render",
+        )
+    mesh = read_mesh(config.target, up="z")  # the coordinates of the file as they are, which the matrix maps
+    return replace(mesh, vertices=mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])
+
+
+def _box(mesh: Mesh) -> np.ndarray:
+    used = mesh.vertices[np.unique(mesh.faces)]
+    return np.stack([used.min(axis=0), used.max(axis=0)])
+
+
+def _largest_side(mesh: Mesh) -> float:
+    low, high = _box(mesh)
+    return float((high - low).max())
+
+
+def _cut(triangles: np.ndarray, side: float) -> np.ndarray:
+    """Triangles (t 3 3) halved at their longest edges until no edge is longer than `side`."""
+    small = []
+    while len(triangles):
+        edges = np.linalg.norm(triangles - np.roll(triangles, -1, axis=1), axis=2)  # a-b, b-c, c-a
+        longest = edges.argmax(axis=1)
+        large = edges.max(axis=1) > side
+        small.append(triangles[~large])
+        order = (longest[large, None] + np.arange(3)) % 3
+        a, b, c = np.moveaxis(np.take_along_axis(triangles[large], order[..., None], axis=1), 1, 0)
+        middle = (a + b) / 2
+        triangles = np.concatenate([np.stack([a, middle, c], axis=1), np.stack([middle, b, c], axis=1)])
+    return np.concatenate(small)
+
+
+def _distance_to_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """Distance of points (n 1 3) to triangles (n k 3 3): to the plane where the foot lies inside, else to an edge."""
+    a, b, c = np.moveaxis(triangles, 2, 0)
+    normal = np.cross(b - a, c - a)
+    length = np.linalg.norm(normal, axis=-1)
+    inside = length > 0
+    squared = np.full(length.shape, np.inf)
+    for p, q in ((a, b), (b, c), (c, a)):
+        edge, offset = q - p, points - p
+        along = (offset * edge).sum(-1) / np.maximum((edge * edge).sum(-1), 1e-300)
+        away = offset - np.clip(along, 0, 1)[..., None] * edge
+        squared = np.minimum(squared, (away * away).sum(-1))
+        inside &= (np.cross(edge, offset) * normal).sum(-1) >= 0
+    height = np.abs(((points - a) * normal).sum(-1)) / np.maximum(length, 1e-300)
+    return np.where(inside, height, np.sqrt(squared))
+
+
+def _cross_2d(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
