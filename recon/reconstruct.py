@@ -1,5 +1,6 @@
 """Orbit to mesh: the `reconstruct` verb and its Python form."""
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
     progress.stages = STAGES
     progress.stage("load")
     frames = read_orbit(config.orbit_dir)
-    folder = OutputFolder(config.output, {"verb": "reconstruct", **config.settings()}, config.overwrite)
+    settings = {"verb": "reconstruct", **config.settings(), "orbit_sha256": _digest(frames)}
+    folder = OutputFolder(config.output, settings, config.overwrite)
     if config.dry_run:
         prepare_views(frames)
         return {"dry_run": True, "frames": len(frames.images), "directory": str(config.output)}
@@ -105,6 +107,15 @@ def reconstruct_into(
     progress.stage("write")
     files = write_results(directory, result.mesh, frames)
     return files, {**result.facts, "timings_s": result.timings}
+
+
+def _digest(frames: OrbitFrames) -> str:
+    """Of all that the result depends on, so that other frames in the same folder count as another run."""
+    digest = hashlib.sha256()
+    arrays = frames.images, frames.alphas, frames.camera_to_world, frames.focal_px, frames.center_px
+    for array in arrays:
+        digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _frames(orbit: "OrbitFrames | Orbit | str | Path") -> OrbitFrames:

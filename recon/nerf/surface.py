@@ -11,10 +11,12 @@ from scipy import ndimage
 from sv3d_jax.geometry.marching_cubes import extract_surface, keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.recon.config import NerfConfig
-from sv3d_jax.recon.nerf.field import albedo, density
+from sv3d_jax.recon.nerf.field import density, density_and_albedo
 from sv3d_jax.recon.nerf.occupancy import box_crossing
 from sv3d_jax.recon.nerf.stage import FieldState, pixel_rays
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
+from sv3d_jax.render.interpolate import vertex_normals
+from sv3d_jax.render.volume import composite
 
 CHUNK = 2**16
 SHELL = 3  # cells below the outermost surface whose density counts; deeper is solid, for no view sees it
@@ -36,7 +38,7 @@ def field_mesh(config: NerfConfig, state: FieldState, hull: np.ndarray, views: V
     vertices, faces = keep_large_components(vertices, faces, config.min_component)
     points = (vertices + 0.5) * cell - BOX_HALF_SIZE
     facts = {"density_level": config.surface_levels[best], "mask_iou": round(float(overlaps[best]), 4)}
-    return Mesh(points, faces, vertex_colors=_colors(config, state, points)), facts
+    return Mesh(points, faces, vertex_colors=_colors(config, state, points, faces, cell)), facts
 
 
 def _density_grid(config: NerfConfig, state: FieldState, hull: np.ndarray) -> np.ndarray:
@@ -50,17 +52,31 @@ def _density_grid(config: NerfConfig, state: FieldState, hull: np.ndarray) -> np
     return grid
 
 
-def _colors(config: NerfConfig, state: FieldState, points: np.ndarray) -> np.ndarray:
-    return _in_chunks(lambda params, x: albedo(config, params, x), state, points)
+def _colors(
+    config: NerfConfig, state: FieldState, points: np.ndarray, faces: np.ndarray, cell: float
+) -> np.ndarray:
+    """What one sees of each vertex when looking straight at it: albedo composited through the surface's shell."""
+    depths = cell * jnp.linspace(-SHELL, SHELL, 4 * SHELL + 1)
+    normals = np.asarray(vertex_normals(jnp.asarray(points, jnp.float32), jnp.asarray(faces)))
+
+    def seen(params, lines):
+        samples = lines[:, None, :3] - depths[:, None] * lines[:, None, 3:]
+        sigma, color = density_and_albedo(config, params, samples.reshape(-1, 3))
+        shape = samples.shape[:2]
+        lengths = jnp.full(shape, depths[1] - depths[0])
+        result = composite(sigma.reshape(shape), color.reshape(*shape, 3), lengths, lengths, jnp.zeros(3))
+        return result.color / jnp.maximum(result.opacity, 1e-3)[:, None]
+
+    return _in_chunks(seen, state, np.concatenate([points, normals], axis=1), CHUNK // len(depths))
 
 
-def _in_chunks(function, state: FieldState, points: np.ndarray) -> np.ndarray:
-    """`function` of many points, by one compiled program whatever their number."""
-    padded = np.zeros((-(-len(points) // CHUNK) * CHUNK, 3), np.float32)
-    padded[: len(points)] = points
+def _in_chunks(function, state: FieldState, rows: np.ndarray, size: int = CHUNK) -> np.ndarray:
+    """`function` of the field's parameters and many rows, by one compiled program whatever their number."""
+    padded = np.zeros((-(-len(rows) // size) * size, rows.shape[1]), np.float32)
+    padded[: len(rows)] = rows
     compiled = jax.jit(function)
-    parts = [np.asarray(compiled(state.params, part)) for part in padded.reshape(-1, CHUNK, 3)]
-    return np.concatenate(parts)[: len(points)] if parts else np.zeros(0, np.float32)
+    parts = [np.asarray(compiled(state.params, part)) for part in np.split(padded, len(padded) // size)]
+    return np.concatenate(parts)[: len(rows)]
 
 
 def _mask_overlaps(opacity: np.ndarray, levels: np.ndarray, views: Views) -> np.ndarray:
