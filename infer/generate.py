@@ -14,7 +14,7 @@ from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.plan import Plan, check_size, plan_orbit, require_accelerator
-from sv3d_jax.preprocess import PreparedImage, prepare_image
+from sv3d_jax.preprocess import PreparedImage, prepare_for
 from sv3d_jax.progress import Progress
 from sv3d_jax.recon.config import ReconstructConfig
 
@@ -63,7 +63,7 @@ def _run(
         settings["cameras"] = [cameras.azimuths_deg.tolist(), cameras.elevations_deg.tolist()]
     if reconstruction is not None:
         settings["reconstruction"] = reconstruction.resolve()
-    jobs = _jobs(config, settings, size)
+    jobs = _jobs(config, model, settings, size)
     plan = _plan(config, model, len(cameras), size)
     if config.weights == "mini":
         progress.note(MINI_NOTE.format(size=size))
@@ -111,7 +111,7 @@ def _model_config(config: OrbitConfig) -> ModelConfig:
     return weights.config
 
 
-def _jobs(config: OrbitConfig, settings: dict[str, Any], size: int) -> list[_Job]:
+def _jobs(config: OrbitConfig, model: ModelConfig, settings: dict[str, Any], size: int) -> list[_Job]:
     """One per picture, prepared and with its folder checked. A run is known by its settings and its picture."""
     several = len(config.images) > 1
     counts = Counter(image.stem for image in config.images)
@@ -122,7 +122,7 @@ def _jobs(config: OrbitConfig, settings: dict[str, Any], size: int) -> list[_Job
         )
     jobs = []
     for image in config.images:
-        prepared = prepare_image(read_picture(image), size, config.background, config.frame_ratio)
+        prepared = prepare_for(model, read_picture(image), size, config.background, config.frame_ratio)
         digest = hashlib.sha256(image.read_bytes()).hexdigest()
         own = {**settings, "images": [str(image)], "picture_sha256": digest}
         directory = config.output / image.stem if several else config.output

@@ -27,7 +27,7 @@ from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
-from sv3d_jax.preprocess import PreparedImage, prepare_image
+from sv3d_jax.preprocess import PreparedImage, prepare_for
 from sv3d_jax.progress import NullProgress, Progress
 
 OUTPUT_TYPES = ("pil", "np", "jax", "latent")
@@ -174,7 +174,7 @@ class Pipeline:
             stages.note(str(plan))
 
         stages.stage("preprocess", total=len(images))
-        prepared = [_prepared(image, size, background, frame_ratio, stages) for image in images]
+        prepared = [_prepared(self.config, image, size, background, frame_ratio, stages) for image in images]
         pixels = jnp.asarray(np.stack([picture.pixels for picture in prepared]), jnp.float32) / 255 * 2 - 1
         noise, pixel_noise, keys = self.noise(seeds, len(cameras), size)
         scale = SCALES[guidance](len(cameras), *(cfg or (self.config.cfg_min, self.config.cfg_max)))
@@ -431,14 +431,14 @@ def _check(pictures: int, seeds: list[int], num_steps: int, guidance: str, outpu
 
 
 def _prepared(
-    image: Any, size: int, background: str, frame_ratio: float | None, progress: Progress
+    config: ModelConfig, image: Any, size: int, background: str, frame_ratio: float | None, progress: Progress
 ) -> PreparedImage:
     if isinstance(image, PreparedImage):
         if image.pixels.shape != (size, size, 3):
             raise InputError(f"the prepared picture has shape {image.pixels.shape}, size is {size}")
         prepared = image
     else:
-        prepared = prepare_image(_picture(image), size, background, frame_ratio)
+        prepared = prepare_for(config, _picture(image), size, background, frame_ratio)
     progress.advance()
     return prepared
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import MAX_PIXELS, Picture, over_white
+from sv3d_jax.models.config import ModelConfig
 
 BACKGROUNDS = ("auto", "alpha", "remove", "keep")
 CUTOUT_SIDE = 768  # pictures without alpha are shrunk to this before their background is removed
@@ -68,6 +69,32 @@ def prepare_image(
     # Pillow resizes RGBA premultiplied by alpha, with 8-bit rounding before and after, as the reference does.
     resized = np.asarray(Image.fromarray(square).resize((size, size), Image.Resampling.LANCZOS))
     return PreparedImage(over_white(resized[..., :3], resized[..., 3]), box, notes)
+
+
+def prepare_for(
+    model: ModelConfig,
+    picture: Picture,
+    size: int,
+    background: str = "auto",
+    frame_ratio: float | None = None,
+) -> PreparedImage:
+    """`prepare_image` as suits a model.
+
+    Models that we trained know frames as `sv3d data render` makes them, where the camera looks at the object's
+    middle and not at that of its outline. Such a picture is kept as it is by "auto".
+    """
+    if background == "auto" and frame_ratio is None and model.training and is_render(picture):
+        background = "keep"
+    return prepare_image(picture, size, background, frame_ratio)
+
+
+def is_render(picture: Picture) -> bool:
+    """Whether this looks like a frame of ours: square, with nothing but white at its border."""
+    rgb = picture.rgb
+    border = (rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1])
+    return (
+        picture.alpha is None and rgb.shape[0] == rgb.shape[1] and all((side == 255).all() for side in border)
+    )
 
 
 def cut_out(picture: Picture, background: str, notes: list[str]) -> np.ndarray:

@@ -1,0 +1,210 @@
+"""The orbit and generate verbs as a user runs them, on a tiny model written as weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sv3d_jax.cli import main
+from sv3d_jax.errors import Cancelled, InputError, OutOfMemory
+from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
+from sv3d_jax.infer.generate import run_orbit
+from sv3d_jax.io.images import Picture, read_picture
+from sv3d_jax.io.orbits import read_orbit
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.plan import memory_advice, plan_orbit, require_accelerator
+from sv3d_jax.preprocess import prepare_for
+from sv3d_jax.progress import NullProgress
+from sv3d_jax.weights.hub import write_shipped
+from tests.reference_weights import reference_params
+from tests.tiny_model import CONFIG, SIZE, picture
+
+FRAMES = ("--frames", "5", "--steps", "2", "--format", "gif", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("generate")
+    write_shipped(reference_params(CONFIG), CONFIG, folder / "tiny")
+    for index, name in enumerate(("box", "ball")):
+        Image.fromarray(picture(index)).save(folder / f"{name}.png")
+    return folder
+
+
+def orbit(place: Path, *words: str) -> int:
+    return main(["orbit", "--weights", str(place / "tiny"), *FRAMES, *map(str, words)])
+
+
+@pytest.fixture(scope="module")
+def made(place) -> Path:
+    assert orbit(place, place / "box.png", place / "ball.png", "-o", place / "out") == 0
+    return place / "out"
+
+
+def files_with_times(folder: Path) -> dict[Path, int]:
+    files = (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+    return {file: file.stat().st_mtime_ns for file in files}
+
+
+def test_several_pictures_get_a_folder_of_their_name_each(made):
+    assert sorted(folder.name for folder in made.iterdir()) == ["ball", "box"]
+    for folder in made.iterdir():
+        assert {"orbit.gif", "contact.png", "input.png", "cameras.json", "run.json"} <= {
+            file.name for file in folder.iterdir()
+        }
+        assert read_orbit(folder).images.shape == (5, SIZE, SIZE, 3)
+
+
+def test_last_frame_and_input_png_are_the_prepared_picture(made, place):
+    prepared = prepare_for(CONFIG, read_picture(place / "box.png"), SIZE).pixels
+    for name in ("input.png", "frames/004.png"):
+        assert (np.asarray(Image.open(made / "box" / name)) == prepared).all()
+
+
+def test_run_json_tells_settings_seed_weights_and_timings(made):
+    record = json.loads((made / "box" / "run.json").read_text())
+    assert record["config"]["steps"] == 2 and record["config"]["verb"] == "orbit"
+    stage = record["stages"]["orbit"]
+    assert stage["seed"] == 0 and len(stage["weights"]["sha256"]) == 64
+    assert {"compile", "sample", "decode"} <= set(stage["timings_s"])
+    assert record["peak_memory_bytes"] > 0
+
+
+def test_finished_run_is_left_as_it_is(made, place):
+    before = files_with_times(made)
+    assert orbit(place, place / "box.png", place / "ball.png", "-o", made) == 0
+    assert files_with_times(made) == before
+
+
+def test_other_settings_are_refused_and_named(made, place, capsys):
+    before = files_with_times(made)
+    assert orbit(place, place / "box.png", place / "ball.png", "-o", made, "--seed", "5") == 2
+    assert "seed was 0, is 5" in capsys.readouterr().err
+    assert files_with_times(made) == before
+
+
+def test_another_picture_under_the_same_name_is_another_run(made, place, tmp_path, capsys):
+    Image.fromarray(picture(7)).save(tmp_path / "box.png")
+    assert orbit(place, tmp_path / "box.png", "-o", made / "box") == 2
+    assert "picture_sha256" in capsys.readouterr().err
+
+
+def test_dry_run_plans_and_writes_nothing(place, capsys):
+    assert orbit(place, place / "box.png", "-o", place / "dry", "--dry-run") == 0
+    assert "memory: about" in capsys.readouterr().out
+    assert not (place / "dry").exists()
+
+
+def test_cancelled_run_keeps_finished_pictures(place):
+    class CancelAtSecond(NullProgress):
+        samplings = 0
+
+        def stage(self, name, total=None):
+            self.samplings += name == "sample"
+
+        def advance(self, steps=1):
+            if self.samplings == 2:
+                raise Cancelled
+
+    config = OrbitConfig(
+        images=(place / "box.png", place / "ball.png"),
+        output=place / "cancelled",
+        weights=str(place / "tiny"),
+        frames=5,
+        steps=2,
+        format="gif",
+    )
+    with pytest.raises(Cancelled):
+        run_orbit(config, CancelAtSecond())
+    assert (place / "cancelled" / "box" / "run.json").is_file()
+    assert not (place / "cancelled" / "ball" / "run.json").exists()
+
+
+def test_cameras_file_is_followed(made, place):
+    cameras = made / "box" / "cameras.json"
+    assert orbit(place, place / "ball.png", "-o", place / "followed", "--cameras", cameras) == 0
+    followed = read_orbit(place / "followed").camera_to_world
+    np.testing.assert_allclose(followed, read_orbit(made / "box").camera_to_world, atol=1e-12)
+
+
+def test_pictures_of_one_name_are_refused(place, tmp_path, capsys):
+    Image.fromarray(picture()).save(tmp_path / "box.png")
+    assert orbit(place, place / "box.png", tmp_path / "box.png", "-o", tmp_path / "out") == 2
+    assert "several pictures are named box" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_picture_that_cannot_be_used_stops_before_any_work(place, tmp_path, capsys):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert orbit(place, place / "box.png", tmp_path / "bad.png", "-o", tmp_path / "out") == 2
+    assert str(tmp_path / "bad.png") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("steps", 0, "--steps 0: must lie between 1 and 1000"),
+        ("frame_ratio", 1.5, "--frame-ratio"),
+        ("seed", -1, "--seed"),
+        ("size", 5000, "--size"),
+        ("decode_chunk", 0, "--decode-chunk"),
+    ],
+)
+def test_option_out_of_range_names_its_flag(option, value, says):
+    with pytest.raises(InputError, match=says):
+        OrbitConfig(images=(Path("a.png"),), output=Path("out"), **{option: value})
+
+
+def test_size_that_the_networks_cannot_halve_is_refused(place, capsys):
+    assert orbit(place, place / "box.png", "-o", place / "odd", "--size", "60") == 2
+    assert "--size 60: tiny needs a multiple of 8" in capsys.readouterr().err
+
+
+def test_mini_reconstructs_in_preview_unless_told():
+    common = {"images": (Path("a.png"),), "output": Path("out")}
+    assert GenerateConfig(**common).reconstruction == "preview"
+    assert GenerateConfig(**common, weights="other").reconstruction == "fast"
+    assert GenerateConfig(**common, preset="fast").reconstruction == "fast"
+
+
+def test_plan_of_sv3d_has_its_published_size():
+    plan = plan_orbit(ModelConfig.published("p"), dtype_bytes=2)
+    assert plan.is_full_size and not plan_orbit(CONFIG).is_full_size
+    assert 5.0e9 < plan.sampling_bytes < 5.6e9  # 5.3 GB of live activations with guidance
+    assert plan.step_flop * 50 == pytest.approx(3458e12, rel=1e-3)
+
+
+def test_full_size_on_a_cpu_wants_to_be_asked_for(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    plan = plan_orbit(ModelConfig.published("p"))
+    with pytest.raises(InputError, match=r"takes about \d+\.\d hours") as caught:
+        require_accelerator(plan, "cpu", None)
+    assert "--device cpu" in caught.value.hint
+    require_accelerator(plan, "cpu", "cpu")
+    require_accelerator(plan, "gpu", None)
+    require_accelerator(plan_orbit(CONFIG), "cpu", None)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    require_accelerator(plan, "cpu", None)
+
+
+def test_out_of_memory_lists_what_helps():
+    plan = plan_orbit(ModelConfig.published("p"))
+    with pytest.raises(OutOfMemory, match="weights 8.3 GiB") as caught, memory_advice(plan):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+    assert caught.value.hint.index("--decode-chunk 1") < caught.value.hint.index("--dtype bfloat16")
+    with pytest.raises(RuntimeError, match="something else"), memory_advice(plan):
+        raise RuntimeError("something else")
+
+
+def test_models_of_ours_take_renders_as_they_are():
+    rgb = np.full((SIZE, SIZE, 3), 255, np.uint8)
+    rgb[20:28, 6:14] = 30
+    ours = ModelConfig.from_dict({**CONFIG.to_dict(), "training": {"unet": {"step": 1}}})
+    assert (prepare_for(ours, Picture(rgb), SIZE).pixels == rgb).all()
+    centred = prepare_for(CONFIG, Picture(rgb), SIZE).pixels
+    assert (centred[12:20, 12:20] < 40).all()
+    scaled = prepare_for(ours, Picture(rgb), SIZE, frame_ratio=0.5).pixels
+    assert (scaled[10:22, 10:22] < 60).all()
