@@ -13,7 +13,7 @@
 # PYTHON=python3.12 make test   takes that one
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
-PICTURE ?= $(firstword $(wildcard examples/*.png))
+PICTURE ?= examples/figure.png
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

@@ -7,16 +7,18 @@ rays, s samples along a ray, v vertices, t triangles, l tokens, k lobes or level
 from typing import Any
 
 import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray  # what jax functions take; what they return is the first
 
 try:
-    from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
+    from jaxtyping import Bool, Float, Int, Num, PRNGKeyArray, UInt8
 except ImportError:  # accelerator hosts often carry jax and nothing else
 
     class _Unchecked:
         def __class_getitem__(cls, item: Any) -> Any:
             return jax.Array
 
-    Array = jax.Array
     Bool = Float = Int = Num = UInt8 = _Unchecked
     PRNGKeyArray = jax.Array
 

@@ -1,0 +1,84 @@
+"""The documentation is true: its files exist, its links lead somewhere, its snippets run."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What makes the commands of the documentation small enough for a test.
+TINY = {
+    "sv3d generate": "--steps 2 --frames 5 --preset preview",
+    "sv3d orbit": "--steps 2 --frames 5",
+    "sv3d reconstruct": "--preset preview",
+    "sv3d data render": "--frames 5 --size 64",
+}
+
+
+def source_files() -> set[str]:
+    """Paths as the architecture page writes them: inside sv3d_jax relative to it, else from the root."""
+    files = {file for folder in ("infer", "recon", "train") for file in (ROOT / folder).rglob("*.py")}
+    linked = ("infer", "recon", "train", "configs")
+    files |= {
+        file for file in (ROOT / "sv3d_jax").rglob("*.py") if file.relative_to(ROOT).parts[1] not in linked
+    }
+    names = {str(file.relative_to(ROOT)).removeprefix("sv3d_jax/") for file in files}
+    return {name for name in names if not name.endswith("__init__.py")}
+
+
+def snippets(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.M | re.S)
+
+
+def test_the_architecture_page_names_every_file_and_no_other():
+    named = set(re.findall(r"`([\w/]+\.py)`", (ROOT / "docs" / "architecture.md").read_text()))
+    around = {"setup.py", "tests/test_imports.py"}
+    assert named - around == source_files()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_a_page_leads_to_a_file(page):
+    links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if snippets(page, "bash")], ids=lambda page: page.name
+)
+def test_the_commands_of_a_page_run(page, tmp_path):
+    workplace(page, tmp_path)
+    for line in "".join(snippets(page, "bash")).splitlines():
+        words = shlex.split(line, comments=True)
+        tiny = next((flags for start, flags in TINY.items() if line.startswith(start)), "")
+        done = run([sys.executable, "-m", "sv3d_jax", *words[1:], *tiny.split()], tmp_path)
+        assert words[0] == "sv3d" and done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if snippets(page, "python")], ids=lambda page: page.name
+)
+def test_the_python_of_a_page_runs(page, tmp_path):
+    workplace(page, tmp_path)
+    [script] = snippets(page, "python")
+    done = run([sys.executable, "-c", re.sub(r"num_steps=\d+", "num_steps=2", script)], tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def workplace(page: Path, folder: Path) -> None:
+    """What a reader has at hand: the example pictures, and the files that the page shows."""
+    (folder / "examples").symlink_to(ROOT / "examples")
+    for text in snippets(page, "toml"):
+        (folder / text.split("\n")[0].removeprefix("# ")).write_text(text)
+
+
+def run(words: list[str], folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
