@@ -74,6 +74,8 @@ class TrainConfig(CommonConfig):
     """widths: a name in configs/model, or a file"""
     weights: str = "mini"
     """trained autoencoder and image tower that the UNet builds on"""
+    initial: str | None = None
+    """weights to start from, as for --weights of other verbs (default: fresh ones)"""
     data_dir: Path | None = None
     """where rendered orbits are kept; several runs may share it (default: data in the output folder)"""
     export: Path | None = None

@@ -12,15 +12,12 @@ import numpy as np
 from sv3d_jax.arrays import Params
 from sv3d_jax.errors import CheckpointError
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.models.clip_vision import init_tower
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.vae import init_vae
-from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.data.latents import measure_latent_factor
 from sv3d_jax.train.data.orbits import render_pool
-from sv3d_jax.train.objectives import read_model
+from sv3d_jax.train.objectives import init_params, read_model
 from sv3d_jax.train.state import checkpoint_steps, read_checkpoint
 from sv3d_jax.weights.hub import load_weights, write_shipped
 
@@ -63,9 +60,10 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
 
 
 def _fresh(model: ModelConfig) -> Params:
-    key = jax.random.key(0)
-    tower, unet = init_tower(model.tower, key), init_unet(model.unet, key)
-    return {"unet": unet, "image_tower": tower, **init_vae(model.vae, key)}
+    params: Params = {}
+    for objective in PARTS:
+        params |= init_params(objective, model, jax.random.key(0))
+    return params
 
 
 def _tree(arrays: dict[str, np.ndarray]) -> Params:

@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from sv3d_jax.errors import Preempted, SV3DError
-from sv3d_jax.io.outputs import OutputFolder, write_json
+from sv3d_jax.arrays import Params
+from sv3d_jax.errors import OutputError, Preempted, SV3DError, WeightsError
+from sv3d_jax.io.outputs import OutputFolder, check_output_parent, write_json
+from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import TrainConfig
-from sv3d_jax.train.export import export_run
-from sv3d_jax.train.objectives import Objective, make_objective
+from sv3d_jax.train.export import PARTS, export_run
+from sv3d_jax.train.objectives import Objective, init_params, make_objective, read_model
 from sv3d_jax.train.optimizer import learning_rate, make_optimizer
 from sv3d_jax.train.state import (
+    checkpoint_steps,
     load_checkpoint,
     load_latest,
     new_state,
     save_checkpoint,
 )
 from sv3d_jax.train.step import train_step
+from sv3d_jax.weights.hub import find_weights, load_weights
 
 MAX_SKIPPED_IN_ROW = 5
+MAX_FAILED_SAVES = 3  # in a row
+INIT_STREAM = 2**31  # far from the number of any step
 FIRST_STEPS = 10  # logged one by one, so that a run from the same seed can be compared at once
 NOT_RESULTS = ("export", "resume", "data_dir", "log_every", "validate_every", "save_every")
 
@@ -35,16 +42,18 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     """Train until max_steps, or until asked to end; a run that was cut short goes on from its last checkpoint."""
     if config.export:
         return export_run(config, progress)
+    if config.dry_run:
+        return plan(config)
     objective = make_objective(config, progress)
     optimizer = make_optimizer(config.optimizer, config.max_steps)
     settings = run_settings(config, objective)
     directory = config.output / "checkpoints"
     key = jax.random.key(config.seed)
 
-    if config.overwrite or config.resume == "never":
-        shutil.rmtree(directory, ignore_errors=True)
     with OutputFolder(config.output, settings, config.overwrite) as folder:
-        state = new_state(jax.jit(objective.init)(jax.random.fold_in(key, 2**31)), optimizer)
+        if config.overwrite or config.resume == "never":
+            shutil.rmtree(directory, ignore_errors=True)
+        state = new_state(_first_params(config, objective.model), optimizer)
         if config.resume == "auto":
             state = load_latest(directory, state, settings) or state
         elif config.resume != "never":
@@ -59,7 +68,7 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         with _SignalFlag(signal.SIGTERM) as stop, MetricsLog(config.output, int(state.step)) as log:
             progress.stage("train", total=config.max_steps)
             progress.advance(int(state.step))
-            meter = Meter()
+            meter, failed_saves = Meter(), 0
             for index in range(int(state.step), config.max_steps):
                 began = time.perf_counter()
                 batch = objective.batch(index)
@@ -84,16 +93,46 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
                 if done % config.validate_every == 0 or done == config.max_steps:
                     log.write(step=done, **objective.validate(state.ema))
                 if done % config.save_every == 0 or done == config.max_steps or stop.raised:
-                    save_checkpoint(directory, state, settings)
+                    try:
+                        save_checkpoint(directory, state, settings)
+                        failed_saves = 0
+                    except OutputError as error:  # the disk may have room again at the next interval
+                        failed_saves += 1
+                        progress.note(f"step {done}: not saved: {error}")
+                        if failed_saves == MAX_FAILED_SAVES or done == config.max_steps or stop.raised:
+                            raise
                 if stop.raised and done < config.max_steps:
                     raise Preempted(f"stopped after step {done}; its state is saved in {directory}")
         folder.write_run_json(objective=config.objective, model=objective.model.to_dict())
     return {"step": int(state.step), "skipped": int(state.skipped), "checkpoints": str(directory)}
 
 
+def plan(config: TrainConfig) -> dict[str, Any]:
+    """What a run would do and take, from its settings alone."""
+    check_output_parent(config.output)
+    model = read_model(config.model)
+    if config.objective == "unet":
+        find_weights(config.weights)
+    shapes = jax.eval_shape(functools.partial(_fresh_params, config, model))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    data = config.data
+    return {
+        "objective": config.objective,
+        "parameters": parameters,
+        "state_mib": parameters * 4 * 4 >> 20,  # parameters, average and two moments, float32
+        "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
+        "steps": config.max_steps,
+        "checkpoints": checkpoint_steps(config.output / "checkpoints"),
+    }
+
+
 def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     """What decides the result of a run: settings, widths of the model, fingerprint of the data."""
-    own = {name: value for name, value in config.settings().items() if name not in NOT_RESULTS}
+    own = {
+        name: value
+        for name, value in config.settings().items()
+        if name not in NOT_RESULTS and value is not None
+    }
     return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}
 
 
@@ -143,6 +182,22 @@ class MetricsLog:
     def write(self, **values: Any) -> None:
         """Add one line."""
         self._file.write(json.dumps(values) + "\n")
+
+
+def _first_params(config: TrainConfig, model: ModelConfig) -> Params:
+    """The weights that the settings name, else fresh ones."""
+    if config.initial is None:
+        return _fresh_params(config, model)
+    given, given_model, _ = load_weights(config.initial, dtype="float32")
+    part = {"autoencoder": "vae", "tower": "tower", "unet": "unet"}[config.objective]
+    if getattr(given_model, part) != getattr(model, part):
+        raise WeightsError(f"{config.initial} has another {config.objective} than the model {config.model}")
+    return jax.tree.map(jnp.asarray, {name: given[name] for name in PARTS[config.objective]})
+
+
+def _fresh_params(config: TrainConfig, model: ModelConfig) -> Params:
+    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    return jax.jit(functools.partial(init_params, config.objective, model))(key)
 
 
 class _SignalFlag:

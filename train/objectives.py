@@ -42,7 +42,6 @@ class Objective(NamedTuple):
 
     model: ModelConfig
     fingerprint: str  # of the training data
-    init: Callable[[PRNGKeyArray], Params]
     loss: Loss
     batch: Callable[[int], Any]  # a function of the step alone, so that a resumed run sees the same data
     batch_images: Callable[[Any], int]
@@ -70,6 +69,15 @@ def read_model(name: str) -> ModelConfig:
     return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
 
 
+def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params:
+    """Fresh parameters of what an objective trains."""
+    if objective == "autoencoder":
+        return init_vae(model.vae, key)
+    if objective == "tower":
+        return {"image_tower": init_tower(model.tower, key)}
+    return {"unet": init_unet(model.unet, key)}
+
+
 def step_rng(config: TrainConfig, step: int) -> np.random.Generator:
     """Random numbers of the batch of a step."""
     return np.random.default_rng([config.seed, step])
@@ -92,7 +100,6 @@ def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Ob
     return Objective(
         model=model,
         fingerprint=pool.fingerprint(),
-        init=lambda key: init_vae(model.vae, key),
         loss=autoencoder_loss(model.vae),
         batch=batch,
         batch_images=len,
@@ -113,7 +120,6 @@ def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objectiv
     return Objective(
         model=model,
         fingerprint=pool.fingerprint(),
-        init=lambda key: {"image_tower": init_tower(model.tower, key)},
         loss=loss,
         batch=batch,
         batch_images=lambda views: 2 * len(views),
@@ -141,7 +147,6 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     return Objective(
         model=model,
         fingerprint=f"{pool.fingerprint()} encoded by {encoder.fingerprint()}",
-        init=lambda key: {"unet": init_unet(model.unet, key)},
         loss=unet_loss(model, config.diffusion),
         batch=batch,
         batch_images=lambda views: views.frame_index.size,

@@ -1,0 +1,63 @@
+"""Cameras of training orbits, and the views that a sample takes of them."""
+
+import numpy as np
+
+from sv3d_jax.train.config import DataConfig
+from sv3d_jax.train.data.latents import EncodedOrbits, gather_views, sample_views
+from sv3d_jax.train.data.orbits import Orbit, training_orbit
+
+ORBITS = [training_orbit(seed, DataConfig()) for seed in range(400)]
+
+
+def steps_deg(orbit: Orbit) -> np.ndarray:
+    return (np.diff(orbit.azimuths_deg) + 180.0) % 360.0 - 180.0
+
+
+def test_every_orbit_goes_round_one_way():
+    assert all(np.all(steps_deg(orbit) > 0) or np.all(steps_deg(orbit) < 0) for orbit in ORBITS)
+
+
+def test_both_directions_are_equally_common():
+    share = np.mean([steps_deg(orbit)[0] > 0 for orbit in ORBITS])
+    assert abs(share - 0.5) < 0.075  # three deviations of 400 draws
+
+
+def test_half_of_the_orbits_have_uneven_steps():
+    share = np.mean([np.ptp(steps_deg(orbit)) > 1e-6 for orbit in ORBITS])
+    assert abs(share - 0.5) < 0.075
+
+
+def test_elevations_stay_in_range():
+    elevations = np.concatenate([orbit.elevations_deg for orbit in ORBITS])
+    assert elevations.min() >= -20.0 and elevations.max() <= 50.0
+
+
+def encoded(count: int = 3, frames: int = 21) -> EncodedOrbits:
+    """Latents and tokens that say which view they are: object + frame / 100."""
+    names = np.arange(count)[:, None] + np.arange(frames) / 100
+    return EncodedOrbits(names[:, :, None, None, None], names[:, :, None], ORBITS[:count])
+
+
+def test_any_view_can_be_the_input_and_the_others_follow_it():
+    batch = gather_views(encoded(), np.array([1]), np.array([4]), np.array([[0, 19, 20]]))
+    np.testing.assert_allclose(batch.latents[0, :, 0, 0, 0], [1.05, 1.03, 1.04])
+    np.testing.assert_allclose(batch.input_latents[0, 0, 0, 0], 1.04)
+    np.testing.assert_allclose(batch.tokens[0, 0], 1.04)
+
+
+def test_azimuths_are_relative_to_the_input_view():
+    batch = gather_views(encoded(), np.array([1]), np.array([4]), np.array([[0, 19, 20]]))
+    azimuths = ORBITS[1].azimuths_deg
+    expected = np.deg2rad((azimuths[[5, 3, 4]] - azimuths[4]) % 360.0)
+    np.testing.assert_allclose(batch.azimuth_rad[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        batch.polar_rad[0], np.deg2rad(90.0 - ORBITS[1].elevations_deg[[5, 3, 4]]), rtol=1e-6
+    )
+
+
+def test_samples_hold_the_input_view_once_and_last():
+    batch = sample_views(np.random.default_rng(0), encoded(), 50, 7)
+    assert np.all(batch.frame_index[:, -1] == 20)
+    assert np.all(np.diff(batch.frame_index) > 0)
+    np.testing.assert_array_equal(batch.latents[:, -1], batch.input_latents)
+    np.testing.assert_array_equal(batch.azimuth_rad[:, -1], 0.0)

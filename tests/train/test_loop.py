@@ -1,0 +1,139 @@
+"""Runs are functions of their settings: cut short anywhere, they end with the same bits."""
+
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from sv3d_jax.errors import CheckpointError, InputError, OutputError, Preempted, SV3DError
+from sv3d_jax.train import loop
+from sv3d_jax.train.state import checkpoint_steps, read_checkpoint
+from tests.train.tiny_run import train
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a finished run."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(folder, save_every=3)
+    return folder
+
+
+def final_arrays(folder, output="run", step=6):
+    return read_checkpoint(folder / output / "checkpoints", step)[0]
+
+
+def metrics(folder, output="run"):
+    return [json.loads(line) for line in (folder / output / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_after(monkeypatch, step, number=signal.SIGTERM):
+    """Make the process send itself a signal at the end of a step's data."""
+    original = loop.make_objective
+
+    def stopping(config, progress):
+        objective = original(config, progress)
+
+        def batch(index):
+            if index == step - 1:
+                os.kill(os.getpid(), number)
+            return objective.batch(index)
+
+        return objective._replace(batch=batch)
+
+    monkeypatch.setattr(loop, "make_objective", stopping)
+
+
+def test_same_settings_give_the_same_bits(whole):
+    train(whole, "again", save_every=3)
+    first, second = final_arrays(whole), final_arrays(whole, "again")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_sigterm_saves_and_the_resumed_run_ends_with_the_same_bits(whole, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Preempted) as stopped:
+            train(whole, "cut")
+    assert stopped.value.exit_code == 75
+    assert checkpoint_steps(whole / "cut" / "checkpoints") == [2]
+    train(whole, "cut")
+    expected, resumed = final_arrays(whole), final_arrays(whole, "cut")
+    assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
+    assert [m["step"] for m in metrics(whole, "cut")] == [m["step"] for m in metrics(whole)]
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(whole):
+    train(whole, "damaged", save_every=3)
+    newest = whole / "damaged" / "checkpoints" / "step-000000006.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-100] ^= 1
+    newest.write_bytes(data)
+    train(whole, "damaged", save_every=3)
+    expected, resumed = final_arrays(whole), final_arrays(whole, "damaged")
+    assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_two_checkpoints_are_kept(whole):
+    train(whole, "many", save_every=1)
+    assert checkpoint_steps(whole / "many" / "checkpoints") == [5, 6]
+
+
+def test_the_first_steps_are_logged_one_by_one(whole):
+    assert [m["step"] for m in metrics(whole) if "loss" in m] == [1, 2, 3, 4, 5, 6]
+
+
+def test_other_settings_in_the_same_folder_are_refused(whole):
+    with pytest.raises((InputError, CheckpointError), match="other settings"):
+        train(whole, batch_size=3)
+
+
+def test_orbits_of_other_settings_are_refused(whole):
+    with pytest.raises(InputError, match="size"):
+        train(whole, "other", data={"objects": 4, "size": 64, "num_frames": 5})
+
+
+def test_a_save_that_fails_is_tried_again(whole, monkeypatch):
+    original, failures = loop.save_checkpoint, iter([True, True])
+
+    def full(directory, state, settings):
+        if next(failures, False):
+            raise OutputError("disk full")
+        return original(directory, state, settings)
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    train(whole, "full", save_every=2)
+    assert checkpoint_steps(whole / "full" / "checkpoints") == [6]
+
+
+def test_a_run_that_cannot_save_ends_with_the_error(whole, monkeypatch):
+    def full(directory, state, settings):
+        raise OutputError("disk full")
+
+    monkeypatch.setattr(loop, "save_checkpoint", full)
+    with pytest.raises(OutputError) as failed:
+        train(whole, "never", save_every=1)
+    assert failed.value.exit_code == 5
+    assert metrics(whole, "never")[-1]["step"] == 3
+
+
+def test_dry_run_counts_parameters_and_writes_nothing(tmp_path):
+    report = train(tmp_path, dry_run=True)
+    assert report["parameters"] > 0 and report["steps"] == 6
+    assert not (tmp_path / "run").exists()
+
+
+def test_five_steps_in_a_row_that_are_not_finite_end_the_run(whole, monkeypatch):
+    original = loop.make_objective
+
+    def broken(config, progress):
+        objective = original(config, progress)
+        return objective._replace(loss=lambda *args: objective.loss(*args) * np.nan)
+
+    monkeypatch.setattr(loop, "make_objective", broken)
+    with pytest.raises(SV3DError, match="5 steps in a row, up to step 5"):
+        train(whole, "nan")
+    assert json.loads((whole / "nan" / "not_finite.json").read_text())["step"] == 5
+    assert not checkpoint_steps(whole / "nan" / "checkpoints")

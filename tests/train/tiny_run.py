@@ -1,0 +1,36 @@
+"""Training runs that take seconds: tiny networks on a few rendered figures."""
+
+from pathlib import Path
+
+from sv3d_jax.config import load_config
+from sv3d_jax.progress import NullProgress
+from sv3d_jax.train.config import TrainConfig
+from sv3d_jax.train.loop import run_train
+from tests.tiny_model import CONFIG
+
+DATA = {"objects": 4, "size": 32, "num_frames": 5}
+
+
+def tiny_config(folder: Path, output: str = "run", **changes) -> TrainConfig:
+    """An image tower run of six steps in folder/output; runs in one folder share its rendered orbits."""
+    model = folder / "model.toml"
+    if not model.exists():
+        model.write_text(CONFIG.to_toml())
+    values = {
+        "output": folder / output,
+        "data_dir": folder / "data",
+        "objective": "tower",
+        "model": str(model),
+        "batch_size": 2,
+        "max_steps": 6,
+        "validate_every": 100,
+        "save_every": 100,
+        "data": DATA,
+        "diffusion": {"frames_per_sample": 3},
+    }
+    return load_config(TrainConfig, None, values | changes)
+
+
+def train(folder: Path, output: str = "run", **changes) -> dict:
+    """Run it to its end."""
+    return run_train(tiny_config(folder, output, **changes), NullProgress())
