@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import imageio.v3
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from sv3d_jax.errors import Cancelled, InputError, OutOfMemory
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.infer.generate import run_orbit
 from sv3d_jax.io.images import Picture, read_picture
+from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.plan import memory_advice, plan_orbit, require_accelerator
@@ -208,3 +210,49 @@ def test_models_of_ours_take_renders_as_they_are():
     assert (centred[12:20, 12:20] < 40).all()
     scaled = prepare_for(ours, Picture(rgb), SIZE, frame_ratio=0.5).pixels
     assert (scaled[10:22, 10:22] < 60).all()
+
+
+@pytest.mark.slow
+def test_main_job_with_the_shipped_model(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "figure.png"
+    assert main(["generate", str(example), "-o", str(tmp_path / "out"), "--steps", "4"]) == 0
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {
+        "orbit.mp4",
+        "contact.png",
+        "cameras.json",
+        "mesh.glb",
+        "mesh.ply",
+        "turntable.mp4",
+        "run.json",
+    } <= names
+    frames = imageio.v3.imread(tmp_path / "out" / "orbit.mp4")
+    assert len(frames) == 21
+    given = np.asarray(Image.open(tmp_path / "out" / "input.png"), float)
+    assert np.abs(frames[-1] - given).mean() < 6  # of 255, after H.264
+    mesh = read_mesh(tmp_path / "out" / "mesh.glb")
+    assert len(mesh.faces) > 100 and np.abs(mesh.vertices).max() < 1
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert set(record["timings_s"]) == {"orbit", "mesh"}
+    assert record["peak_memory_bytes"] < 6 << 30
+
+
+@pytest.mark.slow
+def test_resumed_run_makes_the_mesh_alone(tmp_path):
+    """The orbit was done when the run was stopped: the mesh follows from its files, which stay."""
+    example = Path(__file__).parents[2] / "examples" / "figure.png"
+    command = ["generate", str(example), "-o", str(tmp_path / "out"), "--steps", "2", "--quiet"]
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sv3d_jax.infer.generate._mesh", stop)
+        assert main(command) == 130
+    before = files_with_times(tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sv3d_jax.infer.generate._orbit", stop)
+        assert main(command) == 0
+    after = files_with_times(tmp_path / "out")
+    assert before.items() <= after.items()
+    assert (tmp_path / "out" / "mesh.glb") in after
