@@ -29,7 +29,7 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     """Write the averaged weights of the run's last checkpoint into the model folder `config.export`.
 
     Parts that the run did not train stay as the folder has them; in a new folder they are fresh. `model.toml`
-    says how each part came to be, and `<objective>_log.jsonl` holds the metrics.
+    says how each part came to be, and `<objective>[_continued]_log.jsonl` holds the metrics.
     """
     objective, target, run = config.objective, Path(config.export), config.output
     checkpoints = run / "checkpoints"
@@ -38,6 +38,8 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     arrays, settings = read_checkpoint(checkpoints, steps[-1])
     trained = _tree({name.removeprefix("ema/"): a for name, a in arrays.items() if name.startswith("ema/")})
 
+    # A run that started from given weights does not replace the record of the run that made them.
+    stage = f"{objective}_continued" if "initial" in settings else objective
     model = read_model(config.model)
     logs = {path.name: path.read_bytes() for path in target.glob("*_log.jsonl")}
     if (target / "model.toml").exists():
@@ -51,9 +53,9 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         factor = measure_latent_factor(trained["vae_encoder"], model, pool)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     record = {"step": steps[-1], "seconds": _seconds(lines), **_device(), "settings": _without_none(settings)}
-    model = dataclasses.replace(model, latent_factor=factor, training={**earlier.training, objective: record})
+    model = dataclasses.replace(model, latent_factor=factor, training={**earlier.training, stage: record})
     write_shipped(params | {part: trained[part] for part in PARTS[objective]}, model, target)
-    logs[f"{objective}_log.jsonl"] = "".join(f"{line}\n" for line in _thinned(lines)).encode()
+    logs[f"{stage}_log.jsonl"] = "".join(f"{line}\n" for line in _thinned(lines)).encode()
     for name, text in logs.items():
         write_atomic(target / name, text)
     return {"weights": str(target), "step": steps[-1]}

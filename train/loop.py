@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Params
 from sv3d_jax.errors import OutputError, Preempted, SV3DError, WeightsError
@@ -58,11 +60,15 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
             state = load_latest(directory, state, settings) or state
         elif config.resume != "never":
             state = load_checkpoint(directory, state, int(config.resume), settings)
+        mesh = Mesh(np.array(jax.devices()), ("data",))
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        state = jax.device_put(state, everywhere)
         step = jax.jit(
             functools.partial(
                 train_step, loss=objective.loss, optimizer=optimizer, ema_decay=config.optimizer.ema_decay
             ),
             donate_argnums=0,
+            out_shardings=everywhere,
         )
         rate = learning_rate(config.optimizer, config.max_steps)
         with _SignalFlag(signal.SIGTERM) as stop, MetricsLog(config.output, int(state.step)) as log:
@@ -72,10 +78,12 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
             for index in range(int(state.step), config.max_steps):
                 began = time.perf_counter()
                 batch = objective.batch(index)
+                images = objective.batch_images(batch)
+                batch = _shared_out(batch, mesh)
                 loaded = time.perf_counter()
                 state, metrics = step(state, batch, jax.random.fold_in(key, index))
                 metrics = jax.device_get(metrics)
-                meter.add(objective.batch_images(batch), loaded - began, time.perf_counter() - began)
+                meter.add(images, loaded - began, time.perf_counter() - began)
                 progress.advance()
                 done = index + 1
                 if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
@@ -182,6 +190,13 @@ class MetricsLog:
     def write(self, **values: Any) -> None:
         """Add one line."""
         self._file.write(json.dumps(values) + "\n")
+
+
+def _shared_out(batch: Any, mesh: Mesh) -> Any:
+    """The batch split over the devices; whole on each of them where it does not divide."""
+    videos = len(jax.tree.leaves(batch)[0])
+    parts = PartitionSpec("data") if videos % mesh.size == 0 else PartitionSpec()
+    return jax.device_put(batch, NamedSharding(mesh, parts))
 
 
 def _first_params(config: TrainConfig, model: ModelConfig) -> Params:
