@@ -347,10 +347,10 @@ class Pipeline:
             lambda leaf: self._everywhere(jnp.asarray(leaf, matrix if leaf.ndim > 1 else jnp.float32)), tree
         )
 
-    def _everywhere(self, x: Array) -> Array:
+    def _everywhere(self, x: Array | np.ndarray | np.float32) -> Array:
         return jax.device_put(x, self._sharding(split=False))
 
-    def _over_batch(self, x: Array) -> Array:
+    def _over_batch(self, x: Array | np.ndarray) -> Array:
         if len(x) % self._devices:
             raise InputError(f"{len(x)} pictures cannot be divided over {self._devices} devices")
         return jax.device_put(x, self._sharding(split=True))

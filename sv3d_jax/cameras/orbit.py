@@ -96,7 +96,7 @@ def dynamic_orbit(num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0, see
 
 def custom_orbit(
     azimuths_deg: ArrayLike | None,
-    elevations_deg: ArrayLike,
+    elevations_deg: ArrayLike | float,
     num_frames: int = NUM_FRAMES,
 ) -> CameraPath:
     """Views in the caller's order; None for regular azimuths, a single elevation is repeated.
@@ -209,7 +209,7 @@ def _angle(value: float, name: str = "elevation_deg", limit: float = 90.0) -> fl
     return float(_angles([value], name, limit)[0])
 
 
-def _listed(given: ArrayLike, name: str, num_frames: int, limit: float = math.inf) -> np.ndarray:
+def _listed(given: ArrayLike | float, name: str, num_frames: int, limit: float = math.inf) -> np.ndarray:
     values = list(np.atleast_1d(np.asarray(given, object)))
     if name == "elevations_deg" and len(values) == 1:
         values = values * num_frames

@@ -11,7 +11,7 @@ SV3D_FOV_DEG = 33.8
 SV3D_RADIUS = 2.0
 
 
-def look_at(azimuths_deg: ArrayLike, elevations_deg: ArrayLike, radius: ArrayLike) -> np.ndarray:
+def look_at(azimuths_deg: ArrayLike, elevations_deg: ArrayLike, radius: ArrayLike | float) -> np.ndarray:
     """World-from-camera matrices (f, 4, 4) of cameras on a sphere around the origin, looking at it, z up.
 
     The position is radius (cos e cos a, cos e sin a, sin e): azimuth grows counter-clockwise seen from above.
