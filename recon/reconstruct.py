@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sv3d_jax.cameras.pose import intrinsics
+from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder
@@ -58,6 +59,11 @@ def reconstruct(
     start = time.monotonic()
     views, box = prepare_views(frames)
     hull = visual_hull(views, nerf.occupancy_resolution, nerf.hull_tolerance)
+    if not hull.any():
+        raise SV3DError(
+            "the surface is empty: no point lies in the foreground of all views",
+            hint="do the cameras in cameras.json fit the frames?",
+        )
     progress.stage("compile")
 
     def report(info: FitInfo) -> None:

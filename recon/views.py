@@ -61,19 +61,21 @@ def prepare_views(frames: OrbitFrames) -> tuple[Views, Box]:
 def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, np.ndarray]:
     """Foreground (f h w) of pictures over white, and its weights: 0 within a pixel of the silhouette.
 
-    Soft threshold on the distance to white, holes filled, dust removed. At the silhouette a pixel's colour does
-    not tell its coverage; there the photometric loss decides.
+    Soft threshold on the distance to white, holes filled, dust removed. At the silhouette a pixel's coverage is
+    guessed from the colour of the nearest pixel inside; there the photometric loss decides.
     """
     low, high = WHITE_THRESHOLDS
-    soft = np.clip((1.0 - images.min(axis=-1) - low) / (high - low), 0.0, 1.0)
+    darkness = 1.0 - images
+    soft = np.clip((darkness.max(axis=-1) - low) / (high - low), 0.0, 1.0)
     masks, weights = np.zeros_like(soft), np.ones_like(soft)
     for index, frame in enumerate(soft):
         labels, _ = ndimage.label(frame > 0.5)
         sizes = np.bincount(labels.ravel())
         large = np.flatnonzero(sizes >= MIN_PART * frame.size)
         inside = ndimage.binary_fill_holes(np.isin(labels, large[large > 0]))
-        masks[index] = inside
-        rim = ndimage.binary_dilation(inside, iterations=1) & ~ndimage.binary_erosion(inside, border_value=1)
+        core = ndimage.binary_erosion(inside, border_value=1)
+        rim = ndimage.binary_dilation(inside) & ~core
+        masks[index] = np.where(rim, _coverage(darkness[index], core), inside)
         weights[index] = ~rim
     return masks, weights
 
@@ -97,6 +99,15 @@ def surrounding_box(frames: OrbitFrames) -> Box:
     half_angle = np.arctan(0.5 * (size / frames.focal_px).min(axis=1))
     radius = np.median(ahead * np.sin(half_angle))
     return Box(np.where(np.abs(center) < 1e-9 * radius, 0.0, center), radius / BALL_IN_BOX / BOX_HALF_SIZE)
+
+
+def _coverage(darkness: np.ndarray, core: np.ndarray) -> np.ndarray:
+    """Share of each pixel (h w) that has the colour of the nearest core pixel, the rest being white."""
+    if not core.any():
+        return (darkness.max(axis=-1) > WHITE_THRESHOLDS[1]).astype(np.float32)
+    nearest = ndimage.distance_transform_edt(~core, return_distances=False, return_indices=True)
+    full = darkness[tuple(nearest)]
+    return np.clip((darkness * full).sum(-1) / np.maximum((full * full).sum(-1), 1e-6), 0.0, 1.0)
 
 
 def _check_masks(masks: np.ndarray, files: list[str]) -> None:

@@ -22,6 +22,8 @@ _LAZY = {  # importing sv3d_jax starts nothing: these load with their first use
     "Orbit": "pipeline",
     "CameraPath": "cameras.orbit",
     "Mesh": "geometry.mesh",
+    "reconstruct": "recon.reconstruct",
+    "ReconstructConfig": "recon.config",
 }
 
 __all__ = [

@@ -40,15 +40,10 @@ def density(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> 
     return _density(config, params, _features(config, params, points))
 
 
-def albedo(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
-    """Diffuse colour of points of the box, in [0, 1]."""
-    return jax.nn.sigmoid(_mlp(params["albedo"], _features(config, params, points)))
-
-
 def density_and_albedo(
     config: NerfConfig, params: Params, points: Float[Array, "n 3"]
 ) -> tuple[Float[Array, "n"], Float[Array, "n 3"]]:
-    """Both from one encoding."""
+    """Both, from one encoding; albedo is diffuse colour in [0, 1]."""
     features = _features(config, params, points)
     return _density(config, params, features), jax.nn.sigmoid(_mlp(params["albedo"], features))
 

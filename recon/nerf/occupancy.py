@@ -34,7 +34,7 @@ class Samples(NamedTuple):
 
 
 def visual_hull(views: Views, resolution: int, tolerance: float) -> Bool[np.ndarray, "r r r"]:
-    """Cells that lie in the foreground of all views that see them, but for a share `tolerance`.
+    """Cells that most views see, and all of these in the foreground but for a share `tolerance`.
 
     A cell counts as seen in the foreground if any of it may be: masks grow by a cell's radius.
     """
@@ -52,7 +52,8 @@ def visual_hull(views: Views, resolution: int, tolerance: float) -> Bool[np.ndar
         grown = ndimage.maximum_filter(mask, size=2 * radius_px + 1)
         sights += seen
         misses[seen] += ~grown[row[seen], column[seen]]
-    return ((sights > 0) & (misses <= tolerance * sights)).reshape((resolution,) * 3)
+    # What most views do not see, such as the box's corners, few masks could exclude.
+    return ((2 * sights > len(views.masks)) & (misses <= tolerance * sights)).reshape((resolution,) * 3)
 
 
 def start_occupancy(hull: np.ndarray) -> Occupancy:
