@@ -79,7 +79,7 @@ class Orbit:
 
         directory, frames = Path(directory), self.frames_uint8()
         write_orbit(directory, frames, self.cameras)
-        labels = frame_labels(self.cameras.azimuths_deg, self.cameras.elevations_deg)
+        labels = frame_labels(self.cameras.azimuths_deg.tolist(), self.cameras.elevations_deg.tolist())
         write_png(directory / "contact.png", contact_sheet(frames, labels))
         write_png(directory / "input.png", self.picture)
         files = [*map(frame_file, range(len(frames))), CAMERAS_FILE, "contact.png", "input.png"]

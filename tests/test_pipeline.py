@@ -1,5 +1,8 @@
 """The pipeline on a tiny model with random weights, and against the published sampler's stored run."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -243,3 +246,28 @@ def test_published_run_from_picture_to_frames():
         np.testing.assert_allclose(ours, theirs, atol=5e-5 * np.abs(theirs).max())
     theirs = stored["pixels_before_replace"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(pipe.decode(latents)[0], theirs, atol=5e-5 * np.abs(theirs).max())
+
+
+ON_TWO_DEVICES = """
+import jax, numpy as np
+from jax.sharding import Mesh
+from tests.tiny_model import picture, tiny_pipeline
+
+pictures, seeds = [picture(0), picture(1)], [7, 3]
+alone = tiny_pipeline()(pictures, seed=seeds, output_type="np")
+pipe = tiny_pipeline(mesh=Mesh(np.array(jax.devices()), ("data",)))
+told = []
+for callback in (None, told.append):
+    split = pipe(pictures, seed=seeds, output_type="np", callback=callback)
+    for one, two in zip(alone, split, strict=True):
+        np.testing.assert_allclose(one.frames, two.frames, atol=1e-4)
+assert len(told[0].latents.sharding.device_set) == 2, told[0].latents.sharding
+"""
+
+
+@pytest.mark.slow
+def test_batch_divided_over_two_devices_gives_the_same_frames():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    root = Path(__file__).parents[1]
+    run = subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], cwd=root, env={**os.environ, **flags})
+    assert run.returncode == 0
