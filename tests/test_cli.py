@@ -220,9 +220,10 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 
 CTRL_C = """
-import sys, time, sv3d_jax.doctor
+import signal, sys, time, sv3d_jax.doctor
 from sv3d_jax.cli import VERBS, Verb, main
 from sv3d_jax.io.outputs import OutputFolder, write_atomic
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on SIGINT ignored
 def run(config, progress):
     with OutputFolder(sys.argv[1], {"verb": "toy"}) as folder:
         write_atomic(folder.path("orbit.bin"), "whole")
@@ -240,9 +241,12 @@ def test_ctrl_c_keeps_finished_files_and_ends_with_130(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", CTRL_C, tmp_path / "out"], stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stderr.readline() == "sampling\n"
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 130
+        try:
+            assert process.stderr.readline() == "sampling\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 130
+        finally:
+            process.kill()
         assert process.stderr.read() == "sv3d: stopped; finished files are kept\n"
     with OutputFolder(tmp_path / "out", {"verb": "toy"}) as folder:  # the lock is free
         assert folder.stage_done("orbit") and not folder.done
