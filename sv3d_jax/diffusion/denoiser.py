@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float
 
 Network = Callable[[Array, Array, Array, Array], Array]
-"""(x `b f h w 2c`, c_noise `b f`, context `b l d`, vector `b f v`) -> network output `b f h w c`."""
+"""(x `b f h w 2c`, c_noise `b f`, context `b *f l d`, vector `b f v`) -> network output `b f h w c`."""
 
 Denoise = Callable[[Array, Array], Array]
 """(noisy latents `b f h w c`, sigma `b`) -> denoised latents."""
@@ -27,7 +27,7 @@ class Scalings(NamedTuple):
 class Conditioning(NamedTuple):
     """What the network knows besides the noisy latents."""
 
-    context: Float[Array, "b l d"]  # image token
+    context: Float[Array, "b *f l d"]  # image token of each video, or of each of its frames
     concat: Float[Array, "b f h w c"]  # conditioning latent, not scaled by the latent factor
     vector: Float[Array, "b f v"]  # embedded conditioning noise and camera of each frame
 

@@ -67,7 +67,7 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
     latents, noise, concat = (
         videos(channels_last(tensors[name]), frames) for name in ("x0", "noise", "c.concat")
     )
-    context, vector = videos(tensors["c.crossattn"], frames)[:, 0], videos(tensors["c.vector"], frames)
+    context, vector = (videos(tensors[name], frames) for name in ("c.crossattn", "c.vector"))
     condition = Conditioning(context, concat, vector)
     params = params_of(config, base_seed, "unet")
     levels = videos(sigma, frames)
