@@ -87,17 +87,20 @@ def failures(case: Case, path: str, report: list[dict[str, Any]]) -> list[Record
 def thousandth_more(case: Case) -> dict[str, np.ndarray]:
     """The stored tensors with all but those given changed by 1e-3 relative.
 
-    Zeros become 1e-3. Of integers one in a thousand, and at least one, changes by 1.
+    Zeros become 1e-3. Of whole numbers one in a thousand, and at least one, changes by 1. What is empty (the shape
+    of a scalar) gets a value.
     """
     changed = case.tensors()
     for name, tensor in changed.items():
         if case.family.is_input(name):
             continue
-        if np.issubdtype(tensor.dtype, np.floating):
+        if tensor.size == 0:
+            changed[name] = np.ones(1)
+        elif np.issubdtype(tensor.dtype, np.floating):
             changed[name] = tensor * 1.001 if tensor.any() else tensor + 1e-3
         else:
             changed[name] = tensor.copy()
-            changed[name].flat[::1000] ^= 1
+            changed[name].flat[::1000] ^= tensor.dtype.type(1)
     return changed
 
 

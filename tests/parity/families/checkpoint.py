@@ -84,7 +84,11 @@ def checkpoint_shapes(stored: dict[str, list[int]]) -> dict[str, Shape]:
     The configuration is read off the stored shapes, as the converter does. What is left of the text half is not
     ours to know; its shapes must fit each other.
     """
-    config = ModelConfig.from_dict(infer_config({name: tuple(shape) for name, shape in stored.items()}))
+    fields = infer_config({name: tuple(shape) for name, shape in stored.items()})
+    # Shapes do not tell the number of heads, nor depend on it: one is possible at every width.
+    fields["tower"]["head_width"] = fields["tower"]["width"]
+    fields["unet"]["head_width"] = fields["unet"]["model_channels"]
+    config = ModelConfig.from_dict(fields)
     shapes = dict(_network_shapes(config)) | unused_shapes(config)
     if text := [name for name in stored if is_extra(name) and name not in shapes]:
         (width,) = stored[f"{_TEXT}ln_final.weight"]

@@ -1,0 +1,144 @@
+"""Orbit to mesh, on balls that take seconds."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sv3d_jax.cameras.orbit import sine_orbit
+from sv3d_jax.errors import Cancelled, InputError, SV3DError
+from sv3d_jax.io.meshes import read_mesh
+from sv3d_jax.io.orbits import write_orbit
+from sv3d_jax.metrics.geometry import is_closed
+from sv3d_jax.progress import NullProgress
+from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
+from sv3d_jax.recon.reconstruct import reconstruct, run_reconstruct
+from tests.recon.scenes import ball_orbit, ball_pictures
+
+TINY = {
+    "num_levels": 3,
+    "table_size": 2**12,
+    "finest_resolution": 32,
+    "num_steps": 96,
+    "rays_per_step": 512,
+    "candidates_per_ray": 48,
+    "samples_per_ray": 16,
+    "occupancy_resolution": 24,
+    "refresh_cells": 4096,
+    "surface_resolution": 32,
+}
+CONFIG = ReconstructConfig(preset="preview", nerf=TINY)
+CENTER = np.array([5.0, -3.0, 2.0])
+
+
+@pytest.fixture(scope="module")
+def ball():
+    """Of radius 4 around CENTER, for the world is ten times as large as SV3D's."""
+    return reconstruct(ball_orbit(center=CENTER, scale=10.0), CONFIG)
+
+
+def test_the_surface_is_where_the_object_was(ball):
+    radius = np.linalg.norm(ball.mesh.vertices - CENTER, axis=1)
+    assert np.abs(radius - 4.0).mean() < 0.3  # a cell is 0.37, a pixel 0.38
+
+
+def test_the_surface_is_closed(ball):
+    import trimesh
+
+    assert is_closed(ball.mesh)
+    assert trimesh.Trimesh(ball.mesh.vertices, ball.mesh.faces, process=False).is_watertight
+
+
+def test_faces_look_outwards(ball):
+    a, b, c = np.moveaxis(ball.mesh.vertices[ball.mesh.faces] - CENTER, 1, 0)
+    assert np.einsum("ij,ij->", a, np.cross(b, c)) / 6 > 0
+
+
+def test_vertices_have_the_colours_of_the_frames(ball):
+    expected = 0.5 + 0.1 * (ball.mesh.vertices - CENTER)
+    assert np.abs(ball.mesh.vertex_colors - expected).mean() < 0.06
+
+
+def test_the_same_seed_gives_the_same_mesh():
+    short = replace(CONFIG, steps=16)
+    first, second = (reconstruct(ball_orbit(), short).mesh for _ in range(2))
+    np.testing.assert_array_equal(first.vertices, second.vertices)
+    np.testing.assert_array_equal(first.vertex_colors, second.vertex_colors)
+
+
+def test_a_callback_cancels():
+    def cancel(info):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        reconstruct(ball_orbit(), CONFIG, callback=cancel)
+
+
+def test_a_field_that_never_crosses_says_its_range():
+    with pytest.raises(SV3DError, match="the surface is empty: .* lies between") as caught:
+        reconstruct(ball_orbit(), replace(CONFIG, steps=1, nerf=TINY | {"density_scale": 0.01}))
+    assert caught.value.exit_code == 1
+
+
+def test_cameras_that_do_not_fit_the_frames_leave_no_surface():
+    frames = ball_orbit()
+    frames.alphas[1::2] = 0
+    with pytest.raises(SV3DError, match="no point lies in the foreground"):
+        reconstruct(frames, CONFIG)
+
+
+# The verb
+
+
+@pytest.fixture
+def verb(tmp_path):
+    cameras = sine_orbit(6)
+    images, _ = ball_pictures(cameras, 32, 0.4)
+    write_orbit(tmp_path / "orbit", np.round(images * 255).astype(np.uint8), cameras)
+    return ReconstructVerbConfig(
+        orbit_dir=tmp_path / "orbit", output=tmp_path / "out", preset="preview", nerf=TINY | {"num_steps": 48}
+    )
+
+
+def test_the_verb_writes_what_it_says_and_a_second_run_leaves_it(verb):
+    result = run_reconstruct(verb, NullProgress())
+    written = {file.name: file.stat().st_mtime_ns for file in verb.output.iterdir() if file.name != ".lock"}
+    assert {"mesh.glb", "mesh.ply", "turntable.mp4", "comparison.png", "run.json"} <= set(written)
+    assert json.loads((verb.output / "run.json").read_text())["config"]["nerf"]["num_steps"] == 48
+    glb, ply = (read_mesh(verb.output / name) for name in ("mesh.glb", "mesh.ply"))
+    assert len(glb.faces) == len(ply.faces) == result["faces"]
+    np.testing.assert_allclose(glb.vertices, ply.vertices, atol=1e-6)
+
+    assert run_reconstruct(verb, NullProgress()) == result
+    assert written == {
+        file.name: file.stat().st_mtime_ns for file in verb.output.iterdir() if file.name != ".lock"
+    }
+
+
+def test_other_frames_in_the_same_folder_are_another_run(verb):
+    verb.output.mkdir()
+    settings = verb.settings()
+    (verb.output / "run.json").write_text(
+        json.dumps({"config": {"verb": "reconstruct", **settings, "orbit_sha256": "of other frames"}})
+    )
+    with pytest.raises(InputError, match="orbit_sha256"):
+        run_reconstruct(verb, NullProgress())
+
+
+def test_a_dry_run_writes_nothing(verb):
+    assert run_reconstruct(replace(verb, dry_run=True), NullProgress())["frames"] == 6
+    assert not verb.output.exists()
+
+
+def test_a_folder_without_cameras_writes_nothing(verb):
+    (verb.orbit_dir / "cameras.json").unlink()
+    with pytest.raises(InputError, match="cameras.json"):
+        run_reconstruct(verb, NullProgress())
+    assert not verb.output.exists()
+
+
+def test_a_misspelt_setting_is_refused_with_the_nearest():
+    with pytest.raises(InputError) as caught:
+        ReconstructConfig(nerf={"num_step": 10})
+    assert "num_steps" in str(caught.value.hint)
