@@ -73,10 +73,11 @@ def _blur(images: Float[Array, "*f h w c"]) -> Float[Array, "*f h2 w2 c"]:
     weights /= weights.sum()
     for axis in (-3, -2):
         size = images.shape[axis] - SSIM_WINDOW + 1
-        images = sum(
+        shifted = (
             weight * jax.lax.slice_in_dim(images, start, start + size, axis=images.ndim + axis)
             for start, weight in enumerate(weights.tolist())
         )
+        images = sum(shifted, jnp.zeros((), images.dtype))
     return images
 
 
