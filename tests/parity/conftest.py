@@ -9,6 +9,10 @@ from tests.parity.families import case_of
 
 FOLDER = Path(__file__).parents[1] / "reference"
 PATHS = ("reference", "default")
+QUICK_UNET = (
+    "unet_p_8x16.safetensors",
+    "default",
+)  # compiling the UNet takes most of the time: one for every run
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -18,6 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parameters = []
     for case in (case_of(folder, file) for file in reference_files(folder)):
         for path in PATHS:
-            marks = [pytest.mark.slow] if case.family.slow else []
+            slow = case.family.slow and (case.file, path) != QUICK_UNET
+            marks = [pytest.mark.slow] if slow else []
             parameters.append(pytest.param(case, path, id=f"{case.file}-{path}", marks=marks))
     metafunc.parametrize(("case", "path"), parameters)

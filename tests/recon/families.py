@@ -110,9 +110,11 @@ def compute_mesh(case: Case, path: str) -> dict[str, np.ndarray]:
     mesh = _read(case)
     normals = vertex_normals(jnp.asarray(mesh.vertices, jnp.float32), jnp.asarray(mesh.faces))
     outputs = {"vertices": mesh.vertices, "faces": mesh.faces, "vertex_normals": np.asarray(normals)}
-    if mesh.texture is None:
-        return outputs | {"vertex_colors_u8": np.rint(mesh.vertex_colors * 255)}
-    return outputs | {"uv": mesh.uv, "texture_u8": np.rint(mesh.texture * 255)}
+    if mesh.texture is not None:
+        outputs |= {"uv": mesh.uv, "texture_u8": np.rint(mesh.texture * 255)}
+    elif mesh.vertex_colors is not None:
+        outputs["vertex_colors_u8"] = np.rint(mesh.vertex_colors * 255)
+    return outputs
 
 
 def mesh_tolerance(name: str, path: str) -> Tolerance:
