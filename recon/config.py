@@ -23,28 +23,24 @@ class NerfConfig:
     finest_resolution: int = 160  # cells along the box: about one to a pixel of the frames
     hidden_width: int = 32
     hidden_layers: int = 1
-    density_scale: float = 10.0  # keeps raw values small where the field is opaque
+    density_scale: float = 5.0  # density at the start, inside the hull
 
-    num_steps: int = 400
+    num_steps: int = 320
     rays_per_step: int = 4096
     candidates_per_ray: int = 160
     samples_per_ray: int = 24
     learning_rate: float = 0.01  # falls to a tenth along a cosine
     photometric_weight: float = 10.0
     mask_weight: float = 5.0
+    distortion_weight: float = 0.2  # reached along a straight line from 0
 
     occupancy_resolution: int = 64
     refresh_cells: int = 2**15
     hull_tolerance: float = 0.05  # share of the views that may see background where there is object
 
     surface_resolution: int = 128
-    surface_levels: tuple[float, ...] = (
-        5.0,
-        10.0,
-        15.0,
-        25.0,
-        50.0,
-    )  # the one that fits the masks best is taken
+    # Densities at which a surface may be taken; the one whose silhouettes fit the masks best is.
+    surface_levels: tuple[float, ...] = (1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 35.0, 50.0)
     surface_blur: float = 0.7  # standard deviation in cells
     min_component: float = 0.01  # share of the faces below which a loose part is dropped
 

@@ -11,6 +11,8 @@ from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode, init_tables
 from sv3d_jax.recon.views import BOX_HALF_SIZE
 
+MAX_LOG_DENSITY = 8.0
+
 
 def hash_grid(config: NerfConfig) -> HashGrid:
     """The encoding that a config describes."""
@@ -54,7 +56,9 @@ def _features(config, params, points):
 
 
 def _density(config, params, features):
-    return config.density_scale * jax.nn.softplus(_mlp(params["density"], features)[:, 0])
+    # An exponential grows opaque in few steps; exp of the raw value overflows near 88.
+    raw = _mlp(params["density"], features)[:, 0]
+    return config.density_scale * jnp.exp(jnp.minimum(raw, MAX_LOG_DENSITY))
 
 
 def _init_mlp(widths: list[int], key: PRNGKeyArray) -> list[Params]:

@@ -12,9 +12,9 @@ import optax
 from sv3d_jax.arrays import Array, Float, Int, Params
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.fit import FitInfo, fit
-from sv3d_jax.recon.losses import mask_loss, photometric_loss
+from sv3d_jax.recon.losses import distortion_loss, mask_loss, photometric_loss
 from sv3d_jax.recon.nerf.field import density, density_and_albedo, init_field
-from sv3d_jax.recon.nerf.occupancy import Occupancy, march, refresh, start_occupancy
+from sv3d_jax.recon.nerf.occupancy import Occupancy, Samples, march, refresh, start_occupancy
 from sv3d_jax.recon.views import Views
 from sv3d_jax.render.volume import Composite, composite
 
@@ -25,6 +25,7 @@ class FieldState(NamedTuple):
     params: Params
     optimizer: optax.OptState
     occupancy: Occupancy
+    step: Int[Array, ""]
 
 
 def fit_field(
@@ -40,24 +41,33 @@ def fit_field(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
     )
     params = init_field(config, init_key)
-    state = FieldState(params, optimizer.init(params), start_occupancy(hull))
+    state = FieldState(params, optimizer.init(params), start_occupancy(hull), jnp.zeros((), jnp.int32))
     views = jax.tree.map(jnp.asarray, views)
     pixels, num_pixels = _pixels_of_interest(config, state.occupancy, views)
 
-    def loss(params, occupancy, data, key):
+    def loss(params, occupancy, step, data, key):
         views, pixels, num_pixels = data
         pixel_key, march_key = jax.random.split(key)
         pixel = pixels[jax.random.randint(pixel_key, (config.rays_per_step,), 0, num_pixels)]
-        seen = render_rays(config, params, occupancy, *pixel_rays(views, pixel), march_key)
+        samples = march(config, occupancy, *pixel_rays(views, pixel), march_key)
+        seen = render_samples(config, params, samples)
         photometric = photometric_loss(seen.color, views.images.reshape(-1, 3)[pixel])
         mask = mask_loss(seen.opacity, views.masks.reshape(-1)[pixel], views.mask_weights.reshape(-1)[pixel])
-        total = config.photometric_weight * photometric + config.mask_weight * mask
-        return total, {"loss": total, "photometric": photometric, "mask": mask}
+        # Fog first, for what is opaque too early hides what is behind it; a hard surface in the end.
+        ramp = jnp.minimum(step / config.num_steps, 1.0)
+        distortion = distortion_loss(seen.weights, samples.depths, samples.lengths)
+        total = (
+            config.photometric_weight * photometric
+            + config.mask_weight * mask
+            + config.distortion_weight * ramp * distortion
+        )
+        return total, {"loss": total, "photometric": photometric, "mask": mask, "distortion": distortion}
 
     def step(state, data, key):
-        gradients, losses = jax.grad(loss, has_aux=True)(state.params, state.occupancy, data, key)
+        gradients, losses = jax.grad(loss, has_aux=True)(state.params, state.occupancy, state.step, data, key)
         updates, moments = optimizer.update(gradients, state.optimizer)
-        return FieldState(optax.apply_updates(state.params, updates), moments, state.occupancy), losses
+        params = optax.apply_updates(state.params, updates)
+        return FieldState(params, moments, state.occupancy, state.step + 1), losses
 
     def begin(state, key):
         field_density = partial(density, config, state.params)
@@ -67,13 +77,12 @@ def fit_field(
     return fit(step, state, data, config.num_steps, fit_key, callback, begin=begin)
 
 
-def render_rays(config, params, occupancy, origins, directions, key) -> Composite:
-    """Rays through the field, over white."""
-    samples = march(config, occupancy, origins, directions, key)
-    sigma, rgb = density_and_albedo(config, params, samples.points.reshape(-1, 3))
+def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Composite:
+    """What rays see of the field, over white."""
     shape = samples.lengths.shape
+    sigma, color = density_and_albedo(config, params, samples.points.reshape(-1, 3))
     return composite(
-        sigma.reshape(shape), rgb.reshape(*shape, 3), samples.lengths, samples.depths, jnp.ones(3)
+        sigma.reshape(shape), color.reshape(*shape, 3), samples.lengths, samples.depths, jnp.ones(3)
     )
 
 

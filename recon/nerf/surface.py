@@ -19,7 +19,8 @@ from sv3d_jax.render.interpolate import vertex_normals
 from sv3d_jax.render.volume import composite
 
 CHUNK = 2**16
-SHELL = 3  # cells below the outermost surface whose density counts; deeper is solid, for no view sees it
+SHELL = 3  # cells through which a vertex's colour is composited
+UNSEEN = 0.02  # transmittance to a camera below which a point counts as hidden from it
 MAX_MASK_SIDE = 64  # the level is chosen on masks of about this size
 
 
@@ -27,18 +28,24 @@ def field_mesh(config: NerfConfig, state: FieldState, hull: np.ndarray, views: V
     """The field's surface in box coordinates with albedo as vertex colours, and how it was found."""
     cell = 2 * BOX_HALF_SIZE / config.surface_resolution
     field = _density_grid(config, state, hull)
-    solid = ndimage.binary_fill_holes(field > min(config.surface_levels))
-    field[ndimage.binary_erosion(solid, iterations=SHELL)] = np.inf
-    # In opacity of a cell, a step of the surface is even on both of its sides; density grows without end.
-    opacity = ndimage.gaussian_filter(-np.expm1(-field * cell), config.surface_blur)
-    levels = -np.expm1(-np.array(config.surface_levels) * cell)
-    overlaps = _mask_overlaps(opacity, levels, views)
+    overlaps = _mask_overlaps(_opacity(config, field), _cell_opacity(config, config.surface_levels), views)
     best = int(np.argmax(overlaps))
-    vertices, faces = extract_surface(opacity, levels[best])
+    level = config.surface_levels[best]
+    field[_unseen(field, views)] = np.inf
+    vertices, faces = extract_surface(_opacity(config, field), float(_cell_opacity(config, level)))
     vertices, faces = keep_large_components(vertices, faces, config.min_component)
     points = (vertices + 0.5) * cell - BOX_HALF_SIZE
-    facts = {"density_level": config.surface_levels[best], "mask_iou": round(float(overlaps[best]), 4)}
+    facts = {"density_level": level, "mask_iou": round(float(overlaps[best]), 4)}
     return Mesh(points, faces, vertex_colors=_colors(config, state, points, faces, cell)), facts
+
+
+def _opacity(config: NerfConfig, field: np.ndarray) -> np.ndarray:
+    """Smoothed opacity of the cells: a step that is even on both sides of a surface, where density has no bound."""
+    return ndimage.gaussian_filter(_cell_opacity(config, field), config.surface_blur)
+
+
+def _cell_opacity(config: NerfConfig, density: np.ndarray | float | tuple[float, ...]) -> np.ndarray:
+    return -np.expm1(-np.asarray(density, np.float32) * (2 * BOX_HALF_SIZE / config.surface_resolution))
 
 
 def _density_grid(config: NerfConfig, state: FieldState, hull: np.ndarray) -> np.ndarray:
@@ -94,6 +101,50 @@ def _mask_overlaps(opacity: np.ndarray, levels: np.ndarray, views: Views) -> np.
         union = (silhouettes | mask).sum(axis=1)
         total += (silhouettes & mask).sum(axis=1) / np.maximum(union, 1)
     return total / len(views.masks)
+
+
+def _unseen(field: np.ndarray, views: Views) -> np.ndarray:
+    """Cells that no view sees into. They are inside: what the field says of them was never tested.
+
+    Judged on blocks of 2 x 2 x 2 cells.
+    """
+    blocks = -(-field.shape[0] // 2)
+    padded = np.pad(field, (0, 2 * blocks - field.shape[0]))
+    coarse = padded.reshape(blocks, 2, blocks, 2, blocks, 2).mean((1, 3, 5))
+    inside = np.argwhere(coarse > 0)
+    points = jnp.asarray(((inside + 0.5) / blocks * 2 - 1) * BOX_HALF_SIZE, jnp.float32)
+    hidden = np.zeros(coarse.shape, bool)
+    optical_depth = _least_optical_depth(
+        jnp.asarray(coarse), points, jnp.asarray(views.camera_to_box[:, :3, 3])
+    )
+    hidden[tuple(inside.T)] = np.asarray(optical_depth) > -np.log(UNSEEN)
+    fine = hidden.repeat(2, 0).repeat(2, 1).repeat(2, 2)[tuple(slice(n) for n in field.shape)]
+    return ndimage.binary_erosion(fine, iterations=2)
+
+
+@jax.jit
+def _least_optical_depth(density, points, cameras):
+    """Of the ways from each point to all cameras."""
+    num_steps, resolution = density.shape[0], density.shape[0]
+
+    def to_camera(least, camera):
+        directions = camera - points
+        distance = jnp.linalg.norm(directions, axis=-1, keepdims=True)
+        directions /= distance
+        far = jnp.minimum(box_crossing(points, directions)[1], distance[:, 0])
+
+        def step(total, share):
+            place = points + (share * far)[:, None] * directions
+            cell = jnp.clip((place / BOX_HALF_SIZE + 1) * (resolution / 2), 0, resolution - 1).astype(
+                jnp.int32
+            )
+            return total + density[cell[:, 0], cell[:, 1], cell[:, 2]], None
+
+        shares = (jnp.arange(num_steps) + 0.5) / num_steps
+        total = jax.lax.scan(step, jnp.zeros(len(points)), shares)[0]
+        return jnp.minimum(least, total * far / num_steps), None
+
+    return jax.lax.scan(to_camera, jnp.full(len(points), jnp.inf), cameras)[0]
 
 
 @partial(jax.jit, static_argnames="num_steps")
