@@ -110,7 +110,7 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
+def check_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
     """Raise an InputError that names the flag of a field whose value is outside [low, high], or not a number."""
     if not low <= value <= high:
         raise InputError(f"{_flag(name)} {value}: must lie between {low} and {high}")

@@ -58,8 +58,8 @@ def visual_hull(views: Views, resolution: int, tolerance: float) -> Bool[np.ndar
 
 def start_occupancy(hull: np.ndarray) -> Occupancy:
     """Every cell of the hull is occupied."""
-    hull = jnp.asarray(hull, jnp.float32)
-    return _with_core(INITIAL_DENSITY * hull, hull)
+    allowed = jnp.asarray(hull, jnp.float32)
+    return _with_core(INITIAL_DENSITY * allowed, allowed)
 
 
 def refresh(occupancy: Occupancy, density, num_cells: int, key: PRNGKeyArray) -> Occupancy:

@@ -28,11 +28,12 @@ def field_mesh(config: NerfConfig, state: FieldState, hull: np.ndarray, views: V
     """The field's surface in box coordinates with albedo as vertex colours, and how it was found."""
     cell = 2 * BOX_HALF_SIZE / config.surface_resolution
     field = _density_grid(config, state, hull)
-    overlaps = _mask_overlaps(_opacity(config, field), _cell_opacity(config, config.surface_levels), views)
+    thresholds = _cell_opacity(config, np.array(config.surface_levels))
+    overlaps = _mask_overlaps(_opacity(config, field), thresholds, views)
     best = int(np.argmax(overlaps))
     level = config.surface_levels[best]
     field[_unseen(field, views)] = np.inf
-    vertices, faces = extract_surface(_opacity(config, field), float(_cell_opacity(config, level)))
+    vertices, faces = extract_surface(_opacity(config, field), float(thresholds[best]))
     vertices, faces = keep_large_components(vertices, faces, config.min_component)
     points = (vertices + 0.5) * cell - BOX_HALF_SIZE
     facts = {"density_level": level, "mask_iou": round(float(overlaps[best]), 4)}
@@ -44,8 +45,8 @@ def _opacity(config: NerfConfig, field: np.ndarray) -> np.ndarray:
     return ndimage.gaussian_filter(_cell_opacity(config, field), config.surface_blur)
 
 
-def _cell_opacity(config: NerfConfig, density: np.ndarray | float | tuple[float, ...]) -> np.ndarray:
-    return -np.expm1(-np.asarray(density, np.float32) * (2 * BOX_HALF_SIZE / config.surface_resolution))
+def _cell_opacity(config: NerfConfig, density: np.ndarray) -> np.ndarray:
+    return -np.expm1(-density * (2 * BOX_HALF_SIZE / config.surface_resolution))
 
 
 def _density_grid(config: NerfConfig, state: FieldState, hull: np.ndarray) -> np.ndarray:
@@ -92,10 +93,10 @@ def _mask_overlaps(opacity: np.ndarray, levels: np.ndarray, views: Views) -> np.
     stride = max(1, round(min(height, width) / MAX_MASK_SIDE))
     places = (np.arange(0, height, stride)[:, None] * width + np.arange(0, width, stride)).ravel()
     num_steps = 2 * opacity.shape[0]
-    opacity, on_device = jnp.asarray(opacity), jax.tree.map(jnp.asarray, views)
+    grid, on_device = jnp.asarray(opacity), jax.tree.map(jnp.asarray, views)
     total = np.zeros(len(levels))
     for frame in range(len(views.masks)):
-        highest = _highest_opacity(on_device, opacity, frame * height * width + places, num_steps)
+        highest = _highest_opacity(on_device, grid, frame * height * width + places, num_steps)
         silhouettes = np.asarray(highest)[None] > levels[:, None]
         mask = views.masks[frame].ravel()[places] > 0.5
         union = (silhouettes | mask).sum(axis=1)
