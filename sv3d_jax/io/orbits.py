@@ -235,7 +235,8 @@ def _lens(
             raise CameraError(f"{where} has no intrinsics", hint="give fov_deg, or fl_x with cx and cy")
         if not 0 < fov_deg < 180:
             raise CameraError(f"{where}: fov_deg must lie between 0 and 180, got {fov_deg:g}")
-        focal = intrinsics(fov_deg, (declared[1], declared[0]))[0]
+        height, width = int(declared[1]), int(declared[0])
+        focal = intrinsics(fov_deg, (height, width))[0]
     if (focal <= 0).any() or (declared <= 0).any():
         raise CameraError(f"{where}: focal lengths and sizes must be positive")
     return focal * scale, center * scale
