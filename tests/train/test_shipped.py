@@ -54,4 +54,6 @@ def test_first_losses_of_the_shipped_log_come_again(objective, data_dir, tmp_pat
     again = losses((tmp_path / objective / "metrics.jsonl").read_text().splitlines())
     common = [step for step in shipped if step in again]
     assert len(common) >= 2
-    assert [again[step] for step in common] == pytest.approx([shipped[step] for step in common], rel=TOLERANCE)
+    assert [again[step] for step in common] == pytest.approx(
+        [shipped[step] for step in common], rel=TOLERANCE
+    )
