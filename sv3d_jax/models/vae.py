@@ -4,6 +4,8 @@ Two parts with their own parameters, as in the checkpoint: the encoder (with `qu
 latents, and the plain decoder that turns model latents into pixels. Frames are independent.
 """
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -27,10 +29,10 @@ class Encoder(nn.Module):
         x = Conv2d(config.channels, compute=compute, name="conv_in")(pixels)
         last = len(config.channel_mult) - 1
         for level, mult in enumerate(config.channel_mult):
-            x = EncoderLevel(
+            x = Level(
                 config.channels * mult,
                 config.num_res_blocks,
-                has_downsample=level < last,
+                resample="downsample" if level < last else None,
                 groups=config.norm_groups,
                 compute=compute,
                 name=f"down_{level}",
@@ -38,24 +40,6 @@ class Encoder(nn.Module):
         x = Middle(config.norm_groups, compute, name="mid")(x)
         x = nn.silu(GroupNorm(EPSILON, config.norm_groups, compute, name="norm_out")(x))
         return Conv2d(2 * config.latent_channels, compute=compute, name="conv_out")(x)
-
-
-class EncoderLevel(nn.Module):
-    """Residual blocks of one resolution and, but for the coarsest, the halving after them."""
-
-    features: int
-    num_blocks: int
-    has_downsample: bool
-    groups: int
-    compute: Compute
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i in range(self.num_blocks):
-            x = ResBlock(self.features, self.groups, self.compute, name=f"block_{i}")(x)
-        if self.has_downsample:
-            x = Downsample(compute=self.compute, name="downsample")(x)
-        return x
 
 
 class Decoder(nn.Module):
@@ -70,10 +54,10 @@ class Decoder(nn.Module):
         x = Conv2d(config.channels * config.channel_mult[-1], compute=compute, name="conv_in")(latents)
         x = Middle(config.norm_groups, compute, name="mid")(x)
         for level in reversed(range(len(config.channel_mult))):
-            x = DecoderLevel(
+            x = Level(
                 config.channels * config.channel_mult[level],
                 config.num_res_blocks + 1,
-                has_upsample=level > 0,
+                resample="upsample" if level > 0 else None,
                 groups=config.norm_groups,
                 compute=compute,
                 name=f"up_{level}",
@@ -82,12 +66,12 @@ class Decoder(nn.Module):
         return Conv2d(3, compute=compute, name="conv_out")(x)
 
 
-class DecoderLevel(nn.Module):
-    """Residual blocks of one resolution and, but for the finest, the doubling after them."""
+class Level(nn.Module):
+    """Residual blocks of one resolution and, but for the last, the change to the next."""
 
     features: int
     num_blocks: int
-    has_upsample: bool
+    resample: Literal["downsample", "upsample"] | None
     groups: int
     compute: Compute
 
@@ -95,7 +79,9 @@ class DecoderLevel(nn.Module):
     def __call__(self, x: Array) -> Array:
         for i in range(self.num_blocks):
             x = ResBlock(self.features, self.groups, self.compute, name=f"block_{i}")(x)
-        if self.has_upsample:
+        if self.resample == "downsample":
+            x = Downsample(compute=self.compute, name="downsample")(x)
+        elif self.resample == "upsample":
             x = Upsample(compute=self.compute, name="upsample")(x)
         return x
 
