@@ -1,17 +1,24 @@
-"""The optimisation loop of every stage."""
+"""The optimisation loop of every stage: compiled calls of some steps each, a log, saves, resumption, cancelling."""
 
+import io
+import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sv3d_jax.arrays import PRNGKeyArray
 
 State = Any  # pytrees, known to the stage alone
 Data = Any
 Losses = dict[str, jax.Array]
+Step = Callable[[State, Data, PRNGKeyArray], tuple[State, Losses]]
+
+SAVE_EVERY_S = 20.0
 
 
 class FitInfo(NamedTuple):
@@ -23,7 +30,7 @@ class FitInfo(NamedTuple):
 
 
 def fit(
-    step: Callable[[State, Data, PRNGKeyArray], tuple[State, Losses]],
+    step: Step,
     state: State,
     data: Data,
     num_steps: int,
@@ -31,28 +38,74 @@ def fit(
     callback: Callable[[FitInfo], None] | None = None,
     steps_per_call: int = 16,
     begin: Callable[[State, PRNGKeyArray], State] | None = None,
+    choose: Callable[[State], Step] | None = None,
+    save: Path | None = None,
 ) -> tuple[State, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
-    `begin` opens each call: work that is due now and then, such as a refresh of the occupancy grid.
-    `data` is handed to each step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
+    `begin` opens each call: work that is due now and then, such as a refresh of the occupancy grid. `choose` takes
+    the place of `step` where static shapes follow the state: it is asked before each call. `data` is handed to each
+    step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
+
+    With `save`, the state goes into that file every now and then, and a fit that finds it goes on from there to the
+    same result; the file is removed in the end. It belongs to one fit: same settings, same data.
     """
 
-    @partial(jax.jit, donate_argnums=0)
-    def call(state, data, key):
-        begin_key, step_key = jax.random.split(key)
-        if begin is not None:
-            state = begin(state, begin_key)
-        keys = jax.random.split(step_key, steps_per_call)
-        state, losses = jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
-        return state, jax.tree.map(jnp.mean, losses)
+    @cache
+    def compiled(step):
+        @partial(jax.jit, donate_argnums=0)
+        def call(state, data, key):
+            begin_key, step_key = jax.random.split(key)
+            if begin is not None:
+                state = begin(state, begin_key)
+            keys = jax.random.split(step_key, steps_per_call)
+            state, losses = jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
+            return state, jax.tree.map(jnp.mean, losses)
 
-    log = []
+        return call
+
     num_calls = -(-num_steps // steps_per_call)
-    for number, call_key in enumerate(jax.random.split(key, num_calls)):
-        state, losses = call(state, data, call_key)
+    log: list[FitInfo] = []
+    if save is not None and save.exists():
+        state, log = _read(save, state)
+    saved_at = time.monotonic()
+    keys = jax.random.split(key, num_calls)
+    for number in range(len(log), num_calls):
+        call = compiled(step if choose is None else choose(state))
+        state, losses = call(state, data, keys[number])
         losses = {name: float(value) for name, value in losses.items()}
         log.append(FitInfo((number + 1) * steps_per_call, num_calls * steps_per_call, losses))
+        if save is not None and time.monotonic() - saved_at > SAVE_EVERY_S:
+            _write(save, state, log)
+            saved_at = time.monotonic()
         if callback is not None:
             callback(log[-1])
+    if save is not None:
+        save.unlink(missing_ok=True)
     return state, log
+
+
+def _write(path: Path, state: State, log: list[FitInfo]) -> None:
+    from sv3d_jax.io.outputs import write_atomic
+
+    leaves = {f"leaf_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+    steps = np.array([(info.step, info.total) for info in log])
+    names = list(log[-1].losses)
+    losses = np.array([[info.losses[name] for name in names] for info in log])
+    buffer = io.BytesIO()
+    np.savez(buffer, steps=steps, names=np.array(names), losses=losses, **leaves)
+    write_atomic(path, buffer.getvalue())
+
+
+def _read(path: Path, state: State) -> tuple[State, list[FitInfo]]:
+    """The saved state in the structure of a fresh one."""
+    with np.load(path) as saved:
+        leaves, structure = jax.tree.flatten(state)
+        state = jax.tree.unflatten(
+            structure, [jnp.asarray(saved[f"leaf_{i:03d}"]) for i in range(len(leaves))]
+        )
+        names = [str(name) for name in saved["names"]]
+        rows = zip(saved["steps"].tolist(), saved["losses"].tolist(), strict=True)
+        return state, [
+            FitInfo(step, total, dict(zip(names, row, strict=True))) for (step, total), row in rows
+        ]

@@ -50,6 +50,11 @@ def density_and_albedo(
     return _density(config, params, features), jax.nn.sigmoid(_mlp(params["albedo"], features))
 
 
+def albedo(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+    """Diffuse colour alone."""
+    return jax.nn.sigmoid(_mlp(params["albedo"], _features(config, params, points)))
+
+
 def _features(config, params, points):
     unit = jnp.clip(points / (2 * BOX_HALF_SIZE) + 0.5, 0.0, 1.0)
     return encode(hash_grid(config), params["tables"], unit)

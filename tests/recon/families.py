@@ -28,17 +28,11 @@ from sv3d_jax.render.texture import sample_bilinear
 from sv3d_jax.render.volume import composite
 from tests.parity.cases import Case, Family, load_numbers, numbers, unknown_family
 from tests.parity.compare import EXACT, Measure, Tolerance, absolute, relative
+from tests.recon.shading_cases import FAMILIES as SHADING_FAMILIES
+from tests.recon.tets_cases import FAMILIES as TETS_FAMILIES
 
-# Data of the 3D stage still to come. Work on that stage takes its files off this list.
-NOT_YET_READ = (
-    "marching_tets*",
-    "mtet_*",
-    "sg_lighting*",
-    "sds_mask*",
-    "gradients*",
-    "analytic_silhouettes*",
-    "image_losses*",
-)
+# Data that no family reads yet.
+NOT_YET_READ = ("gradients*", "analytic_silhouettes*")
 
 
 def cases(folder: Path) -> list[Case]:
@@ -355,4 +349,6 @@ FAMILIES = (
         compute=compute_volume,
         tolerance=volume_tolerance,
     ),
+    *SHADING_FAMILIES,
+    *TETS_FAMILIES,
 )

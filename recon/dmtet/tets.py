@@ -1,0 +1,66 @@
+"""A grid of tetrahedra that fills a cube: every small cube is cut in six along its diagonal (Kuhn).
+
+A corner of a cube is a number of three bits x y z. The six tetrahedra go from corner 000 to corner 111 by setting
+one bit after the other, in the six possible orders. So an edge joins two corners of which one has all bits of the
+other, and runs in one of seven directions: the bits by which they differ.
+"""
+
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+
+from sv3d_jax.arrays import Array, Float, Int
+
+TET_EDGES = np.array([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])  # of a tetrahedron's four vertices
+
+
+class TetGrid(NamedTuple):
+    """Tetrahedra of positive orientation (the triangle 1 2 3 is counter-clockwise seen from opposite 0)."""
+
+    vertices: Float[Array, "v 3"]  # in [-1, 1]^3, x slowest
+    tets: Int[Array, "m 4"]
+    edges: Int[Array, "e 2"]  # each once, lower vertex first, sorted
+    tet_edges: Int[Array, "m 6"]  # rows of `edges`, in the order of TET_EDGES
+
+    @property
+    def cells(self) -> int:
+        """Cubes along a side."""
+        return round(len(self.vertices) ** (1 / 3)) - 1
+
+
+def kuhn_grid(cells: int) -> TetGrid:
+    """The grid of `cells`^3 cubes, as numpy arrays: 6 tetrahedra to a cube, (cells + 1)^3 vertices.
+
+    With 64 cells it holds 80 MB. It never changes, so make it once and keep it on the device.
+    """
+    side = cells + 1
+    axis = np.linspace(-1.0, 1.0, side, dtype=np.float32)
+    vertices = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    index = np.arange(side**3, dtype=np.int32).reshape(side, side, side)
+    first = index[:-1, :-1, :-1].reshape(-1, 1)  # corner 000 of every cube
+    corners = _corners_of_tets()
+
+    bits = np.arange(8)[:, None] >> np.array([2, 1, 0]) & 1
+    step = (bits @ np.array([side**2, side, 1])).astype(np.int32)  # from corner 000 to the others
+    tets = (first + step[corners.ravel()]).reshape(-1, 4)
+
+    at_end = np.moveaxis(np.indices(index.shape), 0, -1) == cells  # x y z 3
+    exists = ~(at_end[..., None, :] & (bits[1:] == 1)).any(-1).reshape(-1, 7)
+    lower, direction = np.nonzero(exists)
+    edges = np.stack([lower, lower + step[direction + 1]], axis=1).astype(np.int32)
+
+    edge_at = np.cumsum(exists, dtype=np.int32).reshape(-1, 7) - 1  # by lower vertex and direction
+    from_corner, to_corner = corners[:, TET_EDGES[:, 0]].ravel(), corners[:, TET_EDGES[:, 1]].ravel()
+    tet_edges = edge_at[first + step[from_corner & to_corner], (from_corner ^ to_corner) - 1].reshape(-1, 6)
+    return TetGrid(vertices, tets, edges, tet_edges)
+
+
+def _corners_of_tets() -> np.ndarray:
+    """Corners of the six tetrahedra (6, 4); odd orders of the axes swap two for the orientation."""
+    tets = []
+    for order in permutations(range(3)):
+        second, third = 4 >> order[0], 4 >> order[0] | 4 >> order[1]
+        is_even = np.linalg.det(np.eye(3)[list(order)]) > 0
+        tets.append([0, second, third, 7] if is_even else [0, second, 7, third])
+    return np.array(tets)

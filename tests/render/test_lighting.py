@@ -1,0 +1,121 @@
+"""Spherical Gaussian light against integrals over the sphere and the closed form in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sv3d_jax.render import lighting as module
+from sv3d_jax.render.lighting import SGLight, init_sg_light
+
+sg_shading = jax.jit(module.sg_shading)
+
+COSINE = 2.133, 1.17  # sharpness and amplitude of the lobe that stands for the cosine
+
+
+def fibonacci(count: int) -> np.ndarray:
+    index = np.arange(count)
+    height = 1.0 - (2.0 * index + 1.0) / count
+    azimuth = index * np.pi * (3.0 - np.sqrt(5.0))
+    ring = np.sqrt(1.0 - height**2)
+    return np.stack([ring * np.cos(azimuth), ring * np.sin(azimuth), height], axis=-1)
+
+
+def closed_form(axis, sharpness, amplitude, normals):
+    """In float64, as the formula stands."""
+    d = np.linalg.norm(sharpness[:, None] * axis + COSINE[0] * normals[:, None], axis=-1)
+    total = sharpness + COSINE[0]
+    return (2 * amplitude * COSINE[1] * np.exp(d - total) * (1 - np.exp(-2 * d)) / d).sum(-1)
+
+
+def test_shading_is_the_integral_over_the_sphere():
+    """Of the light's lobe and the cosine's, over pi; Gauss's rule in height, even steps around."""
+    heights, weights = np.polynomial.legendre.leggauss(80)
+    around = 2 * np.pi * np.arange(160) / 160
+    ring = np.sqrt(1 - heights**2)[:, None]
+    along = np.broadcast_to(heights[:, None], (80, 160))
+    directions = np.stack([ring * np.cos(around), ring * np.sin(around), along], axis=-1)
+    normal = np.array([0.6, 0.0, 0.8])
+    for sharpness in (0.5, 2.133, 30.0):
+        lobe = 0.7 * np.exp(sharpness * (directions[..., 2] - 1))
+        cosine = COSINE[1] * np.exp(COSINE[0] * (directions @ normal - 1))
+        expected = (lobe * cosine).sum(1) @ weights * (2 * np.pi / 160) / np.pi
+        got = sg_shading(np.array([[0.0, 0.0, 1.0]]), np.array([sharpness]), np.array([0.7]), normal)
+        assert float(got) == pytest.approx(expected, rel=2e-6)  # float32
+
+
+@pytest.mark.parametrize("sharpness", [1e-3, 0.5, 2.1, 2.1331, 2.5, 10.8, 300.0, 1e5])
+def test_every_lobe_agrees_with_the_closed_form(sharpness):
+    """Also where d is almost 0, opposite a lobe as sharp as the cosine's, and where d - s1 - s2 would cancel."""
+    axis = np.array([[0.0, 0.0, 1.0]])
+    angles = np.pi - np.array([0.0, 1e-3, 0.05, 0.1, 0.2, 0.3, 1.0, 2.0, 3.0])
+    normals = np.stack([np.sin(angles), np.zeros_like(angles), np.cos(angles)], axis=-1)
+    got = sg_shading(axis, np.array([sharpness]), np.array([1.3]), normals)
+    expected = closed_form(axis, np.array([sharpness]), np.array([1.3]), normals)
+    np.testing.assert_allclose(got, expected, rtol=5e-6)  # float32
+
+
+def test_light_opposite_the_normal_and_as_sharp_as_the_cosine_has_the_limit():
+    got = sg_shading(
+        np.array([[0.0, 1.0, 0.0]]), np.array([COSINE[0]]), np.ones(1), np.array([0.0, -1.0, 0.0])
+    )
+    assert float(got) == pytest.approx(4 * COSINE[1] * np.exp(-2 * COSINE[0]), rel=1e-6)
+
+
+def test_gradients_are_finite_everywhere():
+    axis = np.array([[0.0, 0.0, 1.0], [0.0, 0.0, 5.0], [0.0, 0.0, 0.0], [1e-9, 0.0, 0.0], [1.0, 1.0, 1.0]])
+    normals = np.concatenate([fibonacci(50), [[0.0, 0.0, 1.0], [0.0, 0.0, -1.0], [0.0, 0.0, 0.0]]])
+    gradient = jax.jit(jax.grad(lambda light, normals: light.shade(normals).sum(), argnums=(0, 1)))
+    for raw in (-200.0, -5.0, float(np.log(np.expm1(COSINE[0]))), 3.0, 1e6):
+        light = SGLight(jnp.asarray(axis, jnp.float32), jnp.full(5, raw), jnp.linspace(-100.0, 100.0, 5))
+        gradients = gradient(light, jnp.asarray(normals, jnp.float32))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients)), raw
+
+
+def test_gradients_agree_with_finite_differences():
+    """On both sides of the place where the series takes over."""
+    rng = np.random.default_rng(0)
+    axis, raw = rng.normal(size=(4, 3)), np.array([1.9, 2.0, 8.0, 0.1])
+    normals = np.concatenate([fibonacci(20), -axis / np.linalg.norm(axis, axis=1, keepdims=True)])
+
+    def shade(axis, raw):
+        unit = axis / np.linalg.norm(axis, axis=1, keepdims=True)
+        return closed_form(unit, np.log1p(np.exp(raw)), np.log1p(np.exp(raw)), normals).sum()
+
+    def numeric(function, x, step=1e-5):
+        basis = np.eye(x.size).reshape(-1, *x.shape) * step
+        return np.array([(function(x + e) - function(x - e)) / (2 * step) for e in basis]).reshape(x.shape)
+
+    def total(axis, raw):
+        return SGLight(axis, raw, raw).shade(jnp.asarray(normals, jnp.float32)).sum()
+
+    given = jnp.asarray(axis, jnp.float32), jnp.asarray(raw, jnp.float32)
+    of_axis, of_raw = jax.jit(jax.grad(total, argnums=(0, 1)))(*given)
+    np.testing.assert_allclose(of_axis, numeric(lambda x: shade(x, raw), axis), rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(of_raw, numeric(lambda x: shade(axis, x), raw), rtol=2e-4, atol=2e-4)
+
+
+def test_first_light_has_mean_1():
+    assert float(init_sg_light().shade(fibonacci(4000)).mean()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_first_light_is_almost_even():
+    shading = init_sg_light().shade(fibonacci(4000))
+    assert 0.98 < float(shading.min()) and float(shading.max()) < 1.02
+
+
+def test_first_lobes_have_sharpness_10_8():
+    light = init_sg_light()
+    np.testing.assert_allclose(jax.nn.softplus(light.sharpness_raw), 10.8, rtol=1e-6)
+    np.testing.assert_allclose(jax.nn.softplus(light.amplitude_raw), 0.832, rtol=1e-6)
+
+
+def test_length_of_the_axis_does_not_matter():
+    light = init_sg_light(7)
+    normals = fibonacci(30)
+    longer = light._replace(axis=light.axis * 17.0)
+    np.testing.assert_allclose(longer.shade(normals), light.shade(normals), rtol=1e-5)
+
+
+def test_lobes_of_negative_amplitude_are_dark():
+    assert float(sg_shading(np.eye(3)[:1], np.ones(1), np.array([-1.0]), np.eye(3)[0])) == 0.0
