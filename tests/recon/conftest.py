@@ -1,4 +1,4 @@
-"""Every test that takes `case` runs for each file of the recon reference data that the 3D stage reads so far."""
+"""Every test that takes `case` runs for each file of the recon reference data."""
 
 from pathlib import Path
 

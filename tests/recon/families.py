@@ -28,22 +28,15 @@ from sv3d_jax.render.texture import sample_bilinear
 from sv3d_jax.render.volume import composite
 from tests.parity.cases import Case, Family, load_numbers, numbers, unknown_family
 from tests.parity.compare import EXACT, Measure, Tolerance, absolute, relative
+from tests.recon.antialias_cases import FAMILIES as ANTIALIAS_FAMILIES
 from tests.recon.shading_cases import FAMILIES as SHADING_FAMILIES
 from tests.recon.tets_cases import FAMILIES as TETS_FAMILIES
 
-# Data that no family reads yet.
-NOT_YET_READ = ("gradients*", "analytic_silhouettes*")
-
 
 def cases(folder: Path) -> list[Case]:
-    """One case for every file that is not on the list; one of no known family fails its check."""
+    """One case for every file but the README; one of no known family fails its check."""
     files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    read = [
-        file
-        for file in files
-        if str(file) != "README.md" and not any(file.match(pattern) for pattern in NOT_YET_READ)
-    ]
-    return [Case(folder, str(file), _family(str(file))) for file in read]
+    return [Case(folder, str(file), _family(str(file))) for file in files if str(file) != "README.md"]
 
 
 def _family(file: str) -> Family:
@@ -349,6 +342,7 @@ FAMILIES = (
         compute=compute_volume,
         tolerance=volume_tolerance,
     ),
+    *ANTIALIAS_FAMILIES,
     *SHADING_FAMILIES,
     *TETS_FAMILIES,
 )

@@ -1,4 +1,4 @@
-"""Every number of the recon reference data that the 3D stage reads. With `--reference DIR`, those of a folder."""
+"""Every number of the recon reference data. With `--reference DIR`, those of a folder."""
 
 from tests.parity.cases import Case, failures, records, thousandth_more
 

@@ -1,0 +1,189 @@
+"""Antialiasing at silhouettes: two neighbouring pixels are blended by where an edge of the mesh runs between them.
+
+A rasterized picture jumps where one surface hides another, so visibility has no gradient. The blend has one: the
+crossing of the silhouette with the line between two pixel centres moves with the two vertices of the edge. After
+Laine et al. 2020 (Modular Primitives for High-Performance Differentiable Rendering), who look for the crossing at
+the edges of the visible triangle; here all silhouette edges of the mesh are drawn, so that triangles smaller than
+a pixel lose none.
+
+Which edge passes between two pixels is found without gradient by a loop of data-dependent length over all
+crossings, so no capacity can overflow; the crossing is then computed once more, differentiably, from that edge.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import reduce
+
+from sv3d_jax.arrays import Array, Bool, Float, Int
+from sv3d_jax.render.rasterize import NEAR, TIE, Fragments
+
+CHUNK = 1 << 14  # crossings per step of the loop: enough for an accelerator, milliseconds of a CPU
+
+
+class Edges(NamedTuple):
+    """Edges of a mesh with the two faces that meet there; in rows that hold no edge both faces are -1."""
+
+    vertices: Int[Array, "e 2"]
+    faces: Int[Array, "e 2"]  # the second is -1 at a border
+
+
+def mesh_edges(faces: Int[Array, "t 3"], point_ids: Int[Array, "v"] | None = None) -> Edges:
+    """The edges of the faces, in 3 t rows, not all of which hold one.
+
+    Vertices of equal `point_ids` lie at one position, so edges between them are one edge; without it every vertex
+    is a point of its own. Faces with two corners at one point have no edges. Where k > 2 faces meet, k - 1 rows
+    hold the edge, each with two faces that follow one another in the list.
+    """
+    start = faces if point_ids is None else point_ids[faces]
+    end = jnp.roll(start, -1, axis=1)
+    proper = (start != end).all(axis=1, keepdims=True)
+    last = jnp.iinfo(start.dtype).max  # sorts behind all points
+    low, high = (jnp.where(proper, side(start, end), last).ravel() for side in (jnp.minimum, jnp.maximum))
+    low, high, order = jax.lax.sort((low, high, jnp.arange(low.size, dtype=jnp.int32)), num_keys=2)
+
+    repeats = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
+    continues, continued = jnp.pad(repeats, (1, 0)), jnp.pad(repeats, (0, 1))
+    used = (low != last) & (continued | ~continues)
+    face = order // 3
+    second = jnp.where(continued, jnp.roll(face, -1), -1)
+    vertices = jnp.stack([faces.ravel(), jnp.roll(faces, -1, axis=1).ravel()], axis=-1)[order]
+    return Edges(vertices, jnp.where(used[:, None], jnp.stack([face, second], axis=-1), -1))
+
+
+def antialias(
+    colors: Float[Array, "n h w c"],
+    fragments: Fragments,
+    screen: Float[Array, "n v 3"],
+    faces: Int[Array, "t 3"],
+    edges: Edges,
+) -> Float[Array, "n h w c"]:
+    """The rasterized colours (or a mask) blended at silhouettes, differentiable in colours and vertices.
+
+    A silhouette edge has one face, or one that is seen from the front and one from behind (faces must be wound
+    alike). Steep edges blend pixels beside one another, flat ones pixels above one another, so that no edge
+    counts twice. The gradient of a crossing goes to the two vertices that `edges` names. Parts that no pixel
+    centre sees stay unseen, and lines where surfaces pass through one another stay sharp.
+    """
+    fixed = jax.lax.stop_gradient(screen)
+    facing = _facing(fixed, faces)
+    silhouette = facing[:, edges.faces[:, 0]] != facing[:, edges.faces[:, 1]]
+    reach = jnp.abs(fixed[:, edges.vertices[:, 1], :2] - fixed[:, edges.vertices[:, 0], :2])
+    steep = reach[..., 1] >= reach[..., 0]
+    face_id = fragments.face_id
+    depth = jnp.where(face_id < 0, jnp.inf, jax.lax.stop_gradient(fragments.depth))
+
+    across = _row_gains(colors, face_id, depth, screen, edges.vertices, silhouette & steep)
+    colors_t, face_id_t, depth_t = (jnp.swapaxes(leaf, 1, 2) for leaf in (colors, face_id, depth))
+    down = _row_gains(
+        colors_t, face_id_t, depth_t, screen[..., jnp.array([1, 0, 2])], edges.vertices, silhouette & ~steep
+    )
+    return colors + across + jnp.swapaxes(down, 1, 2)
+
+
+def box_filter(pixels: Float[Array, "n h w c"], factor: int) -> Float[Array, "n h2 w2 c"]:
+    """Means over blocks of `factor` squared pixels."""
+    return reduce(pixels, "n (h s) (w r) c -> n h w c", "mean", s=factor, r=factor)
+
+
+def _facing(screen: Float[Array, "n v 3"], faces: Int[Array, "t 3"]) -> Float[Array, "n t_plus_1"]:
+    """1 for faces seen from the front, -1 from behind, 0 for those not drawn and for one more, which is missing."""
+    corners = screen[:, faces]
+    first, second = (corners[:, :, i, :2] - corners[:, :, 0, :2] for i in (1, 2))
+    doubled_area = first[..., 0] * second[..., 1] - second[..., 0] * first[..., 1]
+    drawn = jnp.isfinite(doubled_area) & (corners[..., 2] > NEAR).all(-1)
+    # Rows count downwards, so counter-clockwise faces have a negative area here.
+    return jnp.pad(jnp.where(drawn, -jnp.sign(doubled_area), 0.0), ((0, 0), (0, 1)))
+
+
+def _row_gains(
+    colors: Float[Array, "n h w c"],
+    face_id: Int[Array, "n h w"],
+    depth: Float[Array, "n h w"],
+    screen: Float[Array, "n v 3"],
+    edge_vertices: Int[Array, "e 2"],
+    chosen: Bool[Array, "n e"],
+) -> Float[Array, "n h w c"]:
+    """What the pixels gain where chosen edges pass between them and their neighbours in the row."""
+    num_views, height, width = face_id.shape
+    edge, edge_depth = _nearest_crossings(
+        jax.lax.stop_gradient(screen)[:, edge_vertices], chosen, height, width
+    )
+    seen = (edge >= 0) & (face_id[:, :, 1:] != face_id[:, :, :-1])
+    # An edge behind both surfaces is hidden. The factor leaves room for their slope within a pixel.
+    seen &= edge_depth <= jnp.maximum(depth[:, :, 1:], depth[:, :, :-1]) * (1.0 + 1.0 / width)
+    view = jnp.arange(num_views)[:, None, None, None]
+    ends = screen[view, edge_vertices[jnp.maximum(edge, 0)]]  # n h w-1 2 3
+    # Masked before use: vertices of edges that nobody sees may be infinite.
+    ends = jnp.where(seen[..., None, None], ends, 0.0)
+    crossing = _column_at(ends, jnp.arange(height, dtype=screen.dtype)[:, None] + 0.5)
+    middle = jnp.arange(1, width, dtype=screen.dtype)
+    # The left colour reaches to the crossing: beyond the middle it takes from the right pixel, else it gives.
+    shift = jnp.where(seen, crossing - middle, 0.0)[..., None]
+    gain = shift * (colors[:, :, :-1] - colors[:, :, 1:])
+    to_right = jnp.where(shift > 0, gain, 0.0)
+    side = ((0, 0), (0, 0))
+    return jnp.pad(to_right, (*side, (1, 0), (0, 0))) + jnp.pad(gain - to_right, (*side, (0, 1), (0, 0)))
+
+
+def _nearest_crossings(
+    ends: Float[Array, "n e 2 3"], chosen: Bool[Array, "n e"], height: int, width: int
+) -> tuple[Int[Array, "n h w_minus_1"], Float[Array, "n h w_minus_1"]]:
+    """Id and depth of the nearest chosen edge between each pixel centre and the next in its row; -1 where none is.
+
+    Of edges at equal depth it is the one of the lower id.
+    """
+    num_views, num_edges = chosen.shape
+    # The lower end does not count, so a row through a vertex crosses one of two edges that go on there.
+    first, stop = (
+        jnp.clip(jnp.ceil(y - 0.5), 0, height).astype(jnp.int32)
+        for y in (ends[..., 1].min(-1), ends[..., 1].max(-1))
+    )
+    stops = jnp.cumsum(jnp.where(chosen, stop - first, 0).ravel())
+    row_offset = stop.ravel() - stops  # row number = place in the list + offset
+    ends = ends.reshape(-1, 2, 3)
+    shape = (num_views, height, width - 1)
+
+    def crossings(step):
+        """Place, depth and edge of one chunk of crossings; the place is outside the picture where there is none."""
+        number = step * CHUNK + jnp.arange(CHUNK)
+        index = jnp.minimum(jnp.searchsorted(stops, number, side="right"), stops.size - 1)
+        row = number + row_offset[index]
+        center = row.astype(ends.dtype) + 0.5
+        left = jnp.floor(_column_at(ends[index], center) - 0.5)
+        exists = (number < stops[-1]) & (left >= 0) & (left < width - 1)
+        column = jnp.where(exists, left, width).astype(jnp.int32)
+        depth = _depth_at(ends[index], center)
+        return (index // num_edges, row, column), depth, (index % num_edges).astype(jnp.int32)
+
+    def keep_nearest(step, nearest):
+        place, depth, _ = crossings(step)
+        return nearest.at[place].min(depth, mode="drop")
+
+    def keep_lowest_id(step, ids):
+        place, depth, edge = crossings(step)
+        return ids.at[place].min(jnp.where(depth <= limit[place], edge, num_edges), mode="drop")
+
+    steps = -(-stops[-1] // CHUNK)
+    nearest = jax.lax.fori_loop(0, steps, keep_nearest, jnp.full(shape, jnp.inf, ends.dtype))
+    limit = nearest * (1.0 + TIE)
+    ids = jax.lax.fori_loop(0, steps, keep_lowest_id, jnp.full(shape, num_edges, jnp.int32))
+    return jnp.where(ids == num_edges, -1, ids), nearest
+
+
+def _column_at(ends: Float[Array, "*n 2 3"], row: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Where an edge crosses a row."""
+    start, end = ends[..., 0, :], ends[..., 1, :]
+    return start[..., 0] + _share_at(ends, row) * (end[..., 0] - start[..., 0])
+
+
+def _depth_at(ends: Float[Array, "*n 2 3"], row: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Depth of an edge where it crosses a row; its inverse is linear on the screen."""
+    inverse, share = 1.0 / ends[..., 2], _share_at(ends, row)
+    return 1.0 / (inverse[..., 0] + share * (inverse[..., 1] - inverse[..., 0]))
+
+
+def _share_at(ends: Float[Array, "*n 2 3"], row: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    rise = ends[..., 1, 1] - ends[..., 0, 1]
+    return (row - ends[..., 0, 1]) / jnp.where(rise == 0, 1.0, rise)
