@@ -2,13 +2,15 @@
 
     python benchmarks/reconstruct.py MESH... [--up z] [--preset fast] [--size 128] [--json]
 
-Each mesh is rendered from a sine orbit of 21 views, reconstructed, and compared: the mesh rendered from another
-sine orbit in PSNR, its surface with the mesh. Processor seconds are those of all cores together.
+Each mesh is rendered from a sine orbit of 21 views, reconstructed, exported and compared: the file, in the colours
+that the views show, rendered from another sine orbit in PSNR, its surface with the mesh. Processor seconds are those
+of all cores together.
 """
 
 import argparse
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,7 +26,7 @@ from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.metrics.geometry import compare_meshes
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.recon.config import ReconstructConfig
-from sv3d_jax.recon.export import render_mesh
+from sv3d_jax.recon.export import render_mesh, write_mesh
 from sv3d_jax.recon.reconstruct import reconstruct
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.data.render import render_orbit, to_world
@@ -41,14 +43,18 @@ def main() -> None:
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--frames", type=int, default=21)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of NerfConfig")
+    parser.add_argument("--nerf", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of NerfConfig")
+    parser.add_argument("--mesh", nargs="*", default=[], metavar="FIELD=VALUE", help="fields of MeshConfig")
     parser.add_argument("--compile-cache", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.compile_cache:
         enable_compile_cache()
-    nerf = {name: json.loads(value) for name, value in (item.split("=") for item in options.set)}
-    config = ReconstructConfig(preset=options.preset, nerf=nerf)
+    nerf, mesh = (
+        {name: json.loads(value) for name, value in (item.split("=") for item in items)}
+        for items in (options.nerf, options.mesh)
+    )
+    config = ReconstructConfig(preset=options.preset, nerf=nerf, mesh=mesh)
     results = []
     for path in options.meshes:
         results.append({"mesh": path.name, **measure(to_world(read_mesh(path, options.up)), config, options)})
@@ -70,8 +76,12 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
         np.tile(focal, (len(HELD_OUT), 1)),
         np.tile(center, (len(HELD_OUT), 1)),
     )
-    rendered = render_mesh(result.mesh, *cameras, options.size, options.size)
-    scores = compare_meshes(result.mesh, mesh, points=20_000)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "mesh.glb"
+        write_mesh(file, result.mesh if result.lit is None else result.lit)
+        exported = read_mesh(file)
+    rendered = render_mesh(exported, *cameras, options.size, options.size)
+    scores = compare_meshes(exported, mesh, points=20_000)
     kept = ("chamfer", "pred_to_target", "target_to_pred", "f_score", "iou", "pred_closed")
     return {
         **{name: round(value, 2) for name, value in seconds.items()},

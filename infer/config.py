@@ -80,9 +80,9 @@ class OrbitConfig(PathConfig, CommonConfig):
 class GenerateConfig(OrbitConfig):
     """Pictures of objects to orbits and meshes: what `orbit` writes, mesh.glb, mesh.ply and a turntable video."""
 
-    preset: Literal["preview", "fast"] | None = None
+    preset: Literal["preview", "fast", "quality"] | None = None
     """effort of the reconstruction (default: preview for mini, whose frames are small, else fast)"""
 
     @property
-    def reconstruction(self) -> Literal["preview", "fast"]:
+    def reconstruction(self) -> Literal["preview", "fast", "quality"]:
         return self.preset or ("preview" if self.weights == "mini" else "fast")

@@ -95,7 +95,7 @@ def _run(
                 files = orbit.save(folder.directory, video)
                 folder.finish_stage("orbit", files, {**facts, "weights": pipeline().weights})
             if reconstruction is not None and not folder.stage_done("mesh"):
-                folder.finish_stage("mesh", *_mesh(folder.directory, reconstruction, progress))
+                folder.finish_stage("mesh", *_mesh(folder, reconstruction, progress))
             folder.write_run_json()
     return {job.image.stem: _results(job.folder.directory) for job in jobs}
 
@@ -170,7 +170,7 @@ def _orbit(
 
 
 def _mesh(
-    directory: Path, config: ReconstructConfig, progress: Progress
+    folder: OutputFolder, config: ReconstructConfig, progress: Progress
 ) -> tuple[list[Path], dict[str, Any]]:
     """The mesh of the orbit in a folder, from its files, so that a resumed run gives the same one."""
     from sv3d_jax.io.orbits import read_orbit
@@ -178,7 +178,8 @@ def _mesh(
 
     progress.stages = STAGES
     progress.stage("load")
-    return reconstruct_into(directory, read_orbit(directory), config, progress)
+    orbit = read_orbit(folder.directory)
+    return reconstruct_into(folder.directory, orbit, config, progress, folder.scratch)
 
 
 def _results(directory: Path) -> dict[str, str]:

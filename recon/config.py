@@ -61,26 +61,99 @@ class NerfConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Weights of the fine stage's losses; the paper publishes none."""
+
+    photometric: float = 10.0
+    mask: float = 5.0
+    perceptual: float = (
+        1.0  # LPIPS, or structural similarity and absolute errors where its weights are not at hand
+    )
+    illumination: float = 1.0
+    depth: float = 0.1
+    bilateral: float = 0.05
+    albedo: float = 0.1
+    sdf_sign: float = 0.2  # falls to a twentieth over the first quarter of the steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """The fine stage: signed distances on a grid of tetrahedra, fitted together with texture and light."""
+
+    num_steps: int = 240
+    cells: int = 64  # cubes along the box, each of six tetrahedra
+    views_per_step: int = 2
+    learning_rate: float = 0.01  # falls to a tenth along a cosine
+    num_lobes: int = 24  # of the light
+    weights: LossWeights = LossWeights()
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("num_steps", 0, 1_000_000),
+            ("cells", 4, 256),
+            ("views_per_step", 1, 1024),
+            ("num_lobes", 1, 256),
+        ):
+            check_range(name, getattr(self, name), low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BakeConfig:
+    """What the exported files hold."""
+
+    texture_size: int = 1024
+    max_faces: int = 20_000
+
+    def __post_init__(self):
+        check_range("texture_size", self.texture_size, 16, 8192)
+        check_range("max_faces", self.max_faces, 100, 1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings of all stages; a preset is a file of differences from these."""
+
+    nerf: NerfConfig = NerfConfig()
+    mesh: MeshConfig = MeshConfig()
+    bake: BakeConfig = BakeConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReconstructConfig:
     """How to turn an orbit into a mesh."""
 
-    preset: Literal["preview", "fast"] = "fast"
-    """preview: seconds, for small frames; fast: a minute or so on a CPU"""
+    preset: Literal["preview", "fast", "quality"] = "fast"
+    """preview: a first look in under a minute; fast: minutes on a CPU; quality: for accelerators"""
     steps: int | None = None
-    """steps of the fit (default: the preset's)"""
+    """steps of the coarse fit (default: the preset's)"""
+    fine_steps: int | None = None
+    """steps of the fine fit, 0 to leave it out (default: the preset's)"""
+    texture_size: int | None = None
+    """side of the texture in pixels (default: the preset's)"""
+    faces: int | None = None
+    """most triangles of the mesh (default: the preset's)"""
     seed: int = 0
-    """seed of the fit"""
+    """seed of the fits"""
     nerf: Annotated[dict[str, Any], HIDDEN] = field(default_factory=dict)
     """fields of NerfConfig that differ from the preset; in a TOML file the table [nerf]"""
+    mesh: Annotated[dict[str, Any], HIDDEN] = field(default_factory=dict)
+    """fields of MeshConfig, likewise"""
 
     def __post_init__(self):
         check_range("seed", self.seed, 0, 2**32 - 1)
         self.resolve()
 
-    def resolve(self) -> NerfConfig:
+    def resolve(self) -> Recipe:
         """The preset with what was set on top of it."""
-        changes = dict(self.nerf) if self.steps is None else {**self.nerf, "num_steps": self.steps}
-        return load_config(NerfConfig, PRESETS / f"{self.preset}.toml", changes)
+        flags = {
+            "nerf": {"num_steps": self.steps},
+            "mesh": {"num_steps": self.fine_steps},
+            "bake": {"texture_size": self.texture_size, "max_faces": self.faces},
+        }
+        changes = {"nerf": dict(self.nerf), "mesh": dict(self.mesh), "bake": {}}
+        for table, values in flags.items():
+            changes[table] |= {name: value for name, value in values.items() if value is not None}
+        return load_config(Recipe, PRESETS / f"{self.preset}.toml", changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,4 +169,4 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
         """With the preset's values, so that a changed preset counts as other settings."""
         from sv3d_jax.config import to_plain
 
-        return super().settings() | {"nerf": to_plain(self.resolve())}
+        return super().settings() | to_plain(self.resolve())

@@ -1,54 +1,139 @@
-"""Files of a reconstruction: the mesh, a turntable video, and the mesh beside the frames it came from."""
+"""Files of a reconstruction: the mesh, previews and turntable videos, and the mesh beside the frames it came from."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sv3d_jax.arrays import Array, Float, UInt8
 from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.images import write_png
-from sv3d_jax.io.meshes import write_glb, write_obj, write_ply
+from sv3d_jax.io.meshes import write_glb, write_obj, write_ply, write_usdz
 from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.io.video import available_format, contact_sheet, write_video
-from sv3d_jax.render.interpolate import interpolate
+from sv3d_jax.recon.uv import smooth_normals
+from sv3d_jax.render.interpolate import interpolate, seen_shading_normals
+from sv3d_jax.render.lighting import SoftLight
 from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
+from sv3d_jax.render.texture import sample_bilinear
 
-WRITERS = {".glb": write_glb, ".ply": write_ply, ".obj": write_obj}
+
+class Light(Protocol):
+    """Anything that shades: `SoftLight`, or the light that a reconstruction found."""
+
+    def shade(self, normals: Float[Array, "*n 3"]) -> Float[Array, "*n"]: ...
+
+
+# What a picture shows of points of a surface: from the number of the view, colours and unit normals (h w 3) to colours.
+Look = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+
+FORMATS = (".glb", ".obj", ".ply", ".usdz")
+SPOTLIGHT = SoftLight(np.array([0.8, 0.0, 0.6], np.float32), 0.3)
 TURNTABLE_FRAMES = 42
 TURNTABLE_FPS = 14
 TURNTABLE_ELEVATION_DEG = 15.0
 MIN_VIDEO_SIDE = 256
+PREVIEWED_VIEWS = 6
 COMPARED_VIEWS = 7
 SUPERSAMPLE = 2
 
 
-def write_results(directory: Path, mesh: Mesh, frames: OrbitFrames) -> list[Path]:
-    """mesh.glb, mesh.ply, turntable video and comparison.png; returns their paths."""
-    video = directory / f"turntable.{available_format('mp4')}"
-    paths = [directory / "mesh.glb", directory / "mesh.ply", video, directory / "comparison.png"]
-    for path in paths[:2]:
-        write_mesh(path, mesh)
-    write_video(video, turntable(mesh, frames), fps=TURNTABLE_FPS)
-    write_png(paths[3], comparison(mesh, frames))
+def write_results(
+    directory: Path, mesh: Mesh, frames: OrbitFrames, lit: Mesh | None = None, light: Light = SPOTLIGHT
+) -> list[Path]:
+    """The mesh as GLB, OBJ and PLY, sheets of its albedo and normals, turntable videos with its own colours and under a
+    light that goes round it, and comparison.png; returns their paths.
+
+    `lit` is the same surface in the colours that the frames show: mesh_lit.glb, the turntable and the comparison.
+    """
+    paths = []
+
+    def path(name: str) -> Path:
+        paths.append(directory / name)
+        return paths[-1]
+
+    for suffix in (".glb", ".obj", ".ply"):
+        write_mesh(path(f"mesh{suffix}"), mesh)
+    if mesh.texture is not None:
+        path("mesh.mtl"), path("mesh.png")  # written beside mesh.obj
+
+    looks = show_colors, relit(light, TURNTABLE_FRAMES), show_normals
+    albedo, relighted, normals = turntable(mesh, frames, looks)
+    video = available_format("mp4")
+    shown_mesh, turning = mesh, albedo
+    if lit is not None:
+        write_mesh(path("mesh_lit.glb"), lit)
+        shown_mesh, turning = lit, turntable(lit, frames)[0]
+    write_video(path(f"turntable.{video}"), turning, fps=TURNTABLE_FPS)
+    write_video(path(f"relit.{video}"), relighted, fps=TURNTABLE_FPS)
+    shown = np.arange(PREVIEWED_VIEWS) * TURNTABLE_FRAMES // PREVIEWED_VIEWS
+    labels = [f"{360 * number / TURNTABLE_FRAMES:.0f}°" for number in shown]
+    write_png(path("albedo.png"), contact_sheet(albedo[shown], labels))
+    write_png(path("normals.png"), contact_sheet(normals[shown], labels))
+    write_png(path("comparison.png"), comparison(shown_mesh, frames))
     return paths
 
 
 def write_mesh(path: Path, mesh: Mesh) -> None:
-    """Write a mesh in the format that the suffix names."""
-    writer = WRITERS.get(path.suffix.lower())
-    if writer is None:
-        raise InputError(
-            f"{path} is not a mesh file that can be written", hint=f"known: {', '.join(WRITERS)}"
-        )
-    writer(path, mesh)
+    """Write a mesh in the format that the suffix names; its shading has no seams where its texture has some."""
+    match path.suffix.lower():
+        case ".glb":
+            write_glb(path, mesh, smooth_normals(mesh))
+        case ".obj":
+            write_obj(path, mesh)
+        case ".ply":
+            write_ply(path, with_vertex_colors(mesh))
+        case ".usdz":
+            write_usdz(path, mesh, smooth_normals(mesh))
+        case _:
+            raise InputError(
+                f"{path} is not a mesh file that can be written", hint=f"known: {', '.join(FORMATS)}"
+            )
 
 
-def turntable(mesh: Mesh, frames: OrbitFrames) -> np.ndarray:
-    """The mesh turning once around the vertical through its middle (f h w 3, uint8), from the input view on."""
+def with_vertex_colors(mesh: Mesh) -> Mesh:
+    """The mesh with its texture's colours at the vertices instead of the texture."""
+    if mesh.texture is None:
+        return mesh
+    colors = np.asarray(sample_bilinear(mesh.texture, mesh.uv))
+    if mesh.vertex_colors is not None:
+        colors = colors * mesh.vertex_colors
+    return replace(mesh, vertex_colors=colors, uv=None, texture=None)
+
+
+def show_colors(view: int, colors: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """The surface's own colours."""
+    return colors
+
+
+def show_normals(view: int, colors: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Normals in the world, from [-1, 1] to [0, 1]: red along x, green along y, blue along z."""
+    return 0.5 + 0.5 * normals
+
+
+def relit(light: Light, num_views: int) -> Look:
+    """Colours under a light that goes round the vertical once in so many views, clockwise seen from above."""
+
+    def look(view, colors, normals):
+        angle = 2 * np.pi * view / num_views
+        cos, sin = np.cos(angle), np.sin(angle)
+        light_from_world = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float32)
+        return colors * np.asarray(light.shade(normals @ light_from_world.T))[..., None]
+
+    return look
+
+
+def turntable(
+    mesh: Mesh, frames: OrbitFrames, looks: Sequence[Look] = (show_colors,)
+) -> UInt8[np.ndarray, "looks f h w 3"]:
+    """The mesh turning once around the vertical through its middle, from the input view on, in each of the looks."""
     side = max(MIN_VIDEO_SIDE, *frames.images.shape[1:3])
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
     center, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
@@ -60,7 +145,7 @@ def turntable(mesh: Mesh, frames: OrbitFrames) -> np.ndarray:
     poses[:, :3, 3] += center
     focal = np.full((TURNTABLE_FRAMES, 2), 0.5 * side * np.sqrt(4.0**2 - 1))
     middle = np.full((TURNTABLE_FRAMES, 2), side / 2)
-    return render_mesh(mesh, poses, focal, middle, side, side)
+    return render_looks(mesh, poses, focal, middle, side, side, looks)
 
 
 def comparison(mesh: Mesh, frames: OrbitFrames) -> np.ndarray:
@@ -82,22 +167,47 @@ def render_mesh(
     center_px: np.ndarray,
     height: int,
     width: int,
-) -> np.ndarray:
-    """Vertex colours of a closed mesh over white (f h w 3, uint8), several points to a pixel."""
-    arrays = [jnp.asarray(x) for x in (mesh.vertices.astype(np.float32), mesh.faces, mesh.vertex_colors)]
-    pictures = []
-    for camera in zip(camera_to_world, focal_px, center_px, strict=True):
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """Colours of a closed mesh over white, several points to a pixel."""
+    return render_looks(mesh, camera_to_world, focal_px, center_px, height, width, (show_colors,))[0]
+
+
+def render_looks(
+    mesh: Mesh,
+    camera_to_world: np.ndarray,
+    focal_px: np.ndarray,
+    center_px: np.ndarray,
+    height: int,
+    width: int,
+    looks: Sequence[Look],
+) -> UInt8[np.ndarray, "looks f h w 3"]:
+    """Pictures of a closed mesh over white in each of the looks, several points to a pixel."""
+    surface = {"vertices": mesh.vertices.astype(np.float32), "faces": mesh.faces}
+    surface |= {"normals": smooth_normals(mesh).astype(np.float32)}
+    surface |= {"colors": mesh.vertex_colors, "uv": mesh.uv, "texture": mesh.texture}
+    surface = {name: jnp.asarray(values) for name, values in surface.items() if values is not None}
+    pictures = np.empty((len(looks), len(camera_to_world), height, width, 3), np.uint8)
+    for view, camera in enumerate(zip(camera_to_world, focal_px, center_px, strict=True)):
         camera = [jnp.asarray(value, jnp.float32)[None] for value in camera]
-        pictures.append(np.asarray(_render_view(*arrays, *camera, height=height, width=width)))
-    return np.stack(pictures)
+        hit, *seen = (np.asarray(x) for x in _seen_points(surface, *camera, height=height, width=width))
+        for number, look in enumerate(looks):
+            color = np.clip(np.where(hit, look(view, *seen), 1.0), 0.0, 1.0)
+            blocks = color.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3).mean((1, 3))
+            pictures[number, view] = np.round(255 * blocks)
+    return pictures
 
 
 @partial(jax.jit, static_argnames=("height", "width"))
-def _render_view(vertices, faces, colors, pose, focal, center, *, height, width):
-    tall, wide = height * SUPERSAMPLE, width * SUPERSAMPLE
-    screen = project(vertices, pose, focal * SUPERSAMPLE, center * SUPERSAMPLE)
-    face_id = visible_faces(screen, faces, tall, wide, cull_back=True)
+def _seen_points(surface, pose, focal, center, *, height, width):
+    """Whether a point of the surface is seen (h w 1), its colour and its normal (h w 3); several to a pixel."""
+    faces = surface["faces"]
+    screen = project(surface["vertices"], pose, focal * SUPERSAMPLE, center * SUPERSAMPLE)
+    face_id = visible_faces(screen, faces, height * SUPERSAMPLE, width * SUPERSAMPLE, cull_back=True)
     fragments = Fragments(face_id, *surface_points(screen, faces, face_id))
-    color = jnp.where(face_id[..., None] >= 0, interpolate(colors, faces, fragments), 1.0)[0]
-    blocks = color.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3).mean((1, 3))
-    return jnp.round(255 * blocks).astype(jnp.uint8)
+    colors = 1.0
+    if "colors" in surface:
+        colors = interpolate(surface["colors"], faces, fragments)
+    if "texture" in surface:
+        colors *= sample_bilinear(surface["texture"], interpolate(surface["uv"], faces, fragments))
+    normals = seen_shading_normals(surface["normals"], faces, fragments)
+    return (face_id >= 0)[0, ..., None], jnp.broadcast_to(colors, normals.shape)[0], normals[0]

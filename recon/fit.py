@@ -1,6 +1,7 @@
 """The optimisation loop of every stage: compiled calls of some steps each, a log, saves, resumption, cancelling."""
 
 import io
+import json
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -85,27 +86,26 @@ def fit(
     return state, log
 
 
-def _write(path: Path, state: State, log: list[FitInfo]) -> None:
+def save_arrays(path: Path, tree: Any) -> None:
+    """Write the arrays of a pytree into one .npz file, whole or not at all."""
     from sv3d_jax.io.outputs import write_atomic
 
-    leaves = {f"leaf_{i:03d}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
-    steps = np.array([(info.step, info.total) for info in log])
-    names = list(log[-1].losses)
-    losses = np.array([[info.losses[name] for name in names] for info in log])
     buffer = io.BytesIO()
-    np.savez(buffer, steps=steps, names=np.array(names), losses=losses, **leaves)
+    np.savez(buffer, *map(np.asarray, jax.tree.leaves(tree)))
     write_atomic(path, buffer.getvalue())
 
 
-def _read(path: Path, state: State) -> tuple[State, list[FitInfo]]:
-    """The saved state in the structure of a fresh one."""
+def load_arrays(path: Path, like: Any) -> Any:
+    """What `save_arrays` wrote, in the structure of `like`, whose own values do not matter."""
     with np.load(path) as saved:
-        leaves, structure = jax.tree.flatten(state)
-        state = jax.tree.unflatten(
-            structure, [jnp.asarray(saved[f"leaf_{i:03d}"]) for i in range(len(leaves))]
-        )
-        names = [str(name) for name in saved["names"]]
-        rows = zip(saved["steps"].tolist(), saved["losses"].tolist(), strict=True)
-        return state, [
-            FitInfo(step, total, dict(zip(names, row, strict=True))) for (step, total), row in rows
-        ]
+        return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in saved.files])
+
+
+def _write(path: Path, state: State, log: list[FitInfo]) -> None:
+    save_arrays(path, (state, json.dumps(log)))
+
+
+def _read(path: Path, state: State) -> tuple[State, list[FitInfo]]:
+    """The saved state in the structure of a fresh one, and the log."""
+    state, log = load_arrays(path, (state, ""))
+    return jax.tree.map(jnp.asarray, state), [FitInfo(*entry) for entry in json.loads(str(log))]

@@ -1,47 +1,77 @@
 """Orbit to mesh: the `reconstruct` verb and its Python form."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
+from sv3d_jax.arrays import Params
 from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.progress import NullProgress, Progress
-from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
+from sv3d_jax.recon.bake import ColorsAt, bake_texture, textured
+from sv3d_jax.recon.checks import check_cameras
+from sv3d_jax.recon.config import Recipe, ReconstructConfig, ReconstructVerbConfig
+from sv3d_jax.recon.dmtet.stage import fit_surface, surface_mesh
 from sv3d_jax.recon.export import write_mesh, write_results
-from sv3d_jax.recon.fit import FitInfo
+from sv3d_jax.recon.fit import FitInfo, load_arrays, save_arrays
+from sv3d_jax.recon.nerf.field import albedo, init_field
 from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.nerf.stage import fit_field
-from sv3d_jax.recon.nerf.surface import field_mesh
-from sv3d_jax.recon.views import prepare_views
+from sv3d_jax.recon.nerf.surface import field_mesh, seen_colors
+from sv3d_jax.recon.views import Views, prepare_views
+from sv3d_jax.render.lighting import SGLight, init_sg_light
 
 if TYPE_CHECKING:
     from sv3d_jax.pipeline import Orbit
 
 Callback = Callable[[FitInfo], None]
-STAGES = ["load", "compile", "fit", "surface", "write"]
+STAGES = ["load", "compile", "coarse", "surface", "compile", "fine", "bake", "write"]
 
 
 @dataclass(frozen=True, eq=False)
 class ReconstructResult:
     """A mesh in the world of the cameras, and how it came about."""
 
-    mesh: Mesh  # z up, with vertex colours
-    log: list[FitInfo]
+    mesh: Mesh  # z up, textured with the albedo: the colours without light, as far as the fine stage told them apart
+    lit: Mesh | None  # the same surface in the colours that the views show; None without a fine stage
+    light: SGLight | None
+    log: list[FitInfo]  # of the coarse stage, then of the fine one
     facts: dict[str, Any]  # density level, its overlap with the masks, size of the mesh
     timings: dict[str, float]  # seconds by stage
 
     def export(self, path: str | Path) -> None:
-        """Write the mesh as .glb, .ply or .obj; y up, as such files are."""
+        """Write the mesh as .glb, .obj, .ply or .usdz; y up, as such files are."""
         write_mesh(Path(path), self.mesh)
+
+
+class Coarse(NamedTuple):
+    """What the coarse stage leaves: a surface in box coordinates and the field that it was taken from."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    field: Params
+    facts: str  # JSON
+    log: str  # JSON
+
+
+class Fine(NamedTuple):
+    """What the fine stage leaves, likewise."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    field: Params
+    light: SGLight
+    log: str
 
 
 def reconstruct(
@@ -49,42 +79,44 @@ def reconstruct(
     config: ReconstructConfig | None = None,
     callback: Callback | None = None,
     progress: Progress | None = None,
+    scratch: Path | None = None,
 ) -> ReconstructResult:
     """The mesh that the views of an orbit show: a folder, its frames, or what a `Pipeline` returned.
 
-    `callback` is called several times a second or so; it may raise `Cancelled`.
+    `callback` is called several times a second or so; it may raise `Cancelled`. With `scratch`, a folder, what is
+    done is kept there, and a run that finds it goes on to the same result: same orbit, same config.
     """
     config, progress = config or ReconstructConfig(), progress or NullProgress()
-    frames, nerf = _frames(orbit), config.resolve()
-    start = time.monotonic()
+    frames, recipe = _frames(orbit), config.resolve()
+    clock = _Clock()
     views, box = prepare_views(frames)
-    hull = visual_hull(views, nerf.occupancy_resolution, nerf.hull_tolerance)
-    if not hull.any():
-        raise SV3DError(
-            "the surface is empty: no point lies in the foreground of all views",
-            hint="do the cameras in cameras.json fit the frames?",
-        )
-    progress.stage("compile")
+    camera_check = check_cameras(frames, views)
+    clock.mark("load")
+    keep = _Keep(scratch)
+    job = _Job(recipe, config.seed, views, keep, callback, progress, clock)
 
-    def report(info: FitInfo) -> None:
-        if len(marks) == 1:  # the first call compiles
-            marks.append(time.monotonic())
-            progress.stage("fit", total=info.total)
-        progress.advance(info.step - done[-1])
-        done.append(info.step)
-        if callback is not None:
-            callback(info)
+    coarse = keep(
+        "coarse", lambda: _coarse(job), Coarse(0, 0, init_field(recipe.nerf, jax.random.key(0)), "", "")
+    )
+    mesh, log, light = Mesh(coarse.vertices, coarse.faces), _read_log(coarse.log), None
+    colors_at: ColorsAt = seen_colors(recipe.nerf, coarse.field)
+    if recipe.mesh.num_steps:
+        like = Fine(0, 0, coarse.field, init_sg_light(recipe.mesh.num_lobes), "")
+        fine = keep("fine", lambda: _fine(job, mesh, coarse.field), like)
+        mesh, light, log = Mesh(fine.vertices, fine.faces), fine.light, log + _read_log(fine.log)
+        colors_at = _albedo_at(recipe, fine.field)
 
-    marks, done = [time.monotonic()], [0]
-    state, log = fit_field(nerf, views, hull, config.seed, report)
-    marks.append(time.monotonic())
-    progress.stage("surface")
-    mesh, facts = field_mesh(nerf, state, hull, views)
-    marks.append(time.monotonic())
-    mesh = Mesh(box.to_world(mesh.vertices), mesh.faces, vertex_colors=mesh.vertex_colors)
-    facts |= {"vertices": len(mesh.vertices), "faces": len(mesh.faces), "losses": log[-1].losses}
-    seconds = np.diff([start, *marks]).round(3).tolist()
-    return ReconstructResult(mesh, log, facts, dict(zip(("load", *STAGES[1:4]), seconds, strict=True)))
+    progress.stage("bake")
+    mesh = textured(mesh, colors_at, recipe.bake.texture_size, recipe.bake.max_faces)
+    lit = None
+    if light is not None:
+        texture = bake_texture(mesh, _lit(colors_at, light), recipe.bake.texture_size)
+        lit = replace(mesh, texture=texture, vertices=box.to_world(mesh.vertices))
+    mesh = replace(mesh, vertices=box.to_world(mesh.vertices))
+    clock.mark("bake")
+    facts = json.loads(str(coarse.facts)) | {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
+    facts |= {"losses": log[-1].losses, "cameras": camera_check}
+    return ReconstructResult(mesh, lit, light, log, facts, clock.seconds)
 
 
 def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[str, Any]:
@@ -99,20 +131,125 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
         return {"dry_run": True, "frames": len(frames.images), "directory": str(config.output)}
     with folder:
         if not folder.done:
-            folder.finish_stage("mesh", *reconstruct_into(folder.directory, frames, config, progress))
+            folder.finish_stage(
+                "mesh", *reconstruct_into(folder.directory, frames, config, progress, folder.scratch)
+            )
             folder.write_run_json(seeds=[config.seed])
         facts = folder.stage_facts("mesh")
     return {"mesh": str(folder.path("mesh.glb")), "directory": str(folder.directory), **facts}
 
 
 def reconstruct_into(
-    directory: Path, frames: OrbitFrames, config: ReconstructConfig, progress: Progress
+    directory: Path, frames: OrbitFrames, config: ReconstructConfig, progress: Progress, scratch: Path
 ) -> tuple[list[Path], dict[str, Any]]:
     """Reconstruct and write the results into a folder: their paths, and what is to be known of them."""
-    result = reconstruct(frames, config, progress=progress)
+    result = reconstruct(frames, config, progress=progress, scratch=scratch)
     progress.stage("write")
-    files = write_results(directory, result.mesh, frames)
+    files = write_results(directory, result.mesh, frames, result.lit)
     return files, {**result.facts, "timings_s": result.timings}
+
+
+@dataclass(frozen=True)
+class _Keep:
+    """Results of stages in a folder, or nowhere."""
+
+    folder: Path | None
+
+    def __call__(self, name: str, make: Callable[[], Any], like: Any) -> Any:
+        """What an earlier run kept under this name, else what `make` makes, kept from now on."""
+        if self.folder is None:
+            return make()
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            save_arrays(path, make())
+        return load_arrays(path, like)
+
+    def fit(self, name: str) -> Path | None:
+        """Where an unfinished fit is kept."""
+        return None if self.folder is None else self.folder / f"{name}_fit.npz"
+
+
+@dataclass
+class _Clock:
+    """Seconds between marks."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    start: float = field(default_factory=time.monotonic)
+
+    def mark(self, name: str) -> None:
+        now = time.monotonic()
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self.start, 3)
+        self.start = now
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every stage is given."""
+
+    recipe: Recipe
+    seed: int
+    views: Views
+    keep: _Keep
+    callback: Callback | None
+    progress: Progress | NullProgress
+    clock: _Clock
+
+    def report(self, stage: str) -> Callback:
+        """Tells progress and callback how a fit goes; the first call compiles."""
+        self.progress.stage("compile")
+        done: list[int] = []
+
+        def report(info: FitInfo) -> None:
+            if not done:
+                self.clock.mark("compile")
+                self.progress.stage(stage, total=info.total)
+            self.progress.advance(info.step - (done[-1] if done else 0))
+            done.append(info.step)
+            if self.callback is not None:
+                self.callback(info)
+
+        return report
+
+
+def _coarse(job: _Job) -> Coarse:
+    nerf = job.recipe.nerf
+    hull = visual_hull(job.views, nerf.occupancy_resolution, nerf.hull_tolerance)
+    if not hull.any():
+        raise SV3DError(
+            "the surface is empty: no point lies in the foreground of all views",
+            hint="do the cameras in cameras.json fit the frames?",
+        )
+    state, log = fit_field(nerf, job.views, hull, job.seed, job.report("coarse"), job.keep.fit("coarse"))
+    job.clock.mark("coarse")
+    job.progress.stage("surface")
+    mesh, facts = field_mesh(nerf, state, hull, job.views)
+    job.clock.mark("surface")
+    params = jax.tree.map(np.asarray, state.params)
+    return Coarse(mesh.vertices, mesh.faces, params, json.dumps(facts), json.dumps(log))
+
+
+def _fine(job: _Job, coarse: Mesh, field: Params) -> Fine:
+    recipe = job.recipe
+    params, log = fit_surface(
+        recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, job.report("fine"), job.keep.fit("fine")
+    )
+    mesh = surface_mesh(recipe.mesh, params, recipe.nerf.min_component)
+    job.clock.mark("fine")
+    params = jax.tree.map(np.asarray, params)
+    return Fine(mesh.vertices, mesh.faces, params["field"], params["light"], json.dumps(log))
+
+
+def _albedo_at(recipe: Recipe, params: Params) -> ColorsAt:
+    compiled = jax.jit(lambda points: albedo(recipe.nerf, params, points))
+    return lambda points, normals: np.asarray(compiled(points))
+
+
+def _lit(colors_at: ColorsAt, light: SGLight) -> ColorsAt:
+    return lambda points, normals: colors_at(points, normals) * np.asarray(light.shade(normals))[:, None]
+
+
+def _read_log(log: Any) -> list[FitInfo]:
+    return [FitInfo(*entry) for entry in json.loads(str(log))]
 
 
 def _digest(frames: OrbitFrames) -> str:

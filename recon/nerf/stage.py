@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ def fit_field(
     hull: np.ndarray,
     seed: int,
     callback: Callable[[FitInfo], None] | None = None,
+    save: Path | None = None,
 ) -> tuple[FieldState, list[FitInfo]]:
     """The field that explains the views, inside the hull."""
     init_key, fit_key = jax.random.split(jax.random.key(seed))
@@ -74,7 +76,7 @@ def fit_field(
         return state._replace(occupancy=refresh(state.occupancy, field_density, config.refresh_cells, key))
 
     data = views, pixels, num_pixels
-    return fit(step, state, data, config.num_steps, fit_key, callback, begin=begin)
+    return fit(step, state, data, config.num_steps, fit_key, callback, begin=begin, save=save)
 
 
 def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Composite:

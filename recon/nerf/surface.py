@@ -1,5 +1,6 @@
 """The surface of a fitted field: marching cubes at the density level that fits the masks best."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from scipy import ndimage
 
+from sv3d_jax.arrays import Array, Params
 from sv3d_jax.geometry.marching_cubes import extract_surface, keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.recon.config import NerfConfig
@@ -15,7 +17,6 @@ from sv3d_jax.recon.nerf.field import density, density_and_albedo
 from sv3d_jax.recon.nerf.occupancy import box_crossing
 from sv3d_jax.recon.nerf.stage import FieldState, pixel_rays
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
-from sv3d_jax.render.interpolate import vertex_normals
 from sv3d_jax.render.volume import composite
 
 CHUNK = 2**16
@@ -25,7 +26,7 @@ MAX_MASK_SIDE = 64  # the level is chosen on masks of about this size
 
 
 def field_mesh(config: NerfConfig, state: FieldState, hull: np.ndarray, views: Views) -> tuple[Mesh, dict]:
-    """The field's surface in box coordinates with albedo as vertex colours, and how it was found."""
+    """The field's surface in box coordinates, without colours, and how it was found."""
     cell = 2 * BOX_HALF_SIZE / config.surface_resolution
     field = _density_grid(config, state, hull)
     thresholds = _cell_opacity(config, np.array(config.surface_levels))
@@ -37,7 +38,7 @@ def field_mesh(config: NerfConfig, state: FieldState, hull: np.ndarray, views: V
     vertices, faces = keep_large_components(vertices, faces, config.min_component)
     points = (vertices + 0.5) * cell - BOX_HALF_SIZE
     facts = {"density_level": level, "mask_iou": round(float(overlaps[best]), 4)}
-    return Mesh(points, faces, vertex_colors=_colors(config, state, points, faces, cell)), facts
+    return Mesh(points, faces), facts
 
 
 def _opacity(config: NerfConfig, field: np.ndarray) -> np.ndarray:
@@ -60,22 +61,30 @@ def _density_grid(config: NerfConfig, state: FieldState, hull: np.ndarray) -> np
     return grid
 
 
-def _colors(
-    config: NerfConfig, state: FieldState, points: np.ndarray, faces: np.ndarray, cell: float
-) -> np.ndarray:
-    """What one sees of each vertex when looking straight at it: albedo composited through the surface's shell."""
-    depths = cell * jnp.linspace(-SHELL, SHELL, 4 * SHELL + 1)
-    normals = np.asarray(vertex_normals(jnp.asarray(points, jnp.float32), jnp.asarray(faces)))
+def seen_colors(config: NerfConfig, params: Params) -> Callable[[Array, Array], Array]:
+    """What one sees of surface points (n 3) when looking straight at them, against their normals (n 3).
 
-    def seen(params, lines):
-        samples = lines[:, None, :3] - depths[:, None] * lines[:, None, 3:]
+    Albedo composited through a shell of some cells around the surface.
+    """
+    cell = 2 * BOX_HALF_SIZE / config.surface_resolution
+    depths = cell * jnp.linspace(-SHELL, SHELL, 4 * SHELL + 1)
+
+    def seen(line):
+        samples = line[:, None, :3] - depths[:, None] * line[:, None, 3:]
         sigma, color = density_and_albedo(config, params, samples.reshape(-1, 3))
         shape = samples.shape[:2]
         lengths = jnp.full(shape, depths[1] - depths[0])
         result = composite(sigma.reshape(shape), color.reshape(*shape, 3), lengths, lengths, jnp.zeros(3))
         return result.color / jnp.maximum(result.opacity, 1e-3)[:, None]
 
-    return _in_chunks(seen, state, np.concatenate([points, normals], axis=1), CHUNK // len(depths))
+    @jax.jit
+    def colors_at(points, normals):
+        lines = jnp.concatenate([points, normals], axis=1).astype(jnp.float32)
+        chunk = CHUNK // len(depths)
+        padded = jnp.pad(lines, ((0, -len(lines) % chunk), (0, 0)))
+        return jax.lax.map(seen, padded.reshape(-1, chunk, 6)).reshape(-1, 3)[: len(lines)]
+
+    return colors_at
 
 
 def _in_chunks(function, state: FieldState, rows: np.ndarray, size: int = CHUNK) -> np.ndarray:

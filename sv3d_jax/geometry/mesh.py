@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
-    """Triangles with one kind of colour: per vertex, or a texture with uv per vertex, or a constant.
+    """Triangles with colours per vertex, or a texture with uv per vertex, or the product of both, or white.
 
     Arrays are numpy: vertices float64 `v 3`, faces int32 `t 3` counter-clockwise from outside, vertex_colors
     float32 `v 3` in [0, 1] (display values), uv float32 `v 2` with the origin at the bottom left, texture float32

@@ -1,4 +1,4 @@
-"""Mesh files: GLB, glTF, OBJ and PLY in, GLB, OBJ and PLY out.
+"""Mesh files: GLB, glTF, OBJ and PLY in, GLB, OBJ, PLY and USDZ out.
 
 Files are y up unless told otherwise, a `Mesh` in memory is z up. Reading never opens a second file, and its cost is
 bounded by the limits below whatever a header claims. Colours are display values: nothing is converted to linear.
@@ -8,7 +8,9 @@ import base64
 import binascii
 import io
 import json
+import os
 import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +30,7 @@ MAX_TEXTURE_PIXELS = 64_000_000
 PLAIN_COLOR = 0.7  # of surfaces without any colour in the file
 
 _FILE_FROM_WORLD = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+_USDZ_TIME = 946_728_000  # 1 January 2000, noon: such packages know no time before 1980
 _SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 # Extensions that a file may require although they are ignored: they change the looks, not the geometry.
 _HARMLESS_EXTENSIONS = (
@@ -70,12 +73,18 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def write_glb(path: str | Path, mesh: Mesh) -> None:
-    """Write a mesh as GLB: vertices z up, the root node turns them to y up. The same mesh gives the same bytes."""
+def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
+    """Write a mesh as GLB: vertices z up, the root node turns them to y up. The same mesh gives the same bytes.
+
+    Without `normals` (v 3) of the vertices, each gets the mean of its own faces: vertices at one place, as at the
+    seams of a texture, are then shaded apart.
+    """
     import trimesh
 
-    scene = trimesh.Scene()
-    scene.add_geometry(_to_trimesh(mesh), node_name="object", geom_name="object", transform=_FILE_FROM_WORLD)
+    scene, surface = trimesh.Scene(), _to_trimesh(mesh)
+    if normals is not None:
+        surface.vertex_normals = normals
+    scene.add_geometry(surface, node_name="object", geom_name="object", transform=_FILE_FROM_WORLD)
     write_atomic(path, scene.export(file_type="glb", include_normals=True))
 
 
@@ -97,24 +106,53 @@ def write_ply(path: str | Path, mesh: Mesh) -> None:
 
 
 def write_obj(path: str | Path, mesh: Mesh) -> None:
-    """Write a mesh as OBJ, y up, with a material and its picture beside it if it has a texture."""
+    """Write a mesh as OBJ, y up, with a material and its picture beside it if it has a texture.
+
+    With a texture, vertices that differ in uv alone are written once, so that programs see one connected surface.
+    """
     path = Path(path)
-    vertices = _y_up(mesh.vertices)
+    rows = _y_up(mesh.vertices)
     if mesh.vertex_colors is not None:
-        vertices = np.column_stack([vertices, mesh.vertex_colors])
-    lines = [f"v {' '.join(f'{x:.7g}' for x in vertex)}" for vertex in vertices]
-    faces = [" ".join(map(str, face)) for face in mesh.faces + 1]
-    if mesh.texture is not None:
-        material = path.with_suffix(".mtl")
-        picture = path.with_suffix(".png")
+        rows = np.column_stack([rows, mesh.vertex_colors])
+    if mesh.texture is None:
+        lines, faces = _obj_rows("v", rows), [" ".join(map(str, face)) for face in mesh.faces + 1]
+    else:
+        material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
         write_atomic(picture, _png(mesh.texture))
         write_atomic(
             material, f"newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n"
         )
-        lines = [f"mtllib {material.name}", *lines, "usemtl surface"]
-        lines += [f"vt {u:.7g} {v:.7g}" for u, v in mesh.uv]
-        faces = [" ".join(f"{i}/{i}" for i in face) for face in mesh.faces + 1]
+        _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        lines = [f"mtllib {material.name}", *_obj_rows("v", rows[first]), "usemtl surface"]
+        lines += _obj_rows("vt", mesh.uv)
+        corners = np.stack([place.reshape(-1)[mesh.faces], mesh.faces], axis=-1) + 1
+        faces = [" ".join(f"{v}/{vt}" for v, vt in face) for face in corners.tolist()]
     write_atomic(path, "\n".join([*lines, *(f"f {face}" for face in faces), ""]))
+
+
+def write_usdz(path: str | Path, mesh: Mesh, normals: np.ndarray) -> None:
+    """Write a mesh with a texture as USDZ, y up. The same mesh gives the same bytes.
+
+    Raises InputError if the mesh has no texture or the extra `usd` is not installed.
+    """
+    try:
+        from pxr import Sdf
+    except ImportError:
+        raise InputError(
+            f"{path} cannot be written without usd-core", hint='pip install "sv3d_jax[usd]"'
+        ) from None
+    if mesh.texture is None:
+        raise InputError(f"{path} cannot be written: the mesh has no texture", hint="bake one first")
+    with tempfile.TemporaryDirectory() as folder:
+        scene, picture, package = (Path(folder) / name for name in ("mesh.usdc", "mesh.png", "mesh.usdz"))
+        picture.write_bytes(_png(mesh.texture))
+        _write_usd(scene, mesh, normals, f"./{picture.name}")
+        for file in (scene, picture):
+            os.utime(file, (_USDZ_TIME, _USDZ_TIME))  # the package records it
+        with Sdf.ZipFileWriter.CreateNew(str(package)) as writer:
+            for file in (scene, picture):  # the scene must be the first
+                writer.AddFile(str(file), file.name)
+        write_atomic(path, package.read_bytes())
 
 
 @dataclass
@@ -403,8 +441,55 @@ def _to_trimesh(mesh: Mesh) -> Any:
     return trimesh.Trimesh(mesh.vertices, mesh.faces, visual=visual, process=False)
 
 
+def _write_usd(path: Path, mesh: Mesh, normals: np.ndarray, picture: str) -> None:
+    """Write a USD scene of one surface with a material; `picture` is the path of its texture from there."""
+    from pxr import Sdf, Usd, UsdGeom, UsdShade, Vt
+
+    stage, types = Usd.Stage.CreateInMemory(), Sdf.ValueTypeNames
+    UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
+    UsdGeom.SetStageMetersPerUnit(stage, 1.0)
+    stage.SetDefaultPrim(UsdGeom.Xform.Define(stage, "/object").GetPrim())
+    vertices = _y_up(mesh.vertices).astype(np.float32)
+    surface = UsdGeom.Mesh.Define(stage, "/object/mesh")
+    surface.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
+    surface.CreatePointsAttr(Vt.Vec3fArray.FromNumpy(vertices))
+    surface.CreateExtentAttr(Vt.Vec3fArray.FromNumpy(np.stack([vertices.min(0), vertices.max(0)])))
+    surface.CreateNormalsAttr(Vt.Vec3fArray.FromNumpy(_y_up(normals).astype(np.float32)))
+    surface.SetNormalsInterpolation(UsdGeom.Tokens.vertex)
+    surface.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(mesh.faces), 3, np.int32)))
+    surface.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(mesh.faces.ravel()))
+    uv = UsdGeom.PrimvarsAPI(surface).CreatePrimvar("st", types.TexCoord2fArray, UsdGeom.Tokens.vertex)
+    uv.Set(Vt.Vec2fArray.FromNumpy(mesh.uv))
+
+    material, nodes = UsdShade.Material.Define(stage, "/object/material"), {}
+    for name, kind in (
+        ("surface", "UsdPreviewSurface"),
+        ("texture", "UsdUVTexture"),
+        ("uv", "UsdPrimvarReader_float2"),
+    ):
+        nodes[name] = UsdShade.Shader.Define(stage, f"/object/material/{name}")
+        nodes[name].CreateIdAttr(kind)
+    nodes["surface"].CreateInput("roughness", types.Float).Set(1.0)
+    nodes["surface"].CreateInput("metallic", types.Float).Set(0.0)
+    nodes["texture"].CreateInput("file", types.Asset).Set(picture)
+    nodes["texture"].CreateInput("sourceColorSpace", types.Token).Set("sRGB")
+    nodes["uv"].CreateInput("varname", types.String).Set("st")
+    material.CreateSurfaceOutput().ConnectToSource(nodes["surface"].ConnectableAPI(), "surface")
+    for user, key, kind, source, output in (
+        ("surface", "diffuseColor", types.Color3f, "texture", "rgb"),
+        ("texture", "st", types.Float2, "uv", "result"),
+    ):
+        nodes[user].CreateInput(key, kind).ConnectToSource(nodes[source].ConnectableAPI(), output)
+    UsdShade.MaterialBindingAPI.Apply(surface.GetPrim()).Bind(material)
+    stage.GetRootLayer().Export(str(path))
+
+
 def _to_uint8(values: np.ndarray) -> np.ndarray:
     return np.round(255.0 * np.clip(values, 0.0, 1.0)).astype(np.uint8)
+
+
+def _obj_rows(kind: str, rows: np.ndarray) -> list[str]:
+    return [f"{kind} {' '.join(f'{x:.7g}' for x in row)}" for row in rows]
 
 
 def _y_up(vertices: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Output folders: whole files only, one run at a time, resumed by stages, `run.json` last."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from sv3d_jax.errors import InputError, OutputError
 
 RUN_FILE = "run.json"
 STAGES_FILE = ".stages.json"
+SCRATCH_FOLDER = ".work"
 LOCK_FILE = ".lock"
 
 
@@ -31,7 +33,8 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise OutputError(
             f"cannot write {path}: {error.strerror}", hint="is the disk full or read-only?"
         ) from error
@@ -114,6 +117,13 @@ class OutputFolder:
         """Where the file `name` of this run goes."""
         return self.directory / name
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for what a resumed run needs and a whole one does not; gone when `run.json` is written."""
+        path = self.directory / SCRATCH_FOLDER
+        path.mkdir(exist_ok=True)
+        return path
+
     def stage_done(self, name: str) -> bool:
         """The stage was finished by this or an earlier run, and its files are still as it left them."""
         files = self._stages.get(name, {}).get("files")
@@ -148,6 +158,7 @@ class OutputFolder:
             **platform_facts(),
         }
         write_json(self.directory / RUN_FILE, record)
+        shutil.rmtree(self.directory / SCRATCH_FOLDER, ignore_errors=True)
 
     def _check_config(self) -> None:
         earlier = self._record().get("config")
@@ -182,6 +193,7 @@ class OutputFolder:
                     file.unlink(missing_ok=True)
         for name in (RUN_FILE, STAGES_FILE):
             (root / name).unlink(missing_ok=True)
+        shutil.rmtree(root / SCRATCH_FOLDER, ignore_errors=True)
 
     def _acquire(self) -> None:
         from filelock import FileLock, Timeout

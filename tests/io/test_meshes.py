@@ -59,6 +59,33 @@ def test_glb_keeps_vertices_z_up_and_turns_them_at_the_root(tmp_path):
     assert accessor["max"] == [1.0, 2.0, 3.0]
 
 
+def test_glb_has_the_normals_it_is_given(tmp_path):
+    import trimesh
+
+    normals = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.6, 0.0, 0.8]])
+    write_glb(tmp_path / "a.glb", COLORED, normals)
+    [surface] = trimesh.load_scene(tmp_path / "a.glb", process=False).geometry.values()
+    np.testing.assert_allclose(surface.vertex_normals, normals, atol=1e-6)
+
+
+def test_obj_writes_vertices_that_differ_in_uv_alone_once(tmp_path):
+    corner = TEXTURED.faces.ravel()
+    uv = np.random.default_rng(0).uniform(size=(12, 2)).astype(np.float32)
+    split = Mesh(
+        VERTICES[corner], np.arange(12, dtype=np.int32).reshape(4, 3), uv=uv, texture=TEXTURED.texture
+    )
+    write_obj(tmp_path / "a.obj", split)
+    rows = [line.split() for line in (tmp_path / "a.obj").read_text().splitlines()]
+    positions = np.array([row[1:] for row in rows if row[0] == "v"], float)
+    places = np.array([row[1:] for row in rows if row[0] == "vt"], float)
+    corners = np.array([[pair.split("/") for pair in row[1:]] for row in rows if row[0] == "f"], int) - 1
+    assert len(positions) == 4
+    np.testing.assert_array_equal(
+        positions[corners[..., 0]] @ world_from_file("y")[:3, :3].T, split.vertices[split.faces]
+    )
+    np.testing.assert_allclose(places[corners[..., 1]], uv[split.faces], atol=1e-6)
+
+
 def test_obj_names_a_material_and_picture_that_are_there(tmp_path):
     write_obj(tmp_path / "a.obj", TEXTURED)
     assert "mtllib a.mtl" in (tmp_path / "a.obj").read_text()

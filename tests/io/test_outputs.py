@@ -165,3 +165,23 @@ def test_a_link_to_a_folder_works(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert run(tmp_path / "link") == ["orbit", "mesh"] and run(tmp_path / "real") == []
+
+
+def test_a_file_where_a_folder_should_be_is_an_output_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_atomic(tmp_path / "file" / "name.txt", "text")
+
+
+def test_the_scratch_folder_goes_when_the_run_is_whole(tmp_path):
+    with OutputFolder(tmp_path / "run", {"verb": "test"}) as folder:
+        (folder.scratch / "state.npz").write_bytes(b"state")
+        folder.write_run_json()
+    assert not (tmp_path / "run" / ".work").exists()
+
+
+def test_overwriting_forgets_what_an_unfinished_run_kept(tmp_path):
+    with OutputFolder(tmp_path / "run", {"verb": "test"}) as folder:
+        (folder.scratch / "state.npz").write_bytes(b"state")
+    with OutputFolder(tmp_path / "run", {"verb": "test"}, overwrite=True) as folder:
+        assert not (folder.scratch / "state.npz").exists()

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from sv3d_jax.errors import Cancelled
-from sv3d_jax.recon.fit import fit
+from sv3d_jax.recon import fit as fit_module
+from sv3d_jax.recon.fit import fit, load_arrays, save_arrays
 
 
 def towards(state, target, key):
@@ -49,3 +50,56 @@ def test_a_callback_ends_the_fit():
     with pytest.raises(Cancelled):
         fit(towards, jnp.ones(()), jnp.zeros(()), 100, jax.random.key(0), cancel, steps_per_call=5)
     assert calls == [5, 10]
+
+
+def noisy(state, data, key):
+    return {"x": state["x"] + jax.random.normal(key, (3,))}, {"loss": state["x"].sum()}
+
+
+def start():
+    return {"x": jnp.arange(3.0)}
+
+
+def test_a_fit_that_was_cut_short_goes_on_to_the_same_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
+    whole, log = fit(noisy, start(), None, 12, jax.random.key(5), steps_per_call=2)
+    calls = []
+
+    def cut(info):
+        calls.append(info.step)
+        if len(calls) == 3:
+            raise Cancelled
+
+    save = tmp_path / "fit.npz"
+    with pytest.raises(Cancelled):
+        fit(noisy, start(), None, 12, jax.random.key(5), cut, steps_per_call=2, save=save)
+    resumed, resumed_log = fit(
+        noisy, start(), None, 12, jax.random.key(5), lambda info: calls.append(info.step), 2, save=save
+    )
+    assert calls == [2, 4, 6, 8, 10, 12]
+    assert resumed["x"].tolist() == whole["x"].tolist() and resumed_log == log
+    assert not save.exists()
+
+
+def test_the_step_may_follow_the_state():
+    def times(factor):
+        return lambda state, data, key: (state * factor, {})
+
+    steps = {2: times(2), 3: times(3)}
+    state, _ = fit(
+        lambda *_: None,
+        jnp.ones(()),
+        None,
+        4,
+        jax.random.key(0),
+        steps_per_call=1,
+        choose=lambda state: steps[2 if state < 4 else 3],
+    )
+    assert float(state) == 36.0
+
+
+def test_saved_arrays_come_back_in_their_structure(tmp_path):
+    tree = {"layers": [{"kernel": jnp.eye(2)}, {"kernel": jnp.ones((1, 3))}], "name": "field"}
+    save_arrays(tmp_path / "a.npz", tree)
+    back = load_arrays(tmp_path / "a.npz", {"layers": [{"kernel": 0}, {"kernel": 0}], "name": ""})
+    assert str(back["name"]) == "field" and back["layers"][1]["kernel"].shape == (1, 3)

@@ -13,7 +13,9 @@ from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.metrics.geometry import is_closed
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
+from sv3d_jax.recon.export import with_vertex_colors
 from sv3d_jax.recon.reconstruct import reconstruct, run_reconstruct
+from sv3d_jax.recon.uv import smooth_normals
 from tests.recon.scenes import ball_orbit, ball_pictures
 
 TINY = {
@@ -28,7 +30,8 @@ TINY = {
     "refresh_cells": 4096,
     "surface_resolution": 32,
 }
-CONFIG = ReconstructConfig(preset="preview", nerf=TINY)
+CONFIG = ReconstructConfig(preset="preview", nerf=TINY, texture_size=64)
+FINE = replace(CONFIG, nerf=TINY | {"num_steps": 96}, mesh={"num_steps": 32, "cells": 16})
 CENTER = np.array([5.0, -3.0, 2.0])
 
 
@@ -47,7 +50,9 @@ def test_the_surface_is_closed(ball):
     import trimesh
 
     assert is_closed(ball.mesh)
-    assert trimesh.Trimesh(ball.mesh.vertices, ball.mesh.faces, process=False).is_watertight
+    surface = trimesh.Trimesh(ball.mesh.vertices, ball.mesh.faces, process=False)
+    surface.merge_vertices()  # those that the texture's seams part
+    assert surface.is_watertight
 
 
 def test_faces_look_outwards(ball):
@@ -55,16 +60,16 @@ def test_faces_look_outwards(ball):
     assert np.einsum("ij,ij->", a, np.cross(b, c)) / 6 > 0
 
 
-def test_vertices_have_the_colours_of_the_frames(ball):
+def test_the_texture_has_the_colours_of_the_frames(ball):
     expected = 0.5 + 0.1 * (ball.mesh.vertices - CENTER)
-    assert np.abs(ball.mesh.vertex_colors - expected).mean() < 0.06
+    assert np.abs(with_vertex_colors(ball.mesh).vertex_colors - expected).mean() < 0.06
 
 
 def test_the_same_seed_gives_the_same_mesh():
     short = replace(CONFIG, nerf=TINY | {"num_steps": 16, "num_levels": 2})
     first, second = (reconstruct(ball_orbit(), short).mesh for _ in range(2))
     np.testing.assert_array_equal(first.vertices, second.vertices)
-    np.testing.assert_array_equal(first.vertex_colors, second.vertex_colors)
+    np.testing.assert_array_equal(first.texture, second.texture)
 
 
 def test_a_callback_cancels():
@@ -89,6 +94,59 @@ def test_cameras_that_do_not_fit_the_frames_leave_no_surface():
         reconstruct(frames, CONFIG)
 
 
+# The fine stage
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A run that was cancelled in the fine stage, and what it kept."""
+    scratch = tmp_path_factory.mktemp("scratch")
+    seen = []
+
+    def cancel(info):
+        seen.append(info)
+        if info.total == 32:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        reconstruct(ball_orbit(), FINE, callback=cancel, scratch=scratch)
+    assert [info.step for info in seen] == [16, 32, 48, 64, 80, 96, 16]
+    return scratch
+
+
+@pytest.fixture(scope="module")
+def fine(unfinished):
+    """The same run, resumed."""
+    seen = []
+    result = reconstruct(ball_orbit(), FINE, callback=seen.append, scratch=unfinished)
+    assert {info.total for info in seen} == {32}  # the coarse stage is not repeated
+    return result
+
+
+def test_the_fine_surface_is_closed_and_where_the_object_was(fine):
+    radius = np.linalg.norm(fine.mesh.vertices, axis=1)
+    assert is_closed(fine.mesh) and np.abs(radius - 0.4).mean() < 0.02  # a pixel is 0.038
+
+
+def test_lit_colours_are_albedo_times_light(fine):
+    vertices = np.unique(fine.mesh.vertices, axis=0)
+    assert len(vertices) > 100
+    albedo, lit = (with_vertex_colors(mesh).vertex_colors for mesh in (fine.mesh, fine.lit))
+    shading = np.asarray(fine.light.shade(smooth_normals(fine.mesh).astype(np.float32)))[:, None]
+    expected = np.clip(albedo * shading, 0.0, 1.0)
+    assert np.abs(lit - expected).mean() < 0.01  # textures are sampled between texels
+
+
+def test_lit_colours_are_those_of_the_frames(fine):
+    expected = 0.5 + fine.lit.vertices
+    assert np.abs(with_vertex_colors(fine.lit).vertex_colors - expected).mean() < 0.06
+
+
+def test_the_log_holds_both_stages(fine):
+    assert [info.total for info in fine.log] == [96] * 6 + [32] * 2
+    assert {"illumination", "mask", "sdf_sign"} <= set(fine.log[-1].losses)
+
+
 # The verb
 
 
@@ -98,7 +156,11 @@ def verb(tmp_path):
     images, _ = ball_pictures(cameras, 32, 0.4)
     write_orbit(tmp_path / "orbit", np.round(images * 255).astype(np.uint8), cameras)
     return ReconstructVerbConfig(
-        orbit_dir=tmp_path / "orbit", output=tmp_path / "out", preset="preview", nerf=TINY | {"num_steps": 32}
+        orbit_dir=tmp_path / "orbit",
+        output=tmp_path / "out",
+        preset="preview",
+        nerf=TINY | {"num_steps": 32},
+        texture_size=64,
     )
 
 
@@ -110,7 +172,8 @@ def modified(folder) -> dict[str, int]:
 def test_the_verb_writes_what_it_says_and_a_second_run_leaves_it(verb):
     result = run_reconstruct(verb, NullProgress())
     written = modified(verb.output)
-    assert {"mesh.glb", "mesh.ply", "turntable.mp4", "comparison.png", "run.json"} <= set(written)
+    names = {"mesh.glb", "mesh.obj", "mesh.png", "mesh.ply", "turntable.mp4", "relit.mp4", "comparison.png"}
+    assert names | {"albedo.png", "normals.png", "run.json"} <= set(written)
     assert json.loads((verb.output / "run.json").read_text())["config"]["nerf"]["num_steps"] == 32
     glb, ply = (read_mesh(verb.output / name) for name in ("mesh.glb", "mesh.ply"))
     assert len(glb.faces) == len(ply.faces) == result["faces"]

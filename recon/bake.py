@@ -1,0 +1,128 @@
+"""Colours of a surface as a texture."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from sv3d_jax.arrays import Float, Int
+from sv3d_jax.errors import InputError
+from sv3d_jax.geometry.decimate import decimate
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.recon.uv import check_texture_size, smooth_normals, unwrap
+from sv3d_jax.render.rasterize import rasterize
+
+# Colours (n 3) of points (n 3) of a surface with these unit normals (n 3).
+ColorsAt = Callable[[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 3"]]
+
+CHUNK = 2**16
+
+
+def textured(mesh: Mesh, colors_at: ColorsAt, texture_size: int = 2048, max_faces: int = 50_000) -> Mesh:
+    """The mesh with at most `max_faces` faces and with a texture that `colors_at` paints."""
+    check_texture_size(texture_size)
+    unwrapped, _ = unwrap(decimate(mesh, max_faces), texture_size)
+    texture = bake_texture(unwrapped, colors_at, texture_size)
+    return replace(unwrapped, vertex_colors=None, texture=texture)
+
+
+def bake_texture(
+    mesh: Mesh, colors_at: ColorsAt, size: int, gutter: int = 4
+) -> Float[np.ndarray, "size size 3"]:
+    """What `colors_at` says of the point of the surface that lies at each texel's centre, clipped to [0, 1].
+
+    Up to `gutter` texels beyond the charts have the colour of the nearest texel inside, so that bilinear samples
+    near a chart's border mix no other colour in; the rest has the mean colour. `colors_at` is always called with
+    the same number of points and may be a compiled function. Raises InputError if there is no uv or no such size.
+    """
+    check_texture_size(size)
+    if mesh.uv is None:
+        raise InputError("the mesh has no uv to bake a texture for", hint="unwrap it first")
+    face_id, weights = _seen_faces(mesh, size)
+    covered = face_id >= 0
+    corners, weights = mesh.faces[face_id[covered]], weights[covered]
+    surface = np.concatenate([mesh.vertices, smooth_normals(mesh)], axis=1)
+    parts = [slice(first, first + CHUNK) for first in range(0, len(corners), CHUNK)]
+    colors = [_evaluate(colors_at, surface, corners[part], weights[part]) for part in parts]
+    colors = np.clip(np.concatenate(colors), 0.0, 1.0)
+    texture = np.tile(colors.mean(axis=0, dtype=np.float64).astype(np.float32), (size, size, 1))
+    texture[covered] = colors
+    distance, nearest = ndimage.distance_transform_edt(~covered, return_indices=True)
+    filled = ~covered & (distance <= gutter)
+    texture[filled] = texture[tuple(nearest[:, filled])]
+    return texture
+
+
+def surface_colors(mesh: Mesh) -> ColorsAt:
+    """The vertex colours of a mesh, interpolated at the point of its surface that is nearest to a given one.
+
+    Exact. Takes long if a few faces are much larger than most, as the search reaches as far as the largest face.
+    """
+    from trimesh.triangles import closest_point, points_to_barycentric
+
+    corners = mesh.vertices[mesh.faces]
+    centers = corners.mean(axis=1)
+    reach = np.linalg.norm(corners - centers[:, None], axis=2).max()
+    tree = cKDTree(centers)
+
+    def colors_at(points, normals):
+        points = np.asarray(points, np.float64)
+        colors = np.empty((len(points), 3), np.float32)
+        unsettled, count = np.arange(len(points)), min(8, len(centers))
+        while len(unsettled):
+            open_points = []
+            for part in np.array_split(unsettled, -(-len(unsettled) * count // (4 * CHUNK))):
+                bound, faces = tree.query(points[part], k=np.arange(1, count + 1))
+                places = closest_point(corners[faces.ravel()], np.repeat(points[part], count, axis=0))
+                distance = np.linalg.norm(places.reshape(*faces.shape, 3) - points[part, None], axis=2)
+                best = np.arange(len(part)), distance.argmin(axis=1)
+                face, place = faces[best], places.reshape(*faces.shape, 3)[best]
+                weights = points_to_barycentric(corners[face], place)
+                weights = np.where(np.isfinite(weights), weights, 1 / 3)  # of faces without area
+                colors[part] = np.einsum("nk,nkc->nc", weights, mesh.vertex_colors[mesh.faces[face]])
+                # A face whose centre is farther away than this cannot be nearer.
+                open_points.append(part[distance[best] + reach > bound[:, -1]])
+            unsettled = np.concatenate(open_points) if count < len(centers) else []
+            count = min(4 * count, len(centers))
+        return colors
+
+    return colors_at
+
+
+def _seen_faces(mesh: Mesh, size: int) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
+    """Face at each texel's centre, -1 where there is none, and the weights of its corners.
+
+    A face that is too small for any texel's centre gets the texel around its middle if that is free.
+    """
+    screen = np.stack([mesh.uv[:, 0] * size, (1.0 - mesh.uv[:, 1]) * size, np.ones(len(mesh.uv))], axis=1)
+    screen = screen.astype(np.float32)
+    face_id, weights = (np.array(x) for x in _rasterize(screen, mesh.faces, size=size))
+    a, b, c = np.moveaxis(screen[mesh.faces, :2], 1, 0)
+    area = np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0])
+    unseen = np.setdiff1d(np.flatnonzero(area > 0), face_id)
+    column, row = np.clip(((a + b + c)[unseen] / 3).astype(int), 0, size - 1).T
+    free = face_id[row, column] < 0
+    face_id[row[free], column[free]] = unseen[free]
+    weights[row[free], column[free]] = 1 / 3
+    return face_id, weights
+
+
+@partial(jax.jit, static_argnames="size")
+def _rasterize(screen, faces, size):
+    fragments = rasterize(screen[None], jnp.asarray(faces), size, size)
+    return fragments.face_id[0], fragments.barycentrics[0]
+
+
+def _evaluate(colors_at: ColorsAt, surface, corners, weights) -> np.ndarray:
+    """Colours of points on faces, by one call with as many points as every call has; `surface` is v 6: the
+    vertices and their normals."""
+    rows = np.minimum(np.arange(CHUNK), len(corners) - 1)
+    seen = np.einsum("nk,nkc->nc", weights, surface[corners])[rows].astype(np.float32)
+    points, normals = seen[:, :3], seen[:, 3:]
+    normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    return np.asarray(colors_at(points, normals), np.float32)[: len(corners)]

@@ -1,0 +1,193 @@
+"""Fine stage: distances on a grid of tetrahedra, texture field and light, fitted together to whole pictures."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from sv3d_jax.arrays import Array, Float, Int, Params
+from sv3d_jax.geometry.marching_cubes import keep_large_components
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.recon import losses
+from sv3d_jax.recon.config import MeshConfig, NerfConfig
+from sv3d_jax.recon.dmtet.surface import Capacity, Surface, deform, extract, marching_tets, signed_distance
+from sv3d_jax.recon.dmtet.tets import TetGrid, kuhn_grid
+from sv3d_jax.recon.fit import FitInfo, fit
+from sv3d_jax.recon.nerf.field import albedo
+from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
+from sv3d_jax.render.antialias import antialias, mesh_edges
+from sv3d_jax.render.interpolate import interpolate, seen_shading_normals, vertex_normals
+from sv3d_jax.render.lighting import init_sg_light
+from sv3d_jax.render.rasterize import project, rasterize
+
+TRUNCATION_CELLS = 2.0  # of the distances at the start, so that the zero-crossing's interpolation is linear
+SPARE = 1.25  # rows of the mesh's arrays over those in use when they are sized
+WORLD_TO_BOX = BOX_HALF_SIZE / 0.6  # SV3D's world, in which lengths of the paper are, to box units
+NEARBY_STD = 0.01 * WORLD_TO_BOX
+NEARBY_POINTS = 4096  # of each step
+
+
+class MeshState(NamedTuple):
+    """What the fit changes."""
+
+    params: Params  # sdf, offsets, field, light
+    optimizer: optax.OptState
+    step: Int[Array, ""]
+
+
+class Rendered(NamedTuple):
+    """What views show of a mesh; buffers without antialiasing are 0 on the background."""
+
+    image: Float[Array, "f h w 3"]  # lit, over white
+    opacity: Float[Array, "f h w"]
+    shading: Float[Array, "f h w"]
+    points: Float[Array, "f h w 3"]  # not antialiased, as are the next three
+    normals: Float[Array, "f h w 3"]
+    albedo: Float[Array, "f h w 3"]
+    depth: Float[Array, "f h w"]
+    covered: Float[Array, "f h w"]
+
+
+def fit_surface(
+    config: MeshConfig,
+    nerf: NerfConfig,
+    coarse: Mesh,
+    field: Params,
+    views: Views,
+    seed: int,
+    callback: Callable[[FitInfo], None] | None = None,
+    save: Path | None = None,
+) -> tuple[Params, list[FitInfo]]:
+    """Distances, texture field and light that explain the views, from a coarse mesh and its field."""
+    grid = jax.tree.map(jnp.asarray, surface_grid(config))
+    optimizer = optax.adam(
+        optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
+    )
+    params = _initial_params(config, grid, coarse, field)
+    state = MeshState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    views = jax.tree.map(jnp.asarray, views)
+    count = min(config.views_per_step, len(views.images))
+
+    def loss(capacity, params, step, data, key):
+        grid, views = data
+        view_key, point_key = jax.random.split(key)
+        frames = jax.random.permutation(view_key, len(views.images))[:count]
+        some = jax.tree.map(lambda leaf: leaf[frames], views)
+        surface = marching_tets(grid, deform_box(grid, params), params["sdf"], capacity)
+        seen = render_surface(nerf, params, surface, some)
+        parts = image_losses(seen, some)
+        nearby, weights = _nearby(seen, point_key)
+        parts["albedo"] = losses.albedo_smoothness_loss(
+            albedo(nerf, params["field"], nearby[0]), albedo(nerf, params["field"], nearby[1]), weights
+        )
+        parts["sdf_sign"] = losses.sdf_sign_loss(params["sdf"], surface.edges)
+        ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
+        weights = asdict(config.weights) | {"sdf_sign": config.weights.sdf_sign * ramp}
+        total = sum(weights[name] * value for name, value in parts.items())
+        return total, (parts | {"loss": total}, surface.overflow)
+
+    def step(capacity, state, data, key):
+        gradient, (parts, overflow) = jax.grad(partial(loss, capacity), has_aux=True)(
+            state.params, state.step, data, key
+        )
+        updates, moments = optimizer.update(gradient, state.optimizer)
+        new = MeshState(optax.apply_updates(state.params, updates), moments, state.step + 1)
+        # A surface that outgrew its arrays is not stepped on; the next call has larger ones.
+        state = jax.tree.map(lambda old, new: jnp.where(overflow, old, new), state, new)
+        return state, parts
+
+    @cache
+    def step_with(capacity):
+        return partial(step, capacity)
+
+    capacity = Capacity(2**12, 2**13)
+
+    def choose(state):
+        nonlocal capacity
+        surface, _ = extract(grid, deform_box(grid, state.params), state.params["sdf"], capacity)
+        while min(capacity.vertices / surface.num_vertices, capacity.faces / surface.num_faces) < SPARE:
+            capacity = Capacity(2 * capacity.vertices, 2 * capacity.faces)
+        return step_with(capacity)
+
+    state, log = fit(
+        step, state, (grid, views), config.num_steps, jax.random.key(seed), callback, choose=choose, save=save
+    )
+    return state.params, log
+
+
+def surface_grid(config: MeshConfig) -> TetGrid:
+    """The grid of a config, over the box."""
+    grid = kuhn_grid(config.cells)
+    return grid._replace(vertices=BOX_HALF_SIZE * grid.vertices)
+
+
+def deform_box(grid: TetGrid, params: Params) -> Float[Array, "v 3"]:
+    """The box's grid vertices, each moved by less than half a cube."""
+    unit = grid._replace(vertices=grid.vertices / BOX_HALF_SIZE)
+    return BOX_HALF_SIZE * deform(unit, params["offsets"])
+
+
+def surface_mesh(config: MeshConfig, params: Params, min_component: float) -> Mesh:
+    """The surface in box coordinates, without colours and without parts of a smaller share of the faces."""
+    grid = jax.tree.map(jnp.asarray, surface_grid(config))
+    surface, _ = extract(grid, deform_box(grid, params), params["sdf"], Capacity(2**14, 2**15))
+    count = int(surface.num_vertices), int(surface.num_faces)
+    vertices = np.asarray(surface.vertices[: count[0]], np.float64)
+    return Mesh(*keep_large_components(vertices, np.asarray(surface.faces[: count[1]]), min_component))
+
+
+def render_surface(nerf: NerfConfig, params: Params, surface: Surface, views: Views) -> Rendered:
+    """The surface as the views' cameras see it, in the colours of the field and the light."""
+    height, width = views.masks.shape[1:]
+    vertices, faces = surface.vertices, surface.faces
+    screen = project(vertices, views.camera_to_box, views.focal_px, views.center_px)
+    fragments = rasterize(screen, faces, height, width)
+    covered = (fragments.face_id >= 0).astype(jnp.float32)
+    points = interpolate(vertices, faces, fragments)
+    normals = seen_shading_normals(vertex_normals(vertices, faces), faces, fragments)
+    color = covered[..., None] * albedo(nerf, params["field"], points.reshape(-1, 3)).reshape(points.shape)
+    shading = covered * params["light"].shade(normals)
+    lit = color * shading[..., None]
+    buffers = jnp.concatenate([lit, covered[..., None], shading[..., None]], axis=-1)
+    buffers = antialias(buffers, fragments, screen, faces, mesh_edges(faces))
+    lit, opacity, shading = buffers[..., :3], buffers[..., 3], buffers[..., 4]
+    image = lit + 1.0 - opacity[..., None]
+    return Rendered(image, opacity, shading, points, normals, color, fragments.depth, covered)
+
+
+def image_losses(seen: Rendered, views: Views) -> dict[str, Array]:
+    """The losses of SV3D's appendix that compare or smooth pictures, by name."""
+    valid = losses.eroded(views.masks) * losses.eroded(seen.covered)
+    return {
+        "photometric": losses.photometric_loss(seen.image, views.images),
+        "mask": losses.mask_loss(seen.opacity, views.masks, views.mask_weights),
+        "perceptual": losses.perceptual_loss(seen.image, views.images),
+        "illumination": losses.illumination_loss(seen.shading, views.images, valid),
+        "depth": losses.depth_smoothness_loss(seen.depth, seen.covered, valid),
+        "bilateral": losses.bilateral_loss(seen.normals, views.images, valid),
+    }
+
+
+def _initial_params(config: MeshConfig, grid: TetGrid, coarse: Mesh, field: Params) -> Params:
+    cell = 2 * BOX_HALF_SIZE / config.cells
+    sdf = signed_distance(coarse, np.asarray(grid.vertices), TRUNCATION_CELLS * cell)
+    return {
+        "sdf": jnp.asarray(sdf),
+        "offsets": jnp.zeros_like(grid.vertices),
+        "field": field,
+        "light": init_sg_light(config.num_lobes),
+    }
+
+
+def _nearby(seen: Rendered, key: Array) -> tuple[tuple[Array, Array], Array]:
+    """Some surface points, as many nearby, and which of them are on the object."""
+    pixel_key, move_key = jax.random.split(key)
+    pixel = jax.random.randint(pixel_key, (NEARBY_POINTS,), 0, seen.covered.size)
+    points = jax.lax.stop_gradient(seen.points.reshape(-1, 3)[pixel])
+    return (points, losses.nearby_points(points, NEARBY_STD, move_key)), seen.covered.reshape(-1)[pixel]

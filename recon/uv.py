@@ -1,0 +1,62 @@
+"""Texture coordinates: a surface cut into charts that lie flat, side by side, in one square."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sv3d_jax.arrays import Float, Int
+from sv3d_jax.errors import InputError
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.meshes import MAX_TEXTURE_PIXELS
+
+PADDING = 6  # texels between charts: two or more around each, also where the packer needs more room than it was given
+
+
+def unwrap(mesh: Mesh, texture_size: int = 2048) -> tuple[Mesh, Int[np.ndarray, "v"]]:
+    """The mesh with uv, made by xatlas, and the vertex of `mesh` that each of its vertices is a copy of.
+
+    Faces stay as they are and in their order. Vertices are copied where charts meet, bit by bit, so a closed
+    surface stays closed for all who merge vertices at one place. `texture_size` is what the gaps between charts
+    are made for. The same mesh gives the same uv. Raises InputError for sizes that no picture can have.
+    """
+    import xatlas
+
+    check_texture_size(texture_size)
+    atlas = xatlas.Atlas()
+    atlas.add_mesh(mesh.vertices.astype(np.float32), mesh.faces.astype(np.uint32))
+    packing = xatlas.PackOptions()
+    packing.resolution, packing.padding = texture_size, PADDING
+    atlas.generate(xatlas.ChartOptions(), packing)
+    original, faces, uv = atlas.get_mesh(0)
+    # The packer's picture is about as large as asked and not quite square. The margin is for viewers that repeat it.
+    texels = uv * [atlas.width, atlas.height] + PADDING / 2
+    uv = texels / (max(atlas.width, atlas.height) + PADDING)
+    colors = None if mesh.vertex_colors is None else mesh.vertex_colors[original]
+    unwrapped = replace(
+        mesh,
+        vertices=mesh.vertices[original],
+        faces=faces.astype(np.int32),
+        vertex_colors=colors,
+        uv=uv.astype(np.float32),
+        texture=None,
+    )
+    return unwrapped, original.astype(np.int32)
+
+
+def smooth_normals(mesh: Mesh) -> Float[np.ndarray, "v 3"]:
+    """Unit normals of the vertices, the same for all at one place: the faces' normals, weighted by their areas."""
+    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
+    area_vectors = np.cross(b - a, c - a)
+    places, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    total = np.zeros_like(places)
+    for corner in place.reshape(-1)[mesh.faces].T:
+        np.add.at(total, corner, area_vectors)
+    lengths = np.linalg.norm(total, axis=1, keepdims=True)
+    return (total / np.where(lengths > 0, lengths, 1.0))[place.reshape(-1)]
+
+
+def check_texture_size(size: int) -> None:
+    """Raises InputError for sides that a texture cannot have."""
+    if size <= 0 or size**2 > MAX_TEXTURE_PIXELS:
+        limit = int(MAX_TEXTURE_PIXELS**0.5)
+        raise InputError(f"a texture needs a side of 1 to {limit} texels, got {size}", hint="2048 is usual")
