@@ -20,12 +20,13 @@ class DataConfig:
     """side of the pictures in pixels"""
     num_frames: int = 21
     """views of an orbit"""
-    elevation_max_deg: float = 25.0
-    """elevations begin uniform between 0 and this"""
-    varied_share: float = 0.3
+    elevation_min_deg: float = 5.0
+    elevation_max_deg: float = 20.0
+    """the mean elevation of an orbit is uniform between the two"""
+    varied_share: float = 0.5
     """share of orbits whose elevation follows a sine"""
-    amplitude_max_deg: float = 30.0
-    """largest amplitude of that sine; the result stays within -20 and 50 degrees"""
+    amplitude_max_deg: float = 15.0
+    """largest amplitude of that sine; a third of it is the smallest"""
     irregular_share: float = 0.5
     """share of orbits with uneven steps of azimuth"""
 

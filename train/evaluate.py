@@ -17,7 +17,7 @@ from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
 from sv3d_jax.progress import Progress
-from sv3d_jax.train.config import EVALUATION_SEED
+from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
 from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, gather_views
 from sv3d_jax.train.data.orbits import Orbit, render_objects
 from sv3d_jax.train.objectives import psnr
@@ -46,12 +46,13 @@ class HeldOut(NamedTuple):
 
 
 def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
-    """Even steps from a random azimuth; elevations between 0 and 25 degrees."""
+    """Even steps from a random azimuth; level, at the elevations that orbits have in training."""
+    data = DataConfig()
     rng = np.random.default_rng(EVALUATION_SEED)
     orbits = [
         Orbit(
             (rng.uniform(0.0, 360.0) + direction * static_azimuths_deg(num_frames)) % 360.0,
-            np.full(num_frames, rng.uniform(0.0, 25.0)),
+            np.full(num_frames, rng.uniform(data.elevation_min_deg, data.elevation_max_deg)),
         )
         for direction in np.resize([1.0, -1.0], count)
     ]

@@ -20,13 +20,13 @@ class SoftLight(NamedTuple):
         return self.ambient + (1.0 - self.ambient) * (0.5 + 0.5 * (normals @ self.axis))
 
 
-def soft_light(seed: int, max_tilt_deg: float = 25.0) -> SoftLight:
-    """A sky that is tilted at random from straight up, with an ambient part in [0.55, 0.75]."""
+def soft_light(seed: int, max_tilt_deg: float = 12.0) -> SoftLight:
+    """A sky that is tilted at random from straight up, with an ambient part in [0.6, 0.75]."""
     rng = np.random.default_rng([seed, 0x11647])
     tilt = np.radians(max_tilt_deg) * np.sqrt(rng.uniform())
     azimuth = rng.uniform(0.0, 2.0 * np.pi)
     axis = [np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), np.cos(tilt)]
-    return SoftLight(np.asarray(axis, np.float32), float(rng.uniform(0.55, 0.75)))
+    return SoftLight(np.asarray(axis, np.float32), float(rng.uniform(0.6, 0.75)))
 
 
 # The cosine of the angle to a normal, zero behind the surface, as a spherical Gaussian around the normal (SV3D).

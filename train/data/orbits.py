@@ -41,11 +41,11 @@ def training_orbit(seed: int, config: DataConfig) -> Orbit:
         steps = rng.uniform(0.3, 1.7, frames)
     direction = rng.choice([-1.0, 1.0])
     azimuths = rng.uniform(0.0, 360.0) + direction * 360.0 * np.cumsum(steps) / steps.sum()
-    elevations = np.full(frames, rng.uniform(0.0, config.elevation_max_deg))
+    elevations = np.full(frames, rng.uniform(config.elevation_min_deg, config.elevation_max_deg))
     if rng.uniform() < config.varied_share:
-        amplitude = rng.uniform(5.0, config.amplitude_max_deg)
+        amplitude = rng.uniform(config.amplitude_max_deg / 3.0, config.amplitude_max_deg)
         phase = 2 * np.pi * (np.arange(frames) / frames * rng.integers(1, 3) + rng.uniform())
-        elevations = np.clip(elevations + amplitude * np.sin(phase), -20.0, 50.0)
+        elevations = elevations + amplitude * np.sin(phase)
     return Orbit(azimuths % 360.0, elevations)
 
 

@@ -29,7 +29,7 @@ def test_half_of_the_orbits_have_uneven_steps():
 
 def test_elevations_stay_in_range():
     elevations = np.concatenate([orbit.elevations_deg for orbit in ORBITS])
-    assert elevations.min() >= -20.0 and elevations.max() <= 50.0
+    assert elevations.min() >= -10.0 and elevations.max() <= 35.0
 
 
 def encoded(count: int = 3, frames: int = 21) -> EncodedOrbits:
