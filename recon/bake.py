@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
 
 from sv3d_jax.arrays import Float, Int
 from sv3d_jax.errors import InputError
@@ -56,42 +55,6 @@ def bake_texture(
     filled = ~covered & (distance <= gutter)
     texture[filled] = texture[tuple(nearest[:, filled])]
     return texture
-
-
-def surface_colors(mesh: Mesh) -> ColorsAt:
-    """The vertex colours of a mesh, interpolated at the point of its surface that is nearest to a given one.
-
-    Exact. Takes long if a few faces are much larger than most, as the search reaches as far as the largest face.
-    """
-    from trimesh.triangles import closest_point, points_to_barycentric
-
-    corners = mesh.vertices[mesh.faces]
-    centers = corners.mean(axis=1)
-    reach = np.linalg.norm(corners - centers[:, None], axis=2).max()
-    tree = cKDTree(centers)
-
-    def colors_at(points, normals):
-        points = np.asarray(points, np.float64)
-        colors = np.empty((len(points), 3), np.float32)
-        unsettled, count = np.arange(len(points)), min(8, len(centers))
-        while len(unsettled):
-            open_points = []
-            for part in np.array_split(unsettled, -(-len(unsettled) * count // (4 * CHUNK))):
-                bound, faces = tree.query(points[part], k=np.arange(1, count + 1))
-                places = closest_point(corners[faces.ravel()], np.repeat(points[part], count, axis=0))
-                distance = np.linalg.norm(places.reshape(*faces.shape, 3) - points[part, None], axis=2)
-                best = np.arange(len(part)), distance.argmin(axis=1)
-                face, place = faces[best], places.reshape(*faces.shape, 3)[best]
-                weights = points_to_barycentric(corners[face], place)
-                weights = np.where(np.isfinite(weights), weights, 1 / 3)  # of faces without area
-                colors[part] = np.einsum("nk,nkc->nc", weights, mesh.vertex_colors[mesh.faces[face]])
-                # A face whose centre is farther away than this cannot be nearer.
-                open_points.append(part[distance[best] + reach > bound[:, -1]])
-            unsettled = np.concatenate(open_points) if count < len(centers) else []
-            count = min(4 * count, len(centers))
-        return colors
-
-    return colors_at
 
 
 def _seen_faces(mesh: Mesh, size: int) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:

@@ -62,18 +62,20 @@ class NerfConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """Weights of the fine stage's losses; the paper publishes none."""
+    """Weights of the fine stage's losses; the paper publishes none.
+
+    `perceptual` weighs structural similarity and absolute errors at several scales, `sdf_sign` falls to a twentieth
+    over the first quarter of the steps.
+    """
 
     photometric: float = 10.0
     mask: float = 5.0
-    perceptual: float = (
-        1.0  # LPIPS, or structural similarity and absolute errors where its weights are not at hand
-    )
+    perceptual: float = 1.0
     illumination: float = 1.0
     depth: float = 0.1
     bilateral: float = 0.05
     albedo: float = 0.1
-    sdf_sign: float = 0.2  # falls to a twentieth over the first quarter of the steps
+    sdf_sign: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ def fit_surface(
     save: Path | None = None,
 ) -> tuple[Params, list[FitInfo]]:
     """Distances, texture field and light that explain the views, from a coarse mesh and its field."""
-    grid = jax.tree.map(jnp.asarray, surface_grid(config))
+    grid = jax.tree.map(jnp.asarray, kuhn_grid(config.cells))
     optimizer = optax.adam(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
     )
@@ -79,13 +79,12 @@ def fit_surface(
         view_key, point_key = jax.random.split(key)
         frames = jax.random.permutation(view_key, len(views.images))[:count]
         some = jax.tree.map(lambda leaf: leaf[frames], views)
-        surface = marching_tets(grid, deform_box(grid, params), params["sdf"], capacity)
+        surface = marching_tets(grid, _positions(grid, params), params["sdf"], capacity)
         seen = render_surface(nerf, params, surface, some)
         parts = image_losses(seen, some)
-        nearby, weights = _nearby(seen, point_key)
-        parts["albedo"] = losses.albedo_smoothness_loss(
-            albedo(nerf, params["field"], nearby[0]), albedo(nerf, params["field"], nearby[1]), weights
-        )
+        here, nearby, on_object = _nearby(seen, point_key)
+        there = albedo(nerf, params["field"], nearby)
+        parts["albedo"] = losses.albedo_smoothness_loss(here, there, on_object)
         parts["sdf_sign"] = losses.sdf_sign_loss(params["sdf"], surface.edges)
         ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
         weights = asdict(config.weights) | {"sdf_sign": config.weights.sdf_sign * ramp}
@@ -110,33 +109,28 @@ def fit_surface(
 
     def choose(state):
         nonlocal capacity
-        surface, _ = extract(grid, deform_box(grid, state.params), state.params["sdf"], capacity)
+        surface, _ = extract(grid, _positions(grid, state.params), state.params["sdf"], capacity)
         while min(capacity.vertices / surface.num_vertices, capacity.faces / surface.num_faces) < SPARE:
             capacity = Capacity(2 * capacity.vertices, 2 * capacity.faces)
         return step_with(capacity)
 
     state, log = fit(
-        step, state, (grid, views), config.num_steps, jax.random.key(seed), callback, choose=choose, save=save
+        step_with(capacity),
+        state,
+        (grid, views),
+        config.num_steps,
+        jax.random.key(seed),
+        callback,
+        choose=choose,
+        save=save,
     )
     return state.params, log
 
 
-def surface_grid(config: MeshConfig) -> TetGrid:
-    """The grid of a config, over the box."""
-    grid = kuhn_grid(config.cells)
-    return grid._replace(vertices=BOX_HALF_SIZE * grid.vertices)
-
-
-def deform_box(grid: TetGrid, params: Params) -> Float[Array, "v 3"]:
-    """The box's grid vertices, each moved by less than half a cube."""
-    unit = grid._replace(vertices=grid.vertices / BOX_HALF_SIZE)
-    return BOX_HALF_SIZE * deform(unit, params["offsets"])
-
-
 def surface_mesh(config: MeshConfig, params: Params, min_component: float) -> Mesh:
     """The surface in box coordinates, without colours and without parts of a smaller share of the faces."""
-    grid = jax.tree.map(jnp.asarray, surface_grid(config))
-    surface, _ = extract(grid, deform_box(grid, params), params["sdf"], Capacity(2**14, 2**15))
+    grid = jax.tree.map(jnp.asarray, kuhn_grid(config.cells))
+    surface, _ = extract(grid, _positions(grid, params), params["sdf"], Capacity(2**14, 2**15))
     count = int(surface.num_vertices), int(surface.num_faces)
     vertices = np.asarray(surface.vertices[: count[0]], np.float64)
     return Mesh(*keep_large_components(vertices, np.asarray(surface.faces[: count[1]]), min_component))
@@ -174,9 +168,14 @@ def image_losses(seen: Rendered, views: Views) -> dict[str, Array]:
     }
 
 
+def _positions(grid: TetGrid, params: Params) -> Float[Array, "v 3"]:
+    """The grid's vertices in the box, each moved by less than half a cube."""
+    return BOX_HALF_SIZE * deform(grid, params["offsets"])
+
+
 def _initial_params(config: MeshConfig, grid: TetGrid, coarse: Mesh, field: Params) -> Params:
     cell = 2 * BOX_HALF_SIZE / config.cells
-    sdf = signed_distance(coarse, np.asarray(grid.vertices), TRUNCATION_CELLS * cell)
+    sdf = signed_distance(coarse, BOX_HALF_SIZE * np.asarray(grid.vertices), TRUNCATION_CELLS * cell)
     return {
         "sdf": jnp.asarray(sdf),
         "offsets": jnp.zeros_like(grid.vertices),
@@ -185,9 +184,10 @@ def _initial_params(config: MeshConfig, grid: TetGrid, coarse: Mesh, field: Para
     }
 
 
-def _nearby(seen: Rendered, key: Array) -> tuple[tuple[Array, Array], Array]:
-    """Some surface points, as many nearby, and which of them are on the object."""
+def _nearby(seen: Rendered, key: Array) -> tuple[Array, Array, Array]:
+    """Albedo of some pixels, a point near each one's point of the surface, and which of them are on the object."""
     pixel_key, move_key = jax.random.split(key)
     pixel = jax.random.randint(pixel_key, (NEARBY_POINTS,), 0, seen.covered.size)
     points = jax.lax.stop_gradient(seen.points.reshape(-1, 3)[pixel])
-    return (points, losses.nearby_points(points, NEARBY_STD, move_key)), seen.covered.reshape(-1)[pixel]
+    nearby = losses.nearby_points(points, NEARBY_STD, move_key)
+    return seen.albedo.reshape(-1, 3)[pixel], nearby, seen.covered.reshape(-1)[pixel]

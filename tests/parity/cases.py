@@ -142,6 +142,12 @@ def load_safetensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file."""
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
 def load_numbers(path: Path) -> dict[str, np.ndarray]:
     """The numbers of a json file."""
     return numbers(json.loads(path.read_text()))

@@ -22,7 +22,7 @@ from sv3d_jax.render.antialias import antialias, box_filter, mesh_edges
 from sv3d_jax.render.interpolate import interpolate
 from sv3d_jax.render.rasterize import project, rasterize
 from sv3d_jax.render.texture import sample_bilinear
-from tests.parity.cases import Case, Family, load_numbers
+from tests.parity.cases import Case, Family, load_arrays, load_numbers
 from tests.parity.compare import Tolerance, relative
 
 LOSSES = ("mask_mse", "rgb_mse", "mean_mask")
@@ -42,11 +42,6 @@ _TARGET_LIMITS = {1: (2.4e-3, 2e-3, 8e-3), 4: (8e-4, 6e-4, 2e-3)}
 
 
 # Gradients and their targets
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 def load_gradients(path: Path) -> dict[str, np.ndarray]:

@@ -17,6 +17,7 @@ from sv3d_jax.cameras.pose import camera_from_world, intrinsics, look_at
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode
+from sv3d_jax.render.antialias import box_filter
 from sv3d_jax.render.interpolate import (
     interpolate,
     seen_face_normals,
@@ -26,7 +27,7 @@ from sv3d_jax.render.interpolate import (
 from sv3d_jax.render.rasterize import project, rasterize
 from sv3d_jax.render.texture import sample_bilinear
 from sv3d_jax.render.volume import composite
-from tests.parity.cases import Case, Family, load_numbers, numbers, unknown_family
+from tests.parity.cases import Case, Family, load_arrays, load_numbers, numbers, unknown_family
 from tests.parity.compare import EXACT, Measure, Tolerance, absolute, relative
 from tests.recon.antialias_cases import FAMILIES as ANTIALIAS_FAMILIES
 from tests.recon.shading_cases import FAMILIES as SHADING_FAMILIES
@@ -41,11 +42,6 @@ def cases(folder: Path) -> list[Case]:
 
 def _family(file: str) -> Family:
     return next((family for family in FAMILIES if re.fullmatch(family.pattern, file)), unknown_family())
-
-
-def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 # Cameras
@@ -159,10 +155,11 @@ def _render(
 
 
 def _box_filtered(image: jax.Array, samples: int) -> np.ndarray:
-    """Mean over `samples` x `samples` blocks."""
-    size = image.shape[0] // samples
-    blocks = image.reshape(size, samples, size, samples, -1).astype(jnp.float32).mean((1, 3))
-    return np.asarray(blocks if image.ndim == 3 else blocks[..., 0])
+    """Mean over `samples` x `samples` blocks of a picture or a mask."""
+    pixels = image.reshape(1, *image.shape[:2], -1).astype(jnp.float32)
+    return np.asarray(box_filter(pixels, samples)[0]).reshape(
+        *(n // samples for n in image.shape[:2]), *image.shape[2:]
+    )
 
 
 OTHER_FACE = 4 / 128**2  # of the pixels may see another face: their centre lies on an edge, within rounding

@@ -7,13 +7,8 @@ import numpy as np
 from sv3d_jax.recon.losses import depth_smoothness_loss, illumination_loss, normal_loss
 from sv3d_jax.recon.sds import visibility_mask
 from sv3d_jax.render.lighting import COSINE_AMPLITUDE, COSINE_SHARPNESS, sg_shading
-from tests.parity.cases import Case, Family, load_numbers, numbers
+from tests.parity.cases import Case, Family, load_arrays, load_numbers, numbers
 from tests.parity.compare import Tolerance, absolute, relative_per_value
-
-
-def load_arrays(path):
-    with np.load(path) as arrays:
-        return dict(arrays)
 
 
 def compute_single_lobes(case: Case, path: str) -> dict[str, np.ndarray]:

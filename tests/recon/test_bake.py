@@ -11,12 +11,12 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh, write_glb
 from sv3d_jax.recon import bake
-from sv3d_jax.recon.bake import bake_texture, surface_colors, textured
+from sv3d_jax.recon.bake import bake_texture, textured
 from sv3d_jax.recon.export import render_mesh
 from sv3d_jax.recon.uv import PADDING, smooth_normals, unwrap
 from sv3d_jax.render.lighting import SoftLight
 from sv3d_jax.render.texture import sample_bilinear
-from tests.geometry.test_decimate import ball, is_watertight, noisy
+from tests.geometry.test_decimate import ball, is_watertight
 from tests.recon.scenes import ball_pictures
 
 RADIUS = 0.4
@@ -252,41 +252,3 @@ def test_the_same_mesh_gives_the_same_file(painted, round_mesh, tmp_path):
     for name, mesh in (("a", painted), ("b", textured(round_mesh, ball_colors, SIZE, max_faces=1500))):
         write_glb(tmp_path / f"{name}.glb", mesh)
     assert (tmp_path / "a.glb").read_bytes() == (tmp_path / "b.glb").read_bytes()
-
-
-# Colours from another mesh
-
-
-def test_vertex_colors_are_interpolated_on_the_nearest_face():
-    mesh = box()
-    colors_at = surface_colors(replace(mesh, vertex_colors=(0.5 + 0.5 * mesh.vertices).astype(np.float32)))
-    rng = np.random.default_rng(0)
-    on_box = rng.uniform(-0.5, 0.5, (500, 3))
-    axis = rng.integers(3, size=500)
-    on_box[np.arange(500), axis] = np.sign(rng.normal(size=500)) / 2
-    # Colours are linear in space, and a point outside of one face only has its foot there.
-    outside = on_box.copy()
-    outside[np.arange(500), axis] *= 1.4
-    np.testing.assert_allclose(colors_at(outside, None), 0.5 + 0.5 * on_box, atol=1e-6)
-
-
-def test_nearest_point_of_a_tangled_surface_is_found():
-    from sv3d_jax.metrics.geometry import distance_to_surface
-
-    mesh = noisy(2)
-    low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
-    place = ((mesh.vertices - low) / (high - low)).astype(np.float32)
-    points = np.random.default_rng(0).uniform(low, high, (300, 3))
-    found = surface_colors(replace(mesh, vertex_colors=place))(points, None) * (high - low) + low
-    np.testing.assert_allclose(
-        np.linalg.norm(found - points, axis=1), distance_to_surface(points, mesh), atol=1e-4
-    )
-
-
-def test_colours_survive_the_loss_of_faces(round_mesh):
-    colors = ball_colors(round_mesh.vertices, None).astype(np.float32)
-    mesh = textured(
-        round_mesh, surface_colors(replace(round_mesh, vertex_colors=colors)), SIZE, max_faces=1000
-    )
-    error = texture_error(mesh, ball_colors) / texel_length(mesh)
-    assert error.max() < 2 and error.mean() < 0.1  # texels; a face of the ball is 3 of them wide

@@ -16,7 +16,7 @@ from scipy.optimize import least_squares
 
 from sv3d_jax.recon.dmtet.surface import Capacity, Surface, extract
 from sv3d_jax.recon.dmtet.tets import TetGrid, kuhn_grid
-from tests.parity.cases import Case, Family, load_numbers, numbers
+from tests.parity.cases import Case, Family, load_arrays, load_numbers, numbers
 from tests.parity.compare import EXACT, Tolerance, absolute, relative
 
 Shape = Callable[[np.ndarray, np.ndarray], np.ndarray]  # parameters, points (n 3) -> distances
@@ -193,7 +193,7 @@ FAMILIES = (
     Family(
         pattern=r"mtet_\w+\.npz",
         inputs=r"sdf",
-        load=lambda path: dict(np.load(path)),
+        load=load_arrays,
         compute=compute_mesh,
         tolerance=mesh_tolerance,
     ),

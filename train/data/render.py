@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import reduce
 
 from sv3d_jax.arrays import Array, Float, UInt8
 from sv3d_jax.cameras.orbit import CameraPath, make_orbit
@@ -18,6 +17,7 @@ from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, intrinsics, look_at
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.render.antialias import box_filter
 from sv3d_jax.render.interpolate import face_normals, interpolate, seen_shading_normals, vertex_normals
 from sv3d_jax.render.lighting import SoftLight, soft_light
 from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
@@ -209,7 +209,7 @@ def _render_orbit(surface, camera_to_world, focal, center, light, *, size, super
             shading_normals = front[..., None] * seen_shading_normals(normals, surface.faces, fragments)
             color = color * light.shade(shading_normals)[..., None]
         alpha = (face_id >= 0).astype(jnp.float32)[..., None]
-        color, alpha = (_box_filter(pixels, supersample)[0] for pixels in (color * alpha, alpha))
+        color, alpha = (box_filter(pixels, supersample)[0] for pixels in (color * alpha, alpha))
         color = color + 1.0 - alpha if over_white else color / jnp.maximum(alpha, 1e-6)
         return _to_uint8(color), _to_uint8(alpha[..., 0])
 
@@ -239,12 +239,8 @@ def _render_figures(figures: FigureBatch, camera_to_world, *, size, supersample)
         figures.colors, ((0, 0), (1, 0), (0, 0)), constant_values=1.0
     )  # entry 0: the background
     colors = jax.vmap(lambda table, index: table[index])(palette, face_id.reshape(batch, -1) + 1)
-    pixels = _box_filter(colors.reshape(batch * frames, side, side, 3), supersample)
+    pixels = box_filter(colors.reshape(batch * frames, side, side, 3), supersample)
     return _to_uint8(pixels).reshape(batch, frames, size, size, 3)
-
-
-def _box_filter(pixels: Float[Array, "n h w c"], supersample: int) -> Float[Array, "n h2 w2 c"]:
-    return reduce(pixels, "n (h s) (w r) c -> n h w c", "mean", s=supersample, r=supersample)
 
 
 def _to_uint8(values: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
