@@ -14,6 +14,7 @@ from sv3d_jax.io.orbits import OrbitFrames
 BOX_HALF_SIZE = 2.0  # the field's own units; densities are per unit of these
 BALL_IN_BOX = 0.97  # radius of the ball that all views see, over half the side of the box
 WHITE_THRESHOLDS = (0.02, 0.08)  # darkness of the darkest channel: background below, foreground above
+HOLE_WEIGHT = 0.05  # of pixels in holes of the foreground
 MIN_PART = 1e-3  # share of a frame below which a foreground part is dust
 MAX_AREA_RATIO = 3.0  # of the masks of neighbouring views
 
@@ -23,7 +24,7 @@ class Views(NamedTuple):
 
     images: Float[Array, "f h w 3"]
     masks: Float[Array, "f h w"]  # coverage in [0, 1]
-    mask_weights: Float[Array, "f h w"]  # 0 where the coverage is not known
+    mask_weights: Float[Array, "f h w"]  # 0 where the coverage is not known, little where it is doubtful
     camera_to_box: Float[Array, "f 4 4"]
     focal_px: Float[Array, "f 2"]
     center_px: Float[Array, "f 2"]
@@ -61,8 +62,9 @@ def prepare_views(frames: OrbitFrames) -> tuple[Views, Box]:
 def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, np.ndarray]:
     """Foreground (f h w) of pictures over white, and its weights: 0 within a pixel of the silhouette.
 
-    Soft threshold on the distance to white, holes filled, dust removed. At the silhouette a pixel's coverage is
-    guessed from the colour of the nearest pixel inside; there the photometric loss decides.
+    Soft threshold on the distance to white, holes filled, dust removed. A hole may be a white part of the object or
+    the background behind it: it is filled with little weight, so that the other views decide. At the silhouette a
+    pixel's coverage is guessed from the colour of the nearest pixel inside; there the photometric loss decides.
     """
     low, high = WHITE_THRESHOLDS
     darkness = 1.0 - images
@@ -72,11 +74,12 @@ def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, 
         labels, _ = ndimage.label(frame > 0.5)
         sizes = np.bincount(labels.ravel())
         large = np.flatnonzero(sizes >= MIN_PART * frame.size)
-        inside = ndimage.binary_fill_holes(np.isin(labels, large[large > 0]))
+        dark = np.isin(labels, large[large > 0])
+        inside = ndimage.binary_fill_holes(dark)
         core = ndimage.binary_erosion(inside, border_value=1)
         rim = ndimage.binary_dilation(inside) & ~core
         masks[index] = np.where(rim, _coverage(darkness[index], core), inside)
-        weights[index] = ~rim
+        weights[index] = np.where(rim, 0.0, np.where(inside & ~dark, HOLE_WEIGHT, 1.0))
     return masks, weights
 
 

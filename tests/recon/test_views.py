@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.recon.views import CoverageWarning, masks_from_white, prepare_views, surrounding_box
+from sv3d_jax.recon.views import (
+    HOLE_WEIGHT,
+    CoverageWarning,
+    masks_from_white,
+    prepare_views,
+    surrounding_box,
+)
 from tests.recon.scenes import ball_orbit
 
 
@@ -61,6 +67,13 @@ def test_holes_in_the_object_are_filled_and_dust_removed():
     expected = np.zeros((40, 40))
     expected[10:30, 10:30] = 1
     np.testing.assert_array_equal(masks[0], expected)
+
+
+def test_holes_are_filled_with_little_weight():
+    patches = (slice(5, 35), slice(5, 35), 0.3), (slice(15, 25), slice(15, 25), 1.0)
+    masks, weights = masks_from_white(white_frame_with(*patches))
+    assert (masks[0, 15:25, 15:25] == 1).all() and (weights[0, 15:25, 15:25] == HOLE_WEIGHT).all()
+    assert (weights[0, 8:13, 8:32] == 1).all() and (weights[0, :4] == 1).all()
 
 
 def test_the_silhouette_of_a_mask_from_colours_is_left_open():
