@@ -136,7 +136,7 @@ def write_usdz(path: str | Path, mesh: Mesh, normals: np.ndarray) -> None:
     Raises InputError if the mesh has no texture or the extra `usd` is not installed.
     """
     try:
-        from pxr import Sdf
+        from pxr import Sdf  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError(
             f"{path} cannot be written without usd-core", hint='pip install "sv3d_jax[usd]"'
@@ -443,7 +443,7 @@ def _to_trimesh(mesh: Mesh) -> Any:
 
 def _write_usd(path: Path, mesh: Mesh, normals: np.ndarray, picture: str) -> None:
     """Write a USD scene of one surface with a material; `picture` is the path of its texture from there."""
-    from pxr import Sdf, Usd, UsdGeom, UsdShade, Vt
+    from pxr import Sdf, Usd, UsdGeom, UsdShade, Vt  # pyright: ignore[reportMissingImports]
 
     stage, types = Usd.Stage.CreateInMemory(), Sdf.ValueTypeNames
     UsdGeom.SetStageUpAxis(stage, UsdGeom.Tokens.y)
