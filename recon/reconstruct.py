@@ -230,10 +230,10 @@ def _coarse(job: _Job) -> Coarse:
 
 def _fine(job: _Job, coarse: Mesh, field: Params) -> Fine:
     recipe = job.recipe
-    params, log = fit_surface(
+    surface, params, log = fit_surface(
         recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, job.report("fine"), job.keep.fit("fine")
     )
-    mesh = surface_mesh(recipe.mesh, params, recipe.nerf.min_component)
+    mesh = surface_mesh(surface, recipe.nerf.min_component)
     job.clock.mark("fine")
     params = jax.tree.map(np.asarray, params)
     return Fine(mesh.vertices, mesh.faces, params["field"], params["light"], json.dumps(log))

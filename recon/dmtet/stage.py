@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sv3d_jax.arrays import Array, Float, Int, Params
+from sv3d_jax.arrays import Array, Bool, Float, Int, Params
 from sv3d_jax.geometry.marching_cubes import keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.recon import losses
 from sv3d_jax.recon.config import MeshConfig, NerfConfig
 from sv3d_jax.recon.dmtet.surface import Capacity, Surface, deform, extract, marching_tets, signed_distance
-from sv3d_jax.recon.dmtet.tets import TetGrid, kuhn_grid
+from sv3d_jax.recon.dmtet.tets import TetGrid, band, kuhn_grid
 from sv3d_jax.recon.fit import FitInfo, fit
 from sv3d_jax.recon.nerf.field import albedo
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
@@ -31,6 +31,14 @@ SPARE = 1.25  # rows of the mesh's arrays over those in use when they are sized
 WORLD_TO_BOX = BOX_HALF_SIZE / 0.6  # SV3D's world, in which lengths of the paper are, to box units
 NEARBY_STD = 0.01 * WORLD_TO_BOX
 NEARBY_POINTS = 4096  # of each step
+
+
+class Lattice(NamedTuple):
+    """What the surface is cut out of: tetrahedra in a band around the coarse surface, and their distances to it."""
+
+    grid: TetGrid
+    sdf: Float[Array, "v"]
+    at_rim: Bool[Array, "v"]  # where the distance stays, so that the surface is closed
 
 
 class MeshState(NamedTuple):
@@ -63,23 +71,23 @@ def fit_surface(
     seed: int,
     callback: Callable[[FitInfo], None] | None = None,
     save: Path | None = None,
-) -> tuple[Params, list[FitInfo]]:
-    """Distances, texture field and light that explain the views, from a coarse mesh and its field."""
-    grid = jax.tree.map(jnp.asarray, kuhn_grid(config.cells))
+) -> tuple[Surface, Params, list[FitInfo]]:
+    """Surface in box coordinates, texture field and light that explain the views, from a coarse mesh and its field."""
+    lattice = start_lattice(config, coarse)
     optimizer = optax.adam(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
     )
-    params = _initial_params(config, grid, coarse, field)
+    params = _initial_params(config, lattice, field)
     state = MeshState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
     views = jax.tree.map(jnp.asarray, views)
     count = min(config.views_per_step, len(views.images))
 
     def loss(capacity, params, step, data, key):
-        grid, views = data
+        lattice, views = data
         view_key, point_key = jax.random.split(key)
         frames = jax.random.permutation(view_key, len(views.images))[:count]
         some = jax.tree.map(lambda leaf: leaf[frames], views)
-        surface = marching_tets(grid, _positions(grid, params), params["sdf"], capacity)
+        surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), capacity)
         seen = render_surface(nerf, params, surface, some)
         parts = image_losses(seen, some)
         here, nearby, on_object = _nearby(seen, point_key)
@@ -109,7 +117,7 @@ def fit_surface(
 
     def choose(state):
         nonlocal capacity
-        surface, _ = extract(grid, _positions(grid, state.params), state.params["sdf"], capacity)
+        surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
         while min(capacity.vertices / surface.num_vertices, capacity.faces / surface.num_faces) < SPARE:
             capacity = Capacity(2 * capacity.vertices, 2 * capacity.faces)
         return step_with(capacity)
@@ -117,23 +125,31 @@ def fit_surface(
     state, log = fit(
         step_with(capacity),
         state,
-        (grid, views),
+        (lattice, views),
         config.num_steps,
         jax.random.key(seed),
         callback,
         choose=choose,
         save=save,
     )
-    return state.params, log
+    surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
+    return surface, state.params, log
 
 
-def surface_mesh(config: MeshConfig, params: Params, min_component: float) -> Mesh:
-    """The surface in box coordinates, without colours and without parts of a smaller share of the faces."""
-    grid = jax.tree.map(jnp.asarray, kuhn_grid(config.cells))
-    surface, _ = extract(grid, _positions(grid, params), params["sdf"], Capacity(2**14, 2**15))
+def surface_mesh(surface: Surface, min_component: float) -> Mesh:
+    """A surface in box coordinates, without colours and without parts of a smaller share of the faces."""
     count = int(surface.num_vertices), int(surface.num_faces)
     vertices = np.asarray(surface.vertices[: count[0]], np.float64)
     return Mesh(*keep_large_components(vertices, np.asarray(surface.faces[: count[1]]), min_component))
+
+
+def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
+    """The part of the grid that is near the coarse surface; farther away the fit could change nothing."""
+    grid = kuhn_grid(config.cells)
+    truncation = TRUNCATION_CELLS * 2 * BOX_HALF_SIZE / config.cells
+    sdf = signed_distance(coarse, BOX_HALF_SIZE * grid.vertices, truncation)
+    part, rows, at_rim = band(grid, np.abs(sdf) < truncation)
+    return jax.tree.map(jnp.asarray, Lattice(part, sdf[rows], at_rim))
 
 
 def render_surface(nerf: NerfConfig, params: Params, surface: Surface, views: Views) -> Rendered:
@@ -168,17 +184,18 @@ def image_losses(seen: Rendered, views: Views) -> dict[str, Array]:
     }
 
 
-def _positions(grid: TetGrid, params: Params) -> Float[Array, "v 3"]:
-    """The grid's vertices in the box, each moved by less than half a cube."""
-    return BOX_HALF_SIZE * deform(grid, params["offsets"])
+def _displaced(
+    config: MeshConfig, lattice: Lattice, params: Params
+) -> tuple[Float[Array, "v 3"], Float[Array, "v"]]:
+    """The grid's vertices in the box, each moved by less than half a cube, and the distances there."""
+    positions = BOX_HALF_SIZE * deform(lattice.grid.vertices, params["offsets"], config.cells)
+    return positions, jnp.where(lattice.at_rim, lattice.sdf, params["sdf"])
 
 
-def _initial_params(config: MeshConfig, grid: TetGrid, coarse: Mesh, field: Params) -> Params:
-    cell = 2 * BOX_HALF_SIZE / config.cells
-    sdf = signed_distance(coarse, BOX_HALF_SIZE * np.asarray(grid.vertices), TRUNCATION_CELLS * cell)
+def _initial_params(config: MeshConfig, lattice: Lattice, field: Params) -> Params:
     return {
-        "sdf": jnp.asarray(sdf),
-        "offsets": jnp.zeros_like(grid.vertices),
+        "sdf": jnp.array(lattice.sdf),  # a copy, for the fit gives its state away
+        "offsets": jnp.zeros_like(lattice.grid.vertices),
         "field": field,
         "light": init_sg_light(config.num_lobes),
     }

@@ -121,9 +121,9 @@ def marching_tets(
 _marching_tets = jax.jit(marching_tets, static_argnames="capacity")
 
 
-def deform(grid: TetGrid, offsets: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
-    """The grid's vertices, moved along each axis by tanh(offset) times half a cube."""
-    return grid.vertices + jnp.tanh(offsets) / grid.cells
+def deform(vertices: Float[Array, "n 3"], offsets: Float[Array, "n 3"], cells: int) -> Float[Array, "n 3"]:
+    """Vertices of a grid of `cells`^3 cubes, moved along each axis by tanh(offset) times half a cube."""
+    return vertices + jnp.tanh(offsets) / cells
 
 
 def signed_distance(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sv3d_jax.arrays import Array, Float, Int
+from sv3d_jax.arrays import Array, Bool, Float, Int
 
 TET_EDGES = np.array([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])  # of a tetrahedron's four vertices
 
@@ -22,11 +22,6 @@ class TetGrid(NamedTuple):
     tets: Int[Array, "m 4"]
     edges: Int[Array, "e 2"]  # each once, lower vertex first, sorted
     tet_edges: Int[Array, "m 6"]  # rows of `edges`, in the order of TET_EDGES
-
-    @property
-    def cells(self) -> int:
-        """Cubes along a side."""
-        return round(len(self.vertices) ** (1 / 3)) - 1
 
 
 def kuhn_grid(cells: int) -> TetGrid:
@@ -54,6 +49,37 @@ def kuhn_grid(cells: int) -> TetGrid:
     from_corner, to_corner = corners[:, TET_EDGES[:, 0]].ravel(), corners[:, TET_EDGES[:, 1]].ravel()
     tet_edges = edge_at[first + step[from_corner & to_corner], (from_corner ^ to_corner) - 1].reshape(-1, 6)
     return TetGrid(vertices, tets, edges, tet_edges)
+
+
+def band(
+    grid: TetGrid, near: Bool[np.ndarray, "v"]
+) -> tuple[TetGrid, Int[np.ndarray, "v2"], Bool[np.ndarray, "v2"]]:
+    """The tetrahedra that have a near vertex, which rows of the grid their vertices are, and which are at the rim.
+
+    At the rim are the vertices of tetrahedra that were left out, and those on the border of the cube: a surface that
+    keeps its signs there is closed. Arrays are padded with repeated vertices and with tetrahedra without extent, to
+    few different sizes, so that bands of different objects can share a compiled program.
+    """
+    kept = near[grid.tets].any(axis=1)
+    at_rim = (np.abs(grid.vertices) == 1.0).any(axis=1)
+    at_rim[grid.tets[~kept]] = True
+    rows, tets = np.unique(grid.tets[kept], return_inverse=True)
+    edge_rows, tet_edges = np.unique(grid.tet_edges[kept], return_inverse=True)
+    edges = np.searchsorted(rows, grid.edges[edge_rows])
+    rows = _padded(rows)
+    part = TetGrid(
+        vertices=grid.vertices[rows],
+        tets=_padded(tets.reshape(-1, 4).astype(np.int32)),
+        edges=_padded(edges.astype(np.int32)),
+        tet_edges=_padded(tet_edges.reshape(-1, 6).astype(np.int32)),
+    )
+    return part, rows, at_rim[rows]
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """Zeros behind, up to the next of four sizes to a doubling."""
+    step = max(2 ** (len(rows).bit_length() - 3), 1)
+    return np.concatenate([rows, np.zeros((-len(rows) % step, *rows.shape[1:]), rows.dtype)])
 
 
 def _corners_of_tets() -> np.ndarray:

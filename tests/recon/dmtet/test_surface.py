@@ -71,7 +71,7 @@ def test_surface_of_any_signs_is_closed_and_oriented(grid):
 
 
 def test_a_plane_is_met_exactly_in_a_deformed_grid(grid):
-    positions = deform(grid, jax.random.normal(jax.random.key(1), grid.vertices.shape))
+    positions = deform(grid.vertices, jax.random.normal(jax.random.key(1), grid.vertices.shape), CELLS)
     normal = np.array([2, -1, 2]) / 3
     surface, _ = extract(grid, positions, positions @ normal - 0.1, Capacity(1024, 1024))
     vertices, _ = used(surface)
@@ -129,7 +129,7 @@ def test_no_surface_is_no_error(grid, sign):
 def test_gradient_of_the_volume_is_that_of_finite_differences(grid, argument):
     sdf = sphere(grid)
     sdf = jnp.where(jnp.abs(sdf) < 0.01, 0.01, sdf)  # no sign may change within a step
-    given = [deform(grid, 0.5 * jnp.sin(7 * grid.vertices)), sdf]
+    given = [deform(grid.vertices, 0.5 * jnp.sin(7 * grid.vertices), CELLS), sdf]
     direction = jax.random.uniform(jax.random.key(2), given[argument].shape, minval=-1.0)
     gradient = volume_and_gradients(*given, grid, ROOM)[1][argument]
     step, volumes = 5e-3, []
@@ -193,9 +193,9 @@ def test_a_capacity_of_nothing_is_refused():
 
 
 def test_vertices_move_less_than_half_a_cube_and_stay_without_offset(grid):
-    far = deform(grid, jnp.full(grid.vertices.shape, 3.0)) - grid.vertices
+    far = deform(grid.vertices, jnp.full(grid.vertices.shape, 3.0), CELLS) - grid.vertices
     np.testing.assert_allclose(far, np.tanh(3.0) / CELLS, atol=1e-6)
-    np.testing.assert_array_equal(deform(grid, jnp.zeros_like(grid.vertices)), grid.vertices)
+    np.testing.assert_array_equal(deform(grid.vertices, jnp.zeros_like(grid.vertices), CELLS), grid.vertices)
 
 
 # Signed distance
