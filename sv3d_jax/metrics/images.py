@@ -68,17 +68,18 @@ def run_eval_orbit(config: EvalOrbitConfig, progress: Progress) -> dict[str, Any
 
 
 def _blur(images: Float[Array, "*f h w c"]) -> Float[Array, "*f h2 w2 c"]:
+    # As matrix products: on a CPU several times as fast, there and back, as sums of shifted pictures.
+    rows, columns = (_window_matrix(size) for size in images.shape[-3:-1])
+    return jnp.einsum("ih,jw,...hwc->...ijc", rows, columns, images, precision="highest")
+
+
+def _window_matrix(size: int) -> Float[np.ndarray, "size2 size"]:
     offset = np.arange(SSIM_WINDOW) - SSIM_WINDOW // 2
     weights = np.exp(-0.5 * (offset / SSIM_SIGMA) ** 2)
-    weights /= weights.sum()
-    for axis in (-3, -2):
-        size = images.shape[axis] - SSIM_WINDOW + 1
-        shifted = (
-            weight * jax.lax.slice_in_dim(images, start, start + size, axis=images.ndim + axis)
-            for start, weight in enumerate(weights.tolist())
-        )
-        images = sum(shifted, jnp.zeros((), images.dtype))
-    return images
+    places = np.arange(size - SSIM_WINDOW + 1)[:, None] + np.arange(SSIM_WINDOW)
+    matrix = np.zeros((len(places), size), np.float32)
+    np.put_along_axis(matrix, places, weights / weights.sum(), axis=1)
+    return matrix
 
 
 def _check_comparable(prediction: OrbitFrames, target: OrbitFrames) -> None:
