@@ -70,17 +70,11 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
     result = reconstruct(frames, config)
     seconds = {"seconds": time.monotonic() - wall, "processor_seconds": time.process_time() - processor}
     truth, _ = render_orbit(mesh, HELD_OUT, options.size, light)
-    focal, center = intrinsics(HELD_OUT.fov_deg, options.size)
-    cameras = (
-        HELD_OUT.camera_to_world,
-        np.tile(focal, (len(HELD_OUT), 1)),
-        np.tile(center, (len(HELD_OUT), 1)),
-    )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "mesh.glb"
         write_mesh(file, result.mesh if result.lit is None else result.lit)
         exported = read_mesh(file)
-    rendered = render_mesh(exported, *cameras, options.size, options.size)
+    rendered = render_mesh(exported, *held_out_cameras(options.size), options.size, options.size)
     scores = compare_meshes(exported, mesh, points=20_000)
     kept = ("chamfer", "pred_to_target", "target_to_pred", "f_score", "iou", "pred_closed")
     return {
@@ -90,6 +84,13 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
         **{name: result.facts[name] for name in ("density_level", "mask_iou", "faces")},
         "timings": result.timings,
     }
+
+
+def held_out_cameras(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Poses, focal lengths and centres in pixels."""
+    focal, center = intrinsics(HELD_OUT.fov_deg, size)
+    count = len(HELD_OUT)
+    return HELD_OUT.camera_to_world, np.tile(focal, (count, 1)), np.tile(center, (count, 1))
 
 
 def rendered_frames(mesh: Mesh, options: argparse.Namespace, light) -> OrbitFrames:

@@ -76,6 +76,7 @@ class LossWeights:
     bilateral: float = 0.05
     albedo: float = 0.1
     sdf_sign: float = 0.2
+    normal_consistency: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ class MeshConfig:
     cells: int = 64  # cubes along the box, each of six tetrahedra
     views_per_step: int = 2
     learning_rate: float = 0.01  # falls to a tenth along a cosine
-    num_lobes: int = 24  # of the light
+    num_lobes: int = 24  # of the light; 0: none, colours are exported as the views show them
     weights: LossWeights = LossWeights()
 
     def __post_init__(self):
@@ -94,7 +95,7 @@ class MeshConfig:
             ("num_steps", 0, 1_000_000),
             ("cells", 4, 256),
             ("views_per_step", 1, 1024),
-            ("num_lobes", 1, 256),
+            ("num_lobes", 0, 256),
         ):
             check_range(name, getattr(self, name), low, high)
 

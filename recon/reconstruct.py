@@ -21,7 +21,7 @@ from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.recon.bake import ColorsAt, bake_texture, textured
 from sv3d_jax.recon.checks import check_cameras
 from sv3d_jax.recon.config import Recipe, ReconstructConfig, ReconstructVerbConfig
-from sv3d_jax.recon.dmtet.stage import fit_surface, surface_mesh
+from sv3d_jax.recon.dmtet.stage import fit_surface, start_light, surface_mesh
 from sv3d_jax.recon.export import write_mesh, write_results
 from sv3d_jax.recon.fit import FitInfo, load_arrays, save_arrays
 from sv3d_jax.recon.nerf.field import albedo, init_field
@@ -29,7 +29,7 @@ from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.nerf.stage import fit_field
 from sv3d_jax.recon.nerf.surface import field_mesh, seen_colors
 from sv3d_jax.recon.views import Views, prepare_views
-from sv3d_jax.render.lighting import SGLight, init_sg_light
+from sv3d_jax.render.lighting import SGLight
 
 if TYPE_CHECKING:
     from sv3d_jax.pipeline import Orbit
@@ -70,7 +70,7 @@ class Fine(NamedTuple):
     vertices: np.ndarray
     faces: np.ndarray
     field: Params
-    light: SGLight
+    light: SGLight | None
     log: str
 
 
@@ -101,7 +101,7 @@ def reconstruct(
     mesh, log, light = Mesh(coarse.vertices, coarse.faces), _read_log(coarse.log), None
     colors_at: ColorsAt = seen_colors(recipe.nerf, coarse.field)
     if recipe.mesh.num_steps:
-        like = Fine(0, 0, coarse.field, init_sg_light(recipe.mesh.num_lobes), "")
+        like = Fine(0, 0, coarse.field, start_light(recipe.mesh), "")
         fine = keep("fine", lambda: _fine(job, mesh, coarse.field), like)
         mesh, light, log = Mesh(fine.vertices, fine.faces), fine.light, log + _read_log(fine.log)
         colors_at = _albedo_at(recipe, fine.field)

@@ -22,8 +22,8 @@ from sv3d_jax.recon.fit import FitInfo, fit
 from sv3d_jax.recon.nerf.field import albedo
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 from sv3d_jax.render.antialias import antialias, mesh_edges
-from sv3d_jax.render.interpolate import interpolate, seen_shading_normals, vertex_normals
-from sv3d_jax.render.lighting import init_sg_light
+from sv3d_jax.render.interpolate import face_normals, interpolate, seen_shading_normals, vertex_normals
+from sv3d_jax.render.lighting import SGLight, init_sg_light
 from sv3d_jax.render.rasterize import project, rasterize
 
 TRUNCATION_CELLS = 2.0  # of the distances at the start, so that the zero-crossing's interpolation is linear
@@ -47,6 +47,14 @@ class MeshState(NamedTuple):
     params: Params  # sdf, offsets, field, light
     optimizer: optax.OptState
     step: Int[Array, ""]
+    crowded: Bool[Array, ""]  # whether a step of this call had no room for all pixels of the object
+
+
+class Room(NamedTuple):
+    """Static sizes of a step."""
+
+    mesh: Capacity
+    pixels: int  # of the object, in all views together
 
 
 class Rendered(NamedTuple):
@@ -54,12 +62,13 @@ class Rendered(NamedTuple):
 
     image: Float[Array, "f h w 3"]  # lit, over white
     opacity: Float[Array, "f h w"]
-    shading: Float[Array, "f h w"]
-    points: Float[Array, "f h w 3"]  # not antialiased, as are the next three
+    shading: Float[Array, "f h w"]  # without gradient in the surface; not antialiased, as are the next ones
+    points: Float[Array, "f h w 3"]
     normals: Float[Array, "f h w 3"]
     albedo: Float[Array, "f h w 3"]
     depth: Float[Array, "f h w"]
     covered: Float[Array, "f h w"]
+    crowded: Bool[Array, ""]  # more pixels than room, some of which have no colour then
 
 
 def fit_surface(
@@ -78,57 +87,67 @@ def fit_surface(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
     )
     params = _initial_params(config, lattice, field)
-    state = MeshState(params, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = MeshState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     views = jax.tree.map(jnp.asarray, views)
     count = min(config.views_per_step, len(views.images))
 
-    def loss(capacity, params, step, data, key):
+    def loss(room, params, step, data, key):
         lattice, views = data
         view_key, point_key = jax.random.split(key)
         frames = jax.random.permutation(view_key, len(views.images))[:count]
         some = jax.tree.map(lambda leaf: leaf[frames], views)
-        surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), capacity)
-        seen = render_surface(nerf, params, surface, some)
+        surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), room.mesh)
+        seen = render_surface(nerf, params, surface, some, room.pixels)
         parts = image_losses(seen, some)
+        if params["light"] is None:
+            del parts["illumination"]
         here, nearby, on_object = _nearby(seen, point_key)
         there = albedo(nerf, params["field"], nearby)
         parts["albedo"] = losses.albedo_smoothness_loss(here, there, on_object)
+        normals = face_normals(surface.vertices, surface.faces)
+        parts["normal_consistency"] = losses.normal_consistency_loss(normals, mesh_edges(surface.faces).faces)
         parts["sdf_sign"] = losses.sdf_sign_loss(params["sdf"], surface.edges)
         ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
         weights = asdict(config.weights) | {"sdf_sign": config.weights.sdf_sign * ramp}
         total = sum(weights[name] * value for name, value in parts.items())
-        return total, (parts | {"loss": total}, surface.overflow)
+        return total, (parts | {"loss": total}, surface.overflow, seen.crowded)
 
-    def step(capacity, state, data, key):
-        gradient, (parts, overflow) = jax.grad(partial(loss, capacity), has_aux=True)(
+    def step(room, state, data, key):
+        gradient, (parts, overflow, crowded) = jax.grad(partial(loss, room), has_aux=True)(
             state.params, state.step, data, key
         )
         updates, moments = optimizer.update(gradient, state.optimizer)
-        new = MeshState(optax.apply_updates(state.params, updates), moments, state.step + 1)
-        # A surface that outgrew its arrays is not stepped on; the next call has larger ones.
-        state = jax.tree.map(lambda old, new: jnp.where(overflow, old, new), state, new)
-        return state, parts
+        new = MeshState(optax.apply_updates(state.params, updates), moments, state.step + 1, state.crowded)
+        # What outgrew its arrays is not stepped on; the next call has larger ones.
+        state = jax.tree.map(lambda old, new: jnp.where(overflow | crowded, old, new), state, new)
+        return state._replace(crowded=state.crowded | crowded), parts
+
+    def begin(state, key):
+        return state._replace(crowded=jnp.zeros((), bool))
 
     @cache
-    def step_with(capacity):
-        return partial(step, capacity)
+    def step_with(room):
+        return partial(step, room)
 
-    capacity = Capacity(2**12, 2**13)
+    capacity, pixels = Capacity(2**12, 2**13), _object_pixels(views, count)
 
     def choose(state):
-        nonlocal capacity
+        nonlocal capacity, pixels
+        if state.crowded:
+            pixels *= 2
         surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
         while min(capacity.vertices / surface.num_vertices, capacity.faces / surface.num_faces) < SPARE:
             capacity = Capacity(2 * capacity.vertices, 2 * capacity.faces)
-        return step_with(capacity)
+        return step_with(Room(capacity, pixels))
 
     state, log = fit(
-        step_with(capacity),
+        step_with(Room(capacity, pixels)),
         state,
         (lattice, views),
         config.num_steps,
         jax.random.key(seed),
         callback,
+        begin=begin,
         choose=choose,
         save=save,
     )
@@ -143,6 +162,11 @@ def surface_mesh(surface: Surface, min_component: float) -> Mesh:
     return Mesh(*keep_large_components(vertices, np.asarray(surface.faces[: count[1]]), min_component))
 
 
+def start_light(config: MeshConfig) -> SGLight | None:
+    """Even light from all around, or None where colours are to stay as they are seen."""
+    return init_sg_light(config.num_lobes) if config.num_lobes else None
+
+
 def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
     """The part of the grid that is near the coarse surface; farther away the fit could change nothing."""
     grid = kuhn_grid(config.cells)
@@ -152,23 +176,41 @@ def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
     return jax.tree.map(jnp.asarray, Lattice(part, sdf[rows], at_rim))
 
 
-def render_surface(nerf: NerfConfig, params: Params, surface: Surface, views: Views) -> Rendered:
-    """The surface as the views' cameras see it, in the colours of the field and the light."""
+def render_surface(
+    nerf: NerfConfig, params: Params, surface: Surface, views: Views, max_pixels: int
+) -> Rendered:
+    """The surface as the views' cameras see it, in the colours of the field and the light.
+
+    Colours and light are computed for the object's pixels only, of which all views together may have `max_pixels`.
+    """
     height, width = views.masks.shape[1:]
     vertices, faces = surface.vertices, surface.faces
     screen = project(vertices, views.camera_to_box, views.focal_px, views.center_px)
     fragments = rasterize(screen, faces, height, width)
-    covered = (fragments.face_id >= 0).astype(jnp.float32)
+    is_covered = fragments.face_id >= 0
     points = interpolate(vertices, faces, fragments)
     normals = seen_shading_normals(vertex_normals(vertices, faces), faces, fragments)
-    color = covered[..., None] * albedo(nerf, params["field"], points.reshape(-1, 3)).reshape(points.shape)
-    shading = covered * params["light"].shade(normals)
-    lit = color * shading[..., None]
-    buffers = jnp.concatenate([lit, covered[..., None], shading[..., None]], axis=-1)
+
+    (pixel,) = jnp.nonzero(is_covered.ravel(), size=max_pixels, fill_value=is_covered.size)
+    point, normal = (x.reshape(-1, 3).at[pixel].get(mode="fill", fill_value=0.0) for x in (points, normals))
+
+    def picture(values):
+        flat = jnp.zeros((is_covered.size, *values.shape[1:])).at[pixel].set(values, mode="drop")
+        return flat.reshape(*is_covered.shape, *values.shape[1:])
+
+    def light(normal):
+        return jnp.ones(max_pixels) if params["light"] is None else params["light"].shade(normal)
+
+    color = picture(albedo(nerf, params["field"], point))
+    # The prior on the light is not to bend the surface: what varies may be the albedo.
+    shading = picture(light(jax.lax.stop_gradient(normal)))
+    covered = is_covered.astype(jnp.float32)
+    buffers = jnp.concatenate([color * picture(light(normal))[..., None], covered[..., None]], axis=-1)
     buffers = antialias(buffers, fragments, screen, faces, mesh_edges(faces))
-    lit, opacity, shading = buffers[..., :3], buffers[..., 3], buffers[..., 4]
+    lit, opacity = buffers[..., :3], buffers[..., 3]
     image = lit + 1.0 - opacity[..., None]
-    return Rendered(image, opacity, shading, points, normals, color, fragments.depth, covered)
+    crowded = is_covered.sum() > max_pixels
+    return Rendered(image, opacity, shading, points, normals, color, fragments.depth, covered, crowded)
 
 
 def image_losses(seen: Rendered, views: Views) -> dict[str, Array]:
@@ -184,6 +226,13 @@ def image_losses(seen: Rendered, views: Views) -> dict[str, Array]:
     }
 
 
+def _object_pixels(views: Views, count: int) -> int:
+    """Room for the object's pixels in any `count` views, and for some more."""
+    areas = np.sort((np.asarray(views.masks) > 0).sum(axis=(1, 2)))[-count:]
+    step = 2**12
+    return step * -(-int(SPARE * areas.sum()) // step)
+
+
 def _displaced(
     config: MeshConfig, lattice: Lattice, params: Params
 ) -> tuple[Float[Array, "v 3"], Float[Array, "v"]]:
@@ -197,7 +246,7 @@ def _initial_params(config: MeshConfig, lattice: Lattice, field: Params) -> Para
         "sdf": jnp.array(lattice.sdf),  # a copy, for the fit gives its state away
         "offsets": jnp.zeros_like(lattice.grid.vertices),
         "field": field,
-        "light": init_sg_light(config.num_lobes),
+        "light": start_light(config),
     }
 
 

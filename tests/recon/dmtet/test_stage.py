@@ -1,0 +1,55 @@
+"""The fine stage on a ball, from a coarse surface that is known."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.metrics.geometry import is_closed
+from sv3d_jax.recon.config import MeshConfig, NerfConfig
+from sv3d_jax.recon.dmtet import stage
+from sv3d_jax.recon.nerf.field import init_field
+from sv3d_jax.recon.views import prepare_views
+from tests.geometry.test_decimate import ball
+from tests.recon.scenes import ball_orbit
+
+NERF = NerfConfig(num_levels=2, table_size=2**10, finest_resolution=32)
+CONFIG = MeshConfig(num_steps=48, cells=12, num_lobes=0)
+RADIUS = 0.4
+
+
+@pytest.fixture(scope="module")
+def views():
+    return prepare_views(ball_orbit(num_frames=4, radius=RADIUS))
+
+
+@pytest.fixture(scope="module")
+def coarse(views):
+    """A ball a tenth too large."""
+    mesh = ball(resolution=24, radius=9.0)
+    return Mesh(1.1 * RADIUS / 9.0 / views[1].scale * mesh.vertices, mesh.faces)
+
+
+def fit(config, views, coarse):
+    """Surface, parameters and log."""
+    field = init_field(NERF, jax.random.key(0))
+    return stage.fit_surface(config, NERF, coarse, field, views[0], seed=0)
+
+
+def test_the_surface_shrinks_to_the_silhouettes_and_is_closed(views, coarse):
+    surface, params, log = fit(CONFIG, views, coarse)
+    mesh = stage.surface_mesh(surface, min_component=0.01)
+    radius = views[1].scale * np.linalg.norm(mesh.vertices, axis=1).mean()
+    assert is_closed(mesh) and abs(radius - RADIUS) < 0.05 * RADIUS
+    assert params["light"] is None and "illumination" not in log[-1].losses
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_steps_without_room_for_the_pixels_change_nothing_and_then_get_it(views, coarse, monkeypatch, calls):
+    monkeypatch.setattr(stage, "_object_pixels", lambda views, count: 512)  # two views of the ball have more
+    config = replace(CONFIG, num_steps=16 * calls)
+    _, params, _ = fit(config, views, coarse)
+    moved = np.abs(params["sdf"] - stage.start_lattice(config, coarse).sdf).max()
+    assert moved == 0 if calls == 1 else moved > 0.01
