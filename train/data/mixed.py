@@ -3,6 +3,7 @@
 import colorsys
 from collections.abc import Callable
 
+import manifold3d
 import numpy as np
 
 from sv3d_jax.geometry.mesh import Mesh
@@ -11,7 +12,7 @@ Shape = tuple[np.ndarray, np.ndarray]  # vertices v 3 inside about the unit ball
 
 
 def mixed_mesh(seed: int) -> Mesh:
-    """The mixed object with this seed, z up; parts are closed and may run into each other."""
+    """The mixed object with this seed, z up: one closed surface round parts that may run into each other."""
     rng = np.random.default_rng(seed)
     count = rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1])
     names = sorted(SHAPES)
@@ -23,14 +24,21 @@ def mixed_mesh(seed: int) -> Mesh:
         # A further part is centred on a point of the first one's surface, so nothing floats.
         place = np.zeros(3) if index == 0 else rng.choice(parts[0][0])
         parts.append(((vertices * stretch) @ _rotation(rng).T + place, faces, colors))
-    starts = np.cumsum([0] + [len(vertices) for vertices, _, _ in parts[:-1]])
-    return Mesh(
-        vertices=np.concatenate([vertices for vertices, _, _ in parts]),
-        faces=np.concatenate([f + start for (_, f, _), start in zip(parts, starts, strict=True)]).astype(
-            np.int32
-        ),
-        vertex_colors=np.concatenate([colors for _, _, colors in parts]).astype(np.float32),
-    )
+    return _united(parts)
+
+
+def _united(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Mesh:
+    """The surface of the union of closed parts: vertices, faces and colours each."""
+    solids = []
+    for vertices, faces, colors in parts:
+        solid = manifold3d.Mesh(np.float32(np.hstack([vertices, colors])), faces.astype(np.uint32))
+        solid.merge()
+        solids.append(manifold3d.Manifold(solid))
+    union = manifold3d.Manifold.batch_boolean(solids, manifold3d.OpType.Add).to_mesh()
+    vertices, colors = np.split(union.vert_properties, [3], axis=1)
+    vertices = np.float64(vertices)
+    rows, faces = _split_at_sharp_edges(vertices, union.tri_verts.astype(np.int32))
+    return Mesh(vertices[rows], faces, colors[rows])
 
 
 # Closed surfaces on grids of two angles
@@ -343,7 +351,12 @@ def _strip_faces(grid: np.ndarray) -> np.ndarray:
 
 def _with_sharp_edges(shape: Shape) -> Shape:
     """Vertices split wherever faces meet at more than 40 degrees, so that shading has edges there."""
-    vertices, faces = shape
+    rows, faces = _split_at_sharp_edges(*shape)
+    return shape[0][rows], faces
+
+
+def _split_at_sharp_edges(vertices: np.ndarray, faces: np.ndarray) -> tuple[list[int], np.ndarray]:
+    """For each vertex after the split the number of the one it was, and the faces."""
     corners = vertices[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
@@ -358,7 +371,7 @@ def _with_sharp_edges(shape: Shape) -> Shape:
             known.append(match[0])
             groups.append((vertex, face))
         new_faces[face, slot] = match[0]
-    return vertices[[vertex for vertex, _ in groups]], new_faces
+    return [vertex for vertex, _ in groups], new_faces
 
 
 def _circle(t: np.ndarray) -> np.ndarray:

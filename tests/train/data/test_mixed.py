@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sv3d_jax.metrics.geometry import is_closed, occupancy
 from sv3d_jax.train.data.mixed import SHAPES, mixed_mesh
 
 
@@ -14,6 +15,17 @@ def test_shapes_are_closed_and_face_outwards(name):
         area_vector = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]).sum(0)
         np.testing.assert_allclose(area_vector, 0.0, atol=1e-9)  # float64 sums over thousands of faces
         assert np.linalg.det(corners).sum() > 0  # six times the enclosed volume
+
+
+@pytest.mark.parametrize("seed", [3, 10000002, 10000004])
+def test_an_object_of_several_parts_is_one_closed_surface(seed):
+    mesh = mixed_mesh(seed)
+    low, size = mesh.vertices.min(axis=0), np.ptp(mesh.vertices, axis=0).max()
+    assert is_closed(mesh)
+    # Signed volumes count what lies in two parts twice, voxels count it once.
+    signed_volume = np.linalg.det(mesh.vertices[mesh.faces]).sum() / 6
+    voxels = occupancy(mesh, low, size / 96, 96).sum() * (size / 96) ** 3
+    assert signed_volume == pytest.approx(voxels, rel=0.02)
 
 
 def test_same_seed_gives_the_same_object():
