@@ -33,6 +33,9 @@ class NerfConfig:
     photometric_weight: float = 10.0
     mask_weight: float = 5.0
     distortion_weight: float = 0.2  # reached along a straight line from 0
+    nearness_weight: float = 0.006
+    opaque_weight: float = 0.0
+    orientation_weight: float = 0.0  # more than 0 asks for the density of six more points at each sample
 
     occupancy_resolution: int = 64
     refresh_cells: int = 2**15

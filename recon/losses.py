@@ -34,6 +34,14 @@ def distortion_loss(
     return jnp.mean(between + within)
 
 
+def nearness_loss(weights: Float[Array, "n s"], depths: Float[Array, "n s"]) -> Scalar:
+    """Mean over rays of the distance from the first sample, where a ray enters the hull, to what it sees.
+
+    Where colour is even, views agree on any surface inside the hull; this prefers the hull.
+    """
+    return jnp.mean(jnp.sum(weights * (depths - depths[:, :1]), axis=-1))
+
+
 def eroded(mask: Float[Array, "*f h w"]) -> Float[Array, "*f h w"]:
     """The least coverage in each pixel's 3x3 neighbourhood: what is `valid` where a loss looks at neighbours."""
     window = (1,) * (mask.ndim - 2) + (3, 3)

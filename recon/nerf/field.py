@@ -12,6 +12,7 @@ from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode, init_tables
 from sv3d_jax.recon.views import BOX_HALF_SIZE
 
 MAX_LOG_DENSITY = 8.0
+NORMAL_STEP = 0.01 / 0.6 * BOX_HALF_SIZE  # 0.01 in SV3D's world, as threestudio has it
 
 
 def hash_grid(config: NerfConfig) -> HashGrid:
@@ -48,6 +49,14 @@ def density_and_albedo(
     """Both, from one encoding; albedo is diffuse colour in [0, 1]."""
     features = _features(config, params, points)
     return _density(config, params, features), jax.nn.sigmoid(_mlp(params["albedo"], features))
+
+
+def density_normals(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
+    """Unit vectors in which density falls fastest, by central differences."""
+    offsets = NORMAL_STEP * jnp.concatenate([jnp.eye(3), -jnp.eye(3)])  # 6 3
+    around = density(config, params, (points[:, None] + offsets).reshape(-1, 3)).reshape(-1, 2, 3)
+    downhill = around[:, 1] - around[:, 0]
+    return downhill / jnp.sqrt(jnp.sum(jnp.square(downhill), axis=-1, keepdims=True) + 1e-12)
 
 
 def albedo(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:

@@ -13,8 +13,15 @@ import optax
 from sv3d_jax.arrays import Array, Float, Int, Params
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.fit import FitInfo, fit
-from sv3d_jax.recon.losses import distortion_loss, mask_loss, photometric_loss
-from sv3d_jax.recon.nerf.field import density, density_and_albedo, init_field
+from sv3d_jax.recon.losses import (
+    distortion_loss,
+    mask_loss,
+    nearness_loss,
+    opaque_loss,
+    orientation_loss,
+    photometric_loss,
+)
+from sv3d_jax.recon.nerf.field import density, density_and_albedo, density_normals, init_field
 from sv3d_jax.recon.nerf.occupancy import Occupancy, Samples, march, refresh, start_occupancy
 from sv3d_jax.recon.views import Views
 from sv3d_jax.render.volume import Composite, composite
@@ -51,19 +58,28 @@ def fit_field(
         views, pixels, num_pixels = data
         pixel_key, march_key = jax.random.split(key)
         pixel = pixels[jax.random.randint(pixel_key, (config.rays_per_step,), 0, num_pixels)]
-        samples = march(config, occupancy, *pixel_rays(views, pixel), march_key)
+        origins, directions = pixel_rays(views, pixel)
+        samples = march(config, occupancy, origins, directions, march_key)
         seen = render_samples(config, params, samples)
-        photometric = photometric_loss(seen.color, views.images.reshape(-1, 3)[pixel])
-        mask = mask_loss(seen.opacity, views.masks.reshape(-1)[pixel], views.mask_weights.reshape(-1)[pixel])
         # Fog first, for what is opaque too early hides what is behind it; a hard surface in the end.
         ramp = jnp.minimum(step / config.num_steps, 1.0)
-        distortion = distortion_loss(seen.weights, samples.depths, samples.lengths)
-        total = (
-            config.photometric_weight * photometric
-            + config.mask_weight * mask
-            + config.distortion_weight * ramp * distortion
-        )
-        return total, {"loss": total, "photometric": photometric, "mask": mask, "distortion": distortion}
+        parts = {
+            "photometric": photometric_loss(seen.color, views.images.reshape(-1, 3)[pixel]),
+            "mask": mask_loss(
+                seen.opacity, views.masks.reshape(-1)[pixel], views.mask_weights.reshape(-1)[pixel]
+            ),
+            "distortion": ramp * distortion_loss(seen.weights, samples.depths, samples.lengths),
+            "nearness": nearness_loss(seen.weights, samples.depths),
+        }
+        if config.opaque_weight:
+            parts["opaque"] = opaque_loss(seen.opacity)
+        if config.orientation_weight:
+            normals = density_normals(config, params, samples.points.reshape(-1, 3))
+            parts["orientation"] = orientation_loss(
+                seen.weights, normals.reshape(samples.points.shape), directions
+            )
+        total = sum(getattr(config, f"{name}_weight") * value for name, value in parts.items())
+        return total, parts | {"loss": total}
 
     def step(state, data, key):
         gradients, losses = jax.grad(loss, has_aux=True)(state.params, state.occupancy, state.step, data, key)

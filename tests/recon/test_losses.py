@@ -17,6 +17,7 @@ from sv3d_jax.recon.losses import (
     laplacian_loss,
     mask_loss,
     nearby_points,
+    nearness_loss,
     normal_consistency_loss,
     normal_loss,
     normals_in_camera,
@@ -130,6 +131,12 @@ def test_nearby_points_are_as_far_as_was_asked():
     points = jnp.ones((20000, 3))
     moved = nearby_points(points, 0.01, jax.random.key(0)) - points
     np.testing.assert_allclose(moved.std(axis=0), 0.01, rtol=0.03)  # 4 deviations of the estimate are 2 %
+
+
+def test_nearness_is_the_way_from_the_first_sample():
+    depths = np.array([[2.0, 2.5, 4.0], [1.0, 1.5, 2.0]], np.float32)
+    weights = np.array([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]], np.float32)
+    assert float(nearness_loss(weights, depths)) == pytest.approx((0.5 * 0.5 + 0.5 * 2.0) / 2)
 
 
 def test_orientation_looks_at_normals_that_face_away_in_rays_that_see_something():

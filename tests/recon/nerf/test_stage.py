@@ -1,0 +1,50 @@
+"""The coarse stage beyond what whole reconstructions show."""
+
+import jax
+import numpy as np
+
+from sv3d_jax.recon.config import NerfConfig
+from sv3d_jax.recon.nerf.field import density, density_normals, init_field
+from sv3d_jax.recon.nerf.occupancy import visual_hull
+from sv3d_jax.recon.nerf.stage import fit_field
+from sv3d_jax.recon.views import prepare_views
+from tests.recon.scenes import ball_orbit
+
+TINY = NerfConfig(
+    num_levels=2,
+    table_size=2**10,
+    base_resolution=4,
+    finest_resolution=8,
+    hidden_width=8,
+    num_steps=16,
+    rays_per_step=64,
+    candidates_per_ray=16,
+    samples_per_ray=8,
+    occupancy_resolution=8,
+    refresh_cells=64,
+    opaque_weight=0.005,
+    orientation_weight=0.01,
+)
+
+
+def test_normals_point_against_the_gradient_of_density():
+    params = init_field(TINY, jax.random.key(0))
+    params["tables"] = jax.random.normal(jax.random.key(1), params["tables"].shape)
+    # Inside cells of both levels (of 4 and 8 to the box of 4) the field is smooth, up to the kinks of ReLU.
+    points = 0.25 + 0.1 * jax.random.uniform(jax.random.key(2), (64, 3))
+    gradient = jax.grad(lambda x: density(TINY, params, x).sum())(points)
+    expected = -gradient / np.linalg.norm(gradient, axis=-1, keepdims=True)
+    cosine = np.sum(expected * density_normals(TINY, params, points), axis=-1)
+    assert np.median(cosine) > 0.999
+
+
+def test_optional_losses_are_fitted_and_logged():
+    views, _ = prepare_views(ball_orbit(size=16, num_frames=4))
+    hull = visual_hull(views, TINY.occupancy_resolution, TINY.hull_tolerance)
+    _, log = fit_field(TINY, views, hull, seed=0)
+    assert {"opaque", "orientation"} <= log[-1].losses.keys()
+    assert log[-1].losses["opaque"] > 0
+    total = sum(
+        getattr(TINY, f"{name}_weight") * value for name, value in log[-1].losses.items() if name != "loss"
+    )
+    assert np.isclose(log[-1].losses["loss"], total, rtol=1e-4)
