@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sv3d_jax.config import HIDDEN, POSITIONAL, CommonConfig, check_range, load_config, short
+from sv3d_jax.errors import InputError
 
+Stage = Literal["coarse", "fine", "bake", "all"]
 PRESETS = Path(__file__).parent.parent / "configs" / "recon"
 
 
@@ -170,9 +172,21 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     """folder with cameras.json and the frames that it names: any number, from any cameras around the object"""
     output: Annotated[Path, short("-o")]
     """folder of the results"""
+    stage: Stage = "all"
+    """stop after coarse or fine (a PLY and a picture), or bake (the mesh files); a later stage goes on from there"""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stage == "fine" and not self.resolve().mesh.num_steps:
+            raise InputError(
+                f"--stage fine: there is no fine stage in --preset {self.preset}",
+                hint="--preset fast, or --fine-steps 192",
+            )
 
     def settings(self) -> dict[str, Any]:
-        """With the preset's values, so that a changed preset counts as other settings."""
+        """With the preset's values, so that a changed preset counts as other settings; less where to stop."""
         from sv3d_jax.config import to_plain
 
-        return super().settings() | to_plain(self.resolve())
+        settings = super().settings() | to_plain(self.resolve())
+        del settings["stage"]
+        return settings

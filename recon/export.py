@@ -53,23 +53,17 @@ def write_results(
 
     `lit` is the same surface in the colours that the frames show: mesh_lit.glb, the turntable and the comparison.
     """
-    paths = []
+    paths = write_meshes(directory, mesh, lit)
 
     def path(name: str) -> Path:
         paths.append(directory / name)
         return paths[-1]
-
-    for suffix in (".glb", ".obj", ".ply"):
-        write_mesh(path(f"mesh{suffix}"), mesh)
-    if mesh.texture is not None:
-        path("mesh.mtl"), path("mesh.png")  # written beside mesh.obj
 
     looks = show_colors, relit(light, TURNTABLE_FRAMES), show_normals
     albedo, relighted, normals = turntable(mesh, frames, looks)
     video = available_format("mp4")
     shown_mesh, turning = mesh, albedo
     if lit is not None:
-        write_mesh(path("mesh_lit.glb"), lit)
         shown_mesh, turning = lit, turntable(lit, frames)[0]
     write_video(path(f"turntable.{video}"), turning, fps=TURNTABLE_FPS)
     write_video(path(f"relit.{video}"), relighted, fps=TURNTABLE_FPS)
@@ -78,6 +72,25 @@ def write_results(
     write_png(path("albedo.png"), contact_sheet(albedo[shown], labels))
     write_png(path("normals.png"), contact_sheet(normals[shown], labels))
     write_png(path("comparison.png"), comparison(shown_mesh, frames))
+    return paths
+
+
+def write_meshes(directory: Path, mesh: Mesh, lit: Mesh | None = None) -> list[Path]:
+    """The mesh as GLB, OBJ and PLY, and `lit` as mesh_lit.glb; returns their paths."""
+    meshes = {f"mesh{suffix}": mesh for suffix in (".glb", ".obj", ".ply")}
+    if lit is not None:
+        meshes["mesh_lit.glb"] = lit
+    for name, shown in meshes.items():
+        write_mesh(directory / name, shown)
+    beside_obj = [] if mesh.texture is None else ["mesh.mtl", "mesh.png"]
+    return [directory / name for name in [*meshes, *beside_obj]]
+
+
+def write_stage(directory: Path, stage: str, mesh: Mesh, frames: OrbitFrames) -> list[Path]:
+    """The mesh of a stage as a PLY of its name, and a picture of it beside the frames; returns their paths."""
+    paths = [directory / f"{stage}.ply", directory / f"{stage}.png"]
+    write_mesh(paths[0], mesh)
+    write_png(paths[1], comparison(mesh, frames))
     return paths
 
 

@@ -20,14 +20,15 @@ from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.recon.bake import ColorsAt, bake_texture, textured
 from sv3d_jax.recon.checks import check_cameras
-from sv3d_jax.recon.config import Recipe, ReconstructConfig, ReconstructVerbConfig
+from sv3d_jax.recon.config import Recipe, ReconstructConfig, ReconstructVerbConfig, Stage
 from sv3d_jax.recon.dmtet.stage import fit_surface, start_light, surface_mesh
-from sv3d_jax.recon.export import write_mesh, write_results
+from sv3d_jax.recon.export import write_mesh, write_meshes, write_results, write_stage
 from sv3d_jax.recon.fit import FitInfo, load_arrays, save_arrays
 from sv3d_jax.recon.nerf.field import albedo, init_field
 from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.nerf.stage import fit_field
 from sv3d_jax.recon.nerf.surface import field_mesh, seen_colors
+from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.recon.views import Views, prepare_views
 from sv3d_jax.render.lighting import SGLight
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sv3d_jax.pipeline import Orbit
 
 Callback = Callable[[FitInfo], None]
+RESULTS = {"coarse": "coarse.ply", "fine": "fine.ply", "bake": "mesh.glb", "all": "mesh.glb"}
 STAGES = ["load", "compile", "coarse", "surface", "compile", "fine", "bake", "write"]
 
 
@@ -74,17 +76,29 @@ class Fine(NamedTuple):
     log: str
 
 
+class Baked(NamedTuple):
+    """What baking leaves: textures with and without light on an unwrapped surface in box coordinates."""
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    uv: np.ndarray
+    albedo: np.ndarray
+    lit: np.ndarray | None
+
+
 def reconstruct(
     orbit: "OrbitFrames | Orbit | str | Path",
     config: ReconstructConfig | None = None,
     callback: Callback | None = None,
     progress: Progress | None = None,
     scratch: Path | None = None,
+    stage: Stage = "all",
 ) -> ReconstructResult:
     """The mesh that the views of an orbit show: a folder, its frames, or what a `Pipeline` returned.
 
     `callback` is called several times a second or so; it may raise `Cancelled`. With `scratch`, a folder, what is
-    done is kept there, and a run that finds it goes on to the same result: same orbit, same config.
+    done is kept there, and a run that finds it goes on to the same result: same orbit, same config. After `stage`
+    coarse or fine the mesh has its colours at the vertices and is neither simplified nor textured.
     """
     config, progress = config or ReconstructConfig(), progress or NullProgress()
     frames, recipe = _frames(orbit), config.resolve()
@@ -100,19 +114,17 @@ def reconstruct(
     )
     mesh, log, light = Mesh(coarse.vertices, coarse.faces), _read_log(coarse.log), None
     colors_at: ColorsAt = seen_colors(recipe.nerf, coarse.field)
-    if recipe.mesh.num_steps:
+    if recipe.mesh.num_steps and stage != "coarse":
         like = Fine(0, 0, coarse.field, start_light(recipe.mesh), "")
         fine = keep("fine", lambda: _fine(job, mesh, coarse.field), like)
         mesh, light, log = Mesh(fine.vertices, fine.faces), fine.light, log + _read_log(fine.log)
         colors_at = _albedo_at(recipe, fine.field)
 
     progress.stage("bake")
-    mesh = textured(mesh, colors_at, recipe.bake.texture_size, recipe.bake.max_faces)
-    lit = None
-    if light is not None:
-        texture = bake_texture(mesh, _lit(colors_at, light), recipe.bake.texture_size)
-        lit = replace(mesh, texture=texture, vertices=box.to_world(mesh.vertices))
+    paint = _colored if stage in ("coarse", "fine") else _textured
+    mesh, lit = paint(job, mesh, colors_at, light)
     mesh = replace(mesh, vertices=box.to_world(mesh.vertices))
+    lit = None if lit is None else replace(lit, vertices=mesh.vertices)
     clock.mark("bake")
     facts = json.loads(str(coarse.facts)) | {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
     facts |= {"losses": log[-1].losses, "cameras": camera_check}
@@ -130,22 +142,34 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
         prepare_views(frames)
         return {"dry_run": True, "frames": len(frames.images), "directory": str(config.output)}
     with folder:
-        if not folder.done:
-            folder.finish_stage(
-                "mesh", *reconstruct_into(folder.directory, frames, config, progress, folder.scratch)
-            )
+        stage = "all" if folder.done else config.stage  # a whole run is left as it is
+        name = "mesh" if stage == "all" else stage
+        if not folder.stage_done(name):
+            done = reconstruct_into(folder.directory, frames, config, progress, folder.scratch, stage)
+            folder.finish_stage(name, *done)
+        if stage == "all" and not folder.done:
             folder.write_run_json(seeds=[config.seed])
-        facts = folder.stage_facts("mesh")
-    return {"mesh": str(folder.path("mesh.glb")), "directory": str(folder.directory), **facts}
+        facts = folder.stage_facts(name)
+    return {"mesh": str(folder.path(RESULTS[stage])), "directory": str(folder.directory), **facts}
 
 
 def reconstruct_into(
-    directory: Path, frames: OrbitFrames, config: ReconstructConfig, progress: Progress, scratch: Path
+    directory: Path,
+    frames: OrbitFrames,
+    config: ReconstructConfig,
+    progress: Progress,
+    scratch: Path,
+    stage: Stage = "all",
 ) -> tuple[list[Path], dict[str, Any]]:
-    """Reconstruct and write the results into a folder: their paths, and what is to be known of them."""
-    result = reconstruct(frames, config, progress=progress, scratch=scratch)
+    """Reconstruct up to a stage and write its results into a folder: their paths, and what is to be known of them."""
+    result = reconstruct(frames, config, progress=progress, scratch=scratch, stage=stage)
     progress.stage("write")
-    files = write_results(directory, result.mesh, frames, result.lit)
+    if stage == "all":
+        files = write_results(directory, result.mesh, frames, result.lit)
+    elif stage == "bake":
+        files = write_meshes(directory, result.mesh, result.lit)
+    else:
+        files = write_stage(directory, stage, result.lit or result.mesh, frames)
     return files, {**result.facts, "timings_s": result.timings}
 
 
@@ -237,6 +261,30 @@ def _fine(job: _Job, coarse: Mesh, field: Params) -> Fine:
     job.clock.mark("fine")
     params = jax.tree.map(np.asarray, params)
     return Fine(mesh.vertices, mesh.faces, params["field"], params["light"], json.dumps(log))
+
+
+def _textured(job: _Job, mesh: Mesh, colors_at: ColorsAt, light: SGLight | None) -> tuple[Mesh, Mesh | None]:
+    """The mesh with its colours as a texture, and so with light, if there is one."""
+    size = job.recipe.bake.texture_size
+
+    def bake() -> Baked:
+        painted = textured(mesh, colors_at, size, job.recipe.bake.max_faces)
+        lit = None if light is None else bake_texture(painted, _lit(colors_at, light), size)
+        return Baked(painted.vertices, painted.faces, painted.uv, painted.texture, lit)
+
+    baked = job.keep("bake", bake, Baked(0, 0, 0, 0, None if light is None else 0))
+    mesh = Mesh(baked.vertices, baked.faces, uv=baked.uv, texture=baked.albedo)
+    return mesh, None if baked.lit is None else replace(mesh, texture=baked.lit)
+
+
+def _colored(job: _Job, mesh: Mesh, colors_at: ColorsAt, light: SGLight | None) -> tuple[Mesh, Mesh | None]:
+    """The mesh with its colours at the vertices, likewise."""
+    places = mesh.vertices.astype(np.float32), smooth_normals(mesh).astype(np.float32)
+
+    def with_colors(colors_at: ColorsAt) -> Mesh:
+        return replace(mesh, vertex_colors=np.clip(np.asarray(colors_at(*places)), 0.0, 1.0))
+
+    return with_colors(colors_at), None if light is None else with_colors(_lit(colors_at, light))
 
 
 def _albedo_at(recipe: Recipe, params: Params) -> ColorsAt:

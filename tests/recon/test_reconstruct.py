@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,16 @@ def test_lit_colours_are_those_of_the_frames(fine):
     assert np.abs(with_vertex_colors(fine.lit).vertex_colors - expected).mean() < 0.06
 
 
+def test_a_run_may_end_with_the_fine_surface_in_the_colours_of_its_vertices(fine, unfinished):
+    result = reconstruct(ball_orbit(), FINE, scratch=unfinished, stage="fine")
+    assert result.mesh.texture is None and [info.total for info in result.log] == [96] * 6 + [32] * 2
+    assert np.abs(result.lit.vertex_colors - (0.5 + result.mesh.vertices)).mean() < 0.06
+    seams = {tuple(vertex) for vertex in fine.mesh.vertices} - {
+        tuple(vertex) for vertex in result.mesh.vertices
+    }
+    assert not seams  # so small a mesh is not simplified
+
+
 def test_the_log_holds_both_stages(fine):
     assert [info.total for info in fine.log] == [96] * 6 + [32] * 2
     assert {"illumination", "mask", "sdf_sign"} <= set(fine.log[-1].losses)
@@ -169,8 +180,24 @@ def modified(folder) -> dict[str, int]:
     return {file.name: file.stat().st_mtime_ns for file in folder.iterdir() if not file.name.startswith(".")}
 
 
-def test_the_verb_writes_what_it_says_and_a_second_run_leaves_it(verb):
+def never(*_):
+    raise AssertionError("this was done before")
+
+
+def test_the_verb_goes_on_from_the_stage_it_was_to_end_with_and_leaves_a_whole_run(verb, monkeypatch):
+    coarse = run_reconstruct(replace(verb, stage="coarse"), NullProgress())
+    assert set(modified(verb.output)) == {"coarse.ply", "coarse.png"}
+    assert len(read_mesh(coarse["mesh"]).faces) == coarse["faces"]
+
+    monkeypatch.setattr("sv3d_jax.recon.reconstruct._coarse", never)
+    mesh = run_reconstruct(replace(verb, stage="bake"), NullProgress())["mesh"]
+    names = {"mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply"}
+    assert set(modified(verb.output)) == {"coarse.ply", "coarse.png"} | names
+    before = Path(mesh).read_bytes()
+
+    monkeypatch.setattr("sv3d_jax.recon.reconstruct.textured", never)
     result = run_reconstruct(verb, NullProgress())
+    assert Path(result["mesh"]).read_bytes() == before
     written = modified(verb.output)
     names = {"mesh.glb", "mesh.obj", "mesh.png", "mesh.ply", "turntable.mp4", "relit.mp4", "comparison.png"}
     assert names | {"albedo.png", "normals.png", "run.json"} <= set(written)
@@ -179,7 +206,8 @@ def test_the_verb_writes_what_it_says_and_a_second_run_leaves_it(verb):
     assert len(glb.faces) == len(ply.faces) == result["faces"]
     np.testing.assert_allclose(glb.vertices, ply.vertices, atol=1e-6)
 
-    assert run_reconstruct(verb, NullProgress()) == result
+    for stage in ("all", "coarse", "bake"):
+        assert run_reconstruct(replace(verb, stage=stage), NullProgress()) == result
     assert modified(verb.output) == written
 
 
@@ -203,6 +231,11 @@ def test_a_folder_without_cameras_writes_nothing(verb):
     with pytest.raises(InputError, match="cameras.json"):
         run_reconstruct(verb, NullProgress())
     assert not verb.output.exists()
+
+
+def test_a_fine_stage_that_a_preset_lacks_cannot_be_the_last(verb):
+    with pytest.raises(InputError, match="no fine stage in --preset preview"):
+        replace(verb, stage="fine")
 
 
 def test_a_misspelt_setting_is_refused_with_the_nearest():
