@@ -175,8 +175,12 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     stage: Stage = "all"
     """stop after coarse or fine (a PLY and a picture), or bake (the mesh files); a later stage goes on from there"""
 
+    picture_every: int = 96
+    """steps between pictures of the fits in progress/, 0 for none"""
+
     def __post_init__(self):
         super().__post_init__()
+        check_range("picture_every", self.picture_every, 0, 1_000_000)
         if self.stage == "fine" and not self.resolve().mesh.num_steps:
             raise InputError(
                 f"--stage fine: there is no fine stage in --preset {self.preset}",
@@ -184,9 +188,9 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
             )
 
     def settings(self) -> dict[str, Any]:
-        """With the preset's values, so that a changed preset counts as other settings; less where to stop."""
+        """With the preset's values, so that a changed preset counts as other settings; less what changes no mesh."""
         from sv3d_jax.config import to_plain
 
         settings = super().settings() | to_plain(self.resolve())
-        del settings["stage"]
+        del settings["stage"], settings["picture_every"]
         return settings

@@ -30,6 +30,13 @@ class FitInfo(NamedTuple):
     losses: dict[str, float]  # mean over the steps since the last call
 
 
+class Look(NamedTuple):
+    """Who is shown the state of a fit now and then."""
+
+    every: int  # steps, rounded up to whole calls; the last ones count too
+    at: Callable[[int, State], None]  # is given the steps done and the state
+
+
 def fit(
     step: Step,
     state: State,
@@ -41,6 +48,7 @@ def fit(
     begin: Callable[[State, PRNGKeyArray], State] | None = None,
     choose: Callable[[State], Step] | None = None,
     save: Path | None = None,
+    look: Look | None = None,
 ) -> tuple[State, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
@@ -79,11 +87,18 @@ def fit(
         if save is not None and time.monotonic() - saved_at > SAVE_EVERY_S:
             _write(save, state, log)
             saved_at = time.monotonic()
+        if look is not None and _is_due(look.every, log[-1], steps_per_call):
+            look.at(log[-1].step, state)
         if callback is not None:
             callback(log[-1])
     if save is not None:
         save.unlink(missing_ok=True)
     return state, log
+
+
+def _is_due(every: int, info: FitInfo, steps: int) -> bool:
+    """Whether a multiple of `every` lies in the last so many steps, or they are the last of all."""
+    return info.step % every < steps or info.step == info.total
 
 
 def save_arrays(path: Path, tree: Any) -> None:

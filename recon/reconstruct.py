@@ -23,11 +23,12 @@ from sv3d_jax.recon.checks import check_cameras
 from sv3d_jax.recon.config import Recipe, ReconstructConfig, ReconstructVerbConfig, Stage
 from sv3d_jax.recon.dmtet.stage import fit_surface, start_light, surface_mesh
 from sv3d_jax.recon.export import write_mesh, write_meshes, write_results, write_stage
-from sv3d_jax.recon.fit import FitInfo, load_arrays, save_arrays
+from sv3d_jax.recon.fit import FitInfo, Look, load_arrays, save_arrays
 from sv3d_jax.recon.nerf.field import albedo, init_field
 from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.nerf.stage import fit_field
 from sv3d_jax.recon.nerf.surface import field_mesh, seen_colors
+from sv3d_jax.recon.pictures import Pictures, Render, render_field, render_fine
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.recon.views import Views, prepare_views
 from sv3d_jax.render.lighting import SGLight
@@ -93,12 +94,14 @@ def reconstruct(
     progress: Progress | None = None,
     scratch: Path | None = None,
     stage: Stage = "all",
+    pictures: Pictures | None = None,
 ) -> ReconstructResult:
     """The mesh that the views of an orbit show: a folder, its frames, or what a `Pipeline` returned.
 
     `callback` is called several times a second or so; it may raise `Cancelled`. With `scratch`, a folder, what is
     done is kept there, and a run that finds it goes on to the same result: same orbit, same config. After `stage`
-    coarse or fine the mesh has its colours at the vertices and is neither simplified nor textured.
+    coarse or fine the mesh has its colours at the vertices and is neither simplified nor textured. `pictures` says
+    where to put pictures of the fits.
     """
     config, progress = config or ReconstructConfig(), progress or NullProgress()
     frames, recipe = _frames(orbit), config.resolve()
@@ -107,7 +110,7 @@ def reconstruct(
     camera_check = check_cameras(frames, views)
     clock.mark("load")
     keep = _Keep(scratch)
-    job = _Job(recipe, config.seed, views, keep, callback, progress, clock)
+    job = _Job(recipe, config.seed, views, frames.input_frame, keep, callback, pictures, progress, clock)
 
     coarse = keep(
         "coarse", lambda: _coarse(job), Coarse(0, 0, init_field(recipe.nerf, jax.random.key(0)), "", "")
@@ -145,7 +148,11 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
         stage = "all" if folder.done else config.stage  # a whole run is left as it is
         name = "mesh" if stage == "all" else stage
         if not folder.stage_done(name):
-            done = reconstruct_into(folder.directory, frames, config, progress, folder.scratch, stage)
+            every = config.picture_every
+            pictures = Pictures(folder.path("progress"), every) if every else None
+            done = reconstruct_into(
+                folder.directory, frames, config, progress, folder.scratch, stage, pictures
+            )
             folder.finish_stage(name, *done)
         if stage == "all" and not folder.done:
             folder.write_run_json(seeds=[config.seed])
@@ -160,9 +167,10 @@ def reconstruct_into(
     progress: Progress,
     scratch: Path,
     stage: Stage = "all",
+    pictures: Pictures | None = None,
 ) -> tuple[list[Path], dict[str, Any]]:
     """Reconstruct up to a stage and write its results into a folder: their paths, and what is to be known of them."""
-    result = reconstruct(frames, config, progress=progress, scratch=scratch, stage=stage)
+    result = reconstruct(frames, config, progress=progress, scratch=scratch, stage=stage, pictures=pictures)
     progress.stage("write")
     if stage == "all":
         files = write_results(directory, result.mesh, frames, result.lit)
@@ -213,8 +221,10 @@ class _Job:
     recipe: Recipe
     seed: int
     views: Views
+    input_frame: int
     keep: _Keep
     callback: Callback | None
+    pictures: Pictures | None
     progress: Progress | NullProgress
     clock: _Clock
 
@@ -234,6 +244,14 @@ class _Job:
 
         return report
 
+    def look(self, stage: str, render: Render) -> Look | None:
+        """Makes pictures of a fit, if they are wanted."""
+        if self.pictures is None:
+            return None
+        save = self.keep.fit(stage)
+        goes_on = save is not None and save.exists()
+        return self.pictures.look(stage, render, self.views, self.input_frame, goes_on)
+
 
 def _coarse(job: _Job) -> Coarse:
     nerf = job.recipe.nerf
@@ -243,7 +261,9 @@ def _coarse(job: _Job) -> Coarse:
             "the surface is empty: no point lies in the foreground of all views",
             hint="do the cameras in cameras.json fit the frames?",
         )
-    state, log = fit_field(nerf, job.views, hull, job.seed, job.report("coarse"), job.keep.fit("coarse"))
+    look = job.look("coarse", render_field(nerf))
+    report, save = job.report("coarse"), job.keep.fit("coarse")
+    state, log = fit_field(nerf, job.views, hull, job.seed, report, save, look)
     job.clock.mark("coarse")
     job.progress.stage("surface")
     mesh, facts = field_mesh(nerf, state, hull, job.views)
@@ -254,8 +274,10 @@ def _coarse(job: _Job) -> Coarse:
 
 def _fine(job: _Job, coarse: Mesh, field: Params) -> Fine:
     recipe = job.recipe
+    look = job.look("fine", render_fine(recipe.nerf))
+    report, save = job.report("fine"), job.keep.fit("fine")
     surface, params, log = fit_surface(
-        recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, job.report("fine"), job.keep.fit("fine")
+        recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, report, save, look
     )
     mesh = surface_mesh(surface, recipe.nerf.min_component)
     job.clock.mark("fine")

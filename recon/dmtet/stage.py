@@ -18,7 +18,7 @@ from sv3d_jax.recon import losses
 from sv3d_jax.recon.config import MeshConfig, NerfConfig
 from sv3d_jax.recon.dmtet.surface import Capacity, Surface, deform, extract, marching_tets, signed_distance
 from sv3d_jax.recon.dmtet.tets import TetGrid, band, kuhn_grid
-from sv3d_jax.recon.fit import FitInfo, fit
+from sv3d_jax.recon.fit import FitInfo, Look, fit
 from sv3d_jax.recon.nerf.field import albedo
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 from sv3d_jax.render.antialias import antialias, mesh_edges
@@ -80,8 +80,12 @@ def fit_surface(
     seed: int,
     callback: Callable[[FitInfo], None] | None = None,
     save: Path | None = None,
+    look: Look | None = None,
 ) -> tuple[Surface, Params, list[FitInfo]]:
-    """Surface in box coordinates, texture field and light that explain the views, from a coarse mesh and its field."""
+    """Surface in box coordinates, texture field and light that explain the views, from a coarse mesh and its field.
+
+    `look` is shown pairs of surface and parameters.
+    """
     lattice = start_lattice(config, coarse)
     optimizer = optax.adam(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
@@ -140,6 +144,10 @@ def fit_surface(
             capacity = Capacity(2 * capacity.vertices, 2 * capacity.faces)
         return step_with(Room(capacity, pixels))
 
+    def look_at(step, state):
+        surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
+        look.at(step, (surface, state.params))
+
     state, log = fit(
         step_with(Room(capacity, pixels)),
         state,
@@ -150,6 +158,7 @@ def fit_surface(
         begin=begin,
         choose=choose,
         save=save,
+        look=None if look is None else look._replace(at=look_at),
     )
     surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
     return surface, state.params, log

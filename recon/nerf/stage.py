@@ -12,7 +12,7 @@ import optax
 
 from sv3d_jax.arrays import Array, Float, Int, Params
 from sv3d_jax.recon.config import NerfConfig
-from sv3d_jax.recon.fit import FitInfo, fit
+from sv3d_jax.recon.fit import FitInfo, Look, fit
 from sv3d_jax.recon.losses import (
     distortion_loss,
     mask_loss,
@@ -43,6 +43,7 @@ def fit_field(
     seed: int,
     callback: Callable[[FitInfo], None] | None = None,
     save: Path | None = None,
+    look: Look | None = None,
 ) -> tuple[FieldState, list[FitInfo]]:
     """The field that explains the views, inside the hull."""
     init_key, fit_key = jax.random.split(jax.random.key(seed))
@@ -92,7 +93,7 @@ def fit_field(
         return state._replace(occupancy=refresh(state.occupancy, field_density, config.refresh_cells, key))
 
     data = views, pixels, num_pixels
-    return fit(step, state, data, config.num_steps, fit_key, callback, begin=begin, save=save)
+    return fit(step, state, data, config.num_steps, fit_key, callback, begin=begin, save=save, look=look)
 
 
 def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Composite:

@@ -6,7 +6,7 @@ import pytest
 
 from sv3d_jax.errors import Cancelled
 from sv3d_jax.recon import fit as fit_module
-from sv3d_jax.recon.fit import fit, load_arrays, save_arrays
+from sv3d_jax.recon.fit import Look, fit, load_arrays, save_arrays
 
 
 def towards(state, target, key):
@@ -79,6 +79,25 @@ def test_a_fit_that_was_cut_short_goes_on_to_the_same_result(tmp_path, monkeypat
     assert calls == [2, 4, 6, 8, 10, 12]
     assert resumed["x"].tolist() == whole["x"].tolist() and resumed_log == log
     assert not save.exists()
+
+
+@pytest.mark.parametrize(
+    ("every", "seen"), [(1, [4, 8, 12, 16]), (6, [8, 12, 16]), (8, [8, 16]), (100, [16])]
+)
+def test_a_look_is_due_once_its_steps_are_done_and_in_the_end(every, seen):
+    looks = []
+    look = Look(every, lambda step, state: looks.append((step, float(state))))
+    fit(
+        lambda state, data, key: (state + 1, {}),
+        jnp.zeros(()),
+        None,
+        16,
+        jax.random.key(0),
+        None,
+        4,
+        look=look,
+    )
+    assert looks == [(step, step) for step in seen]
 
 
 def test_the_step_may_follow_the_state():

@@ -1,6 +1,7 @@
 """Orbit to mesh, on balls that take seconds."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 
 from sv3d_jax.cameras.orbit import sine_orbit
 from sv3d_jax.errors import Cancelled, InputError, SV3DError
+from sv3d_jax.io.images import read_picture
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.metrics.geometry import is_closed
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
 from sv3d_jax.recon.export import with_vertex_colors
+from sv3d_jax.recon.pictures import Pictures
 from sv3d_jax.recon.reconstruct import reconstruct, run_reconstruct
 from sv3d_jax.recon.uv import smooth_normals
 from tests.recon.scenes import ball_orbit, ball_pictures
@@ -109,8 +112,9 @@ def unfinished(tmp_path_factory):
         if info.total == 32:
             raise Cancelled
 
+    pictures = Pictures(scratch / "progress", 48)
     with pytest.raises(Cancelled):
-        reconstruct(ball_orbit(), FINE, callback=cancel, scratch=scratch)
+        reconstruct(ball_orbit(), FINE, callback=cancel, scratch=scratch, pictures=pictures)
     assert [info.step for info in seen] == [16, 32, 48, 64, 80, 96, 16]
     return scratch
 
@@ -119,7 +123,8 @@ def unfinished(tmp_path_factory):
 def fine(unfinished):
     """The same run, resumed."""
     seen = []
-    result = reconstruct(ball_orbit(), FINE, callback=seen.append, scratch=unfinished)
+    pictures = Pictures(unfinished / "progress", 48)
+    result = reconstruct(ball_orbit(), FINE, callback=seen.append, scratch=unfinished, pictures=pictures)
     assert {info.total for info in seen} == {32}  # the coarse stage is not repeated
     return result
 
@@ -151,6 +156,16 @@ def test_a_run_may_end_with_the_fine_surface_in_the_colours_of_its_vertices(fine
         tuple(vertex) for vertex in result.mesh.vertices
     }
     assert not seams  # so small a mesh is not simplified
+
+
+def test_pictures_of_the_fits_come_to_look_like_the_input_view(fine, unfinished):
+    error = {}
+    for file in (unfinished / "progress").iterdir():
+        given, fitted = np.split(read_picture(file).rgb / 255.0, 2, axis=1)
+        np.testing.assert_allclose(given, ball_orbit().images[-1], atol=0.002)  # 8 bits
+        error[file.stem] = np.abs(fitted - given).mean()
+    assert set(error) == {"coarse_000048", "coarse_000096", "fine_000032"}
+    assert 0.06 > error["coarse_000048"] > error["coarse_000096"] > error["fine_000032"]
 
 
 def test_the_log_holds_both_stages(fine):
@@ -186,13 +201,14 @@ def never(*_):
 
 def test_the_verb_goes_on_from_the_stage_it_was_to_end_with_and_leaves_a_whole_run(verb, monkeypatch):
     coarse = run_reconstruct(replace(verb, stage="coarse"), NullProgress())
-    assert set(modified(verb.output)) == {"coarse.ply", "coarse.png"}
+    assert set(modified(verb.output)) == {"coarse.ply", "coarse.png", "progress"}
+    assert os.listdir(verb.output / "progress") == ["coarse_000032.png"]
     assert len(read_mesh(coarse["mesh"]).faces) == coarse["faces"]
 
     monkeypatch.setattr("sv3d_jax.recon.reconstruct._coarse", never)
     mesh = run_reconstruct(replace(verb, stage="bake"), NullProgress())["mesh"]
     names = {"mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply"}
-    assert set(modified(verb.output)) == {"coarse.ply", "coarse.png"} | names
+    assert set(modified(verb.output)) == {"coarse.ply", "coarse.png", "progress"} | names
     before = Path(mesh).read_bytes()
 
     monkeypatch.setattr("sv3d_jax.recon.reconstruct.textured", never)
