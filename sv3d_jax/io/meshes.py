@@ -27,6 +27,7 @@ MAX_FILE_BYTES = 1 << 30
 MAX_FACES = 10_000_000
 MAX_NODES = 100_000
 MAX_TEXTURE_PIXELS = 64_000_000
+MAX_ALL_TEXTURES_PIXELS = 4 * MAX_TEXTURE_PIXELS  # of one file
 PLAIN_COLOR = 0.7  # of surfaces without any colour in the file
 
 _FILE_FROM_WORLD = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
@@ -238,8 +239,11 @@ def _check_gltf(text: bytes, binary: memoryview | None) -> None:
     )
     if elements > 3 * MAX_FACES or any(int(a["count"]) < 0 for a in document.get("accessors", [])):
         raise InputError(f"claims {elements} elements without data")
+    pixels = 0
     for index, image in enumerate(document.get("images", [])):
-        _check_image(_image_bytes(document, image, binary), index)
+        pixels += _image_pixels(_image_bytes(document, image, binary), index)
+        if pixels > MAX_ALL_TEXTURES_PIXELS:
+            raise InputError(f"images have more than {MAX_ALL_TEXTURES_PIXELS} pixels together")
 
 
 def _check_nodes(nodes: list[dict[str, Any]]) -> None:
@@ -280,8 +284,8 @@ def _data_uri(uri: str) -> bytes:
         raise InputError(f"holds a data URI that is not base64: {error}") from None
 
 
-def _check_image(data: bytes, index: int) -> None:
-    """Refuse pictures that cannot be decoded or are too large, from their headers."""
+def _image_pixels(data: bytes, index: int) -> int:
+    """Number of pixels by the header; pictures that cannot be decoded or are too large are refused."""
     import warnings
 
     from PIL import Image
@@ -298,6 +302,7 @@ def _check_image(data: bytes, index: int) -> None:
         ) from None
     if width * height > MAX_TEXTURE_PIXELS:
         raise InputError(f"image {index} has {width}x{height} pixels, more than {MAX_TEXTURE_PIXELS}")
+    return width * height
 
 
 def _check_ply(data: bytes) -> None:

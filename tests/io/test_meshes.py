@@ -198,6 +198,14 @@ def test_references_to_other_files_are_refused_by_name(tmp_path, kind, uri):
     assert uri in error.value.message
 
 
+def test_a_glb_may_not_refer_to_other_files_either(tmp_path):
+    text = json.dumps(_document(images=[{"uri": "../secret.png"}])).encode()
+    header = struct.pack("<4sIIII", b"glTF", 2, 20 + len(text), len(text), 0x4E4F534A)
+    (tmp_path / "a.glb").write_bytes(header + text)
+    with pytest.raises(InputError, match=r"a\.glb: images\[0\] refers to another file: \.\./secret\.png"):
+        read_mesh(tmp_path / "a.glb")
+
+
 def test_obj_material_library_is_not_opened(tmp_path):
     (tmp_path / "evil.mtl").write_text("newmtl m\nKd 1 0 0\n")
     (tmp_path / "a.obj").write_text("mtllib evil.mtl\nusemtl m\nv 0 1 0\nv 1 1 0\nv 0 1 1\nf 1 2 3\n")
@@ -221,6 +229,7 @@ DAMAGED = {
     "points only": dict(meshes=[{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}]),
     "unknown extension": dict(extensionsRequired=["KHR_draco_mesh_compression"]),
     "texture bomb": dict(images=[{"uri": _data_uri(_png(20000, 20000))}]),
+    "many textures": dict(images=[{"uri": _data_uri(_png(8000, 8000))}] * 5),
     "image that is none": dict(images=[{"uri": _data_uri(b"not a picture")}]),
     "data URI that is not base64": dict(images=[{"uri": "data:image/png;base64,%%%"}]),
     "no accessors": dict(accessors=[]),

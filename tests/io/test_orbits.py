@@ -134,6 +134,10 @@ def set_in_frame(index, **values):
         (set_in_frame(3, file="../outside.png"), r"frames\[3\] lies outside"),
         (set_in_frame(3, file="/etc/passwd"), r"frames\[3\] lies outside"),
         (set_in_frame(2, camera_to_world=[[1]]), r"frames\[2\].camera_to_world must be 4x4"),
+        (
+            set_in_frame(2, camera_to_world=[[float("nan")] * 4] * 4),
+            r"frames\[2\].camera_to_world must be 4x4 and finite",
+        ),
         (set_in_frame(2, camera_to_world=[["a"] * 4] * 4), r"frames\[2\].camera_to_world is not a matrix"),
         (set_in_frame(2, camera_to_world=np.diag([1, 1, -1, 1]).tolist()), r"frames\[2\].*not a rotation"),
         (set_in_frame(2, camera_to_world=np.diag([2, 2, 2, 1]).tolist()), r"frames\[2\].*not a rotation"),
