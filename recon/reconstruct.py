@@ -30,7 +30,7 @@ from sv3d_jax.recon.nerf.stage import fit_field
 from sv3d_jax.recon.nerf.surface import field_mesh, seen_colors
 from sv3d_jax.recon.pictures import Pictures, Render, render_field, render_fine
 from sv3d_jax.recon.uv import smooth_normals
-from sv3d_jax.recon.views import Views, prepare_views
+from sv3d_jax.recon.views import Views, prepare_views, usable_frames
 from sv3d_jax.render.lighting import SGLight
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def reconstruct(
     where to put pictures of the fits.
     """
     config, progress = config or ReconstructConfig(), progress or NullProgress()
-    frames, recipe = _frames(orbit), config.resolve()
+    frames, recipe = usable_frames(_frames(orbit)), config.resolve()
     clock = _Clock()
     views, box = prepare_views(frames)
     camera_check = check_cameras(frames, views)
@@ -142,7 +142,7 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
     settings = {"verb": "reconstruct", **config.settings(), "orbit_sha256": _digest(frames)}
     folder = OutputFolder(config.output, settings, config.overwrite)
     if config.dry_run:
-        prepare_views(frames)
+        prepare_views(usable_frames(frames))
         return {"dry_run": True, "frames": len(frames.images), "directory": str(config.output)}
     with folder:
         stage = "all" if folder.done else config.stage  # a whole run is left as it is
@@ -279,6 +279,13 @@ def _fine(job: _Job, coarse: Mesh, field: Params) -> Fine:
     surface, params, log = fit_surface(
         recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, report, save, look
     )
+    if not surface.num_faces:
+        distances = params["sdf"]
+        raise SV3DError(
+            "the surface is empty: the fine stage's distances all lie between"
+            f" {distances.min():.4g} and {distances.max():.4g}",
+            hint="a smaller learning_rate under [mesh] of a --config file, or --fine-steps 0",
+        )
     mesh = surface_mesh(surface, recipe.nerf.min_component)
     job.clock.mark("fine")
     params = jax.tree.map(np.asarray, params)

@@ -1,7 +1,7 @@
 """An orbit's frames as the reconstruction sees them: with masks, and with cameras around a standard box."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ WHITE_THRESHOLDS = (0.02, 0.08)  # darkness of the darkest channel: background b
 HOLE_WEIGHT = 0.05  # of pixels in holes of the foreground
 MIN_PART = 1e-3  # share of a frame below which a foreground part is dust
 MAX_AREA_RATIO = 3.0  # of the masks of neighbouring views
+MIN_SPREAD_DEG = 10.0  # between the views that are farthest apart, below which nothing tells depth
 
 
 class Views(NamedTuple):
@@ -42,7 +43,35 @@ class Box:
 
 
 class CoverageWarning(UserWarning):
-    """Masks that do not look like those of one object seen from all around."""
+    """Frames that do not look like those of one object seen from all around."""
+
+
+def usable_frames(frames: OrbitFrames) -> OrbitFrames:
+    """The frames less those that show no object, which a warning names.
+
+    Raises InputError, or CameraError, where arrays do not belong together or hold what no picture or camera can.
+    """
+    _check_arrays(frames)
+    coverage = _coverage_by_color(frames.images) if frames.alphas is None else frames.alphas
+    shown = (coverage > 0.5).mean(axis=(1, 2)) >= MIN_PART
+    if shown.any() and not shown.all():
+        empty = [file for file, is_shown in zip(frames.files, shown, strict=True) if not is_shown]
+        named = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
+        warnings.warn(
+            f"{len(empty)} of {len(shown)} frames show no object and are left out: {named}",
+            CoverageWarning,
+            stacklevel=3,
+        )
+        frames = _selected(frames, np.flatnonzero(shown))
+    forward = -frames.camera_to_world[:, :3, 2]
+    if (forward @ forward.T).min() > np.cos(np.deg2rad(MIN_SPREAD_DEG)):
+        warnings.warn(
+            f"nothing tells depth: {len(forward)} view{'s'[: len(forward) > 1]} from about one side;"
+            " the mesh will look right from there and can be anything behind",
+            CoverageWarning,
+            stacklevel=3,
+        )
+    return frames
 
 
 def prepare_views(frames: OrbitFrames) -> tuple[Views, Box]:
@@ -66,9 +95,7 @@ def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, 
     the background behind it: it is filled with little weight, so that the other views decide. At the silhouette a
     pixel's coverage is guessed from the colour of the nearest pixel inside; there the photometric loss decides.
     """
-    low, high = WHITE_THRESHOLDS
-    darkness = 1.0 - images
-    soft = np.clip((darkness.max(axis=-1) - low) / (high - low), 0.0, 1.0)
+    darkness, soft = 1.0 - images, _coverage_by_color(images)
     masks, weights = np.zeros_like(soft), np.ones_like(soft)
     for index, frame in enumerate(soft):
         labels, _ = ndimage.label(frame > 0.5)
@@ -102,6 +129,47 @@ def surrounding_box(frames: OrbitFrames) -> Box:
     half_angle = np.arctan(0.5 * (size / frames.focal_px).min(axis=1))
     radius = np.median(ahead * np.sin(half_angle))
     return Box(np.where(np.abs(center) < 1e-9 * radius, 0.0, center), radius / BALL_IN_BOX / BOX_HALF_SIZE)
+
+
+def _check_arrays(frames: OrbitFrames) -> None:
+    """Shapes, and values that are finite and, in pictures, in [0, 1]. Orbits from folders have been checked so."""
+    if frames.images.ndim != 4:
+        raise InputError(f"images need the shape (frames, height, width, 3), got {frames.images.shape}")
+    count, height, width, _ = frames.images.shape
+    expected = {
+        "images": (count, height, width, 3),
+        "alphas": (count, height, width),
+        "camera_to_world": (count, 4, 4),
+        "focal_px": (count, 2),
+        "center_px": (count, 2),
+    }
+    for name, shape in expected.items():
+        if (array := getattr(frames, name)) is None:
+            continue
+        is_picture = name in ("images", "alphas")
+        error = InputError if is_picture else CameraError
+        if array.shape != shape:
+            raise error(f"{name} need the shape {shape}, got {array.shape}")
+        of_frames = array.reshape(count, -1)
+        bad = ~np.isfinite(of_frames).all(axis=1)
+        if bad.any():
+            raise error(f"{name} of {frames.files[int(np.argmax(bad))]} are not finite numbers")
+        if is_picture and not -1e-3 <= array.min() <= array.max() <= 1 + 1e-3:
+            raise error(f"{name} must lie in [0, 1], they reach from {array.min():g} to {array.max():g}")
+
+
+def _selected(frames: OrbitFrames, kept: np.ndarray) -> OrbitFrames:
+    """Some of the frames; where the input view is not among them, the next one takes its place."""
+    arrays = "images", "alphas", "camera_to_world", "focal_px", "center_px", "azimuths_deg", "elevations_deg"
+    some = {name: array[kept] for name in arrays if (array := getattr(frames, name)) is not None}
+    place = min(np.searchsorted(kept, frames.input_frame), len(kept) - 1)
+    return replace(frames, **some, files=[frames.files[index] for index in kept], input_frame=int(place))
+
+
+def _coverage_by_color(images: Float[np.ndarray, "*f h w 3"]) -> Float[np.ndarray, "*f h w"]:
+    """Soft threshold on the distance to white."""
+    low, high = WHITE_THRESHOLDS
+    return np.clip(((1.0 - images).max(axis=-1) - low) / (high - low), 0.0, 1.0)
 
 
 def _coverage(darkness: np.ndarray, core: np.ndarray) -> np.ndarray:

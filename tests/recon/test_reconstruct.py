@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +18,12 @@ from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.metrics.geometry import is_closed
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
-from sv3d_jax.recon.export import with_vertex_colors
+from sv3d_jax.recon.dmtet.surface import Surface
+from sv3d_jax.recon.export import render_mesh, with_vertex_colors
 from sv3d_jax.recon.pictures import Pictures
 from sv3d_jax.recon.reconstruct import reconstruct, run_reconstruct
 from sv3d_jax.recon.uv import smooth_normals
+from sv3d_jax.recon.views import CoverageWarning
 from tests.recon.scenes import ball_orbit, ball_pictures
 
 TINY = {
@@ -84,18 +88,27 @@ def test_a_callback_cancels():
         reconstruct(ball_orbit(), CONFIG, callback=cancel)
 
 
-def test_a_field_that_never_crosses_says_its_range():
-    with pytest.raises(SV3DError, match="the surface is empty: .* lies between") as caught:
-        reconstruct(ball_orbit(), replace(CONFIG, steps=1, nerf=TINY | {"density_scale": 0.01}))
-    assert caught.value.exit_code == 1
-
-
-@pytest.mark.filterwarnings("ignore::sv3d_jax.recon.views.CoverageWarning")
 def test_cameras_that_do_not_fit_the_frames_leave_no_surface():
     frames = ball_orbit()
-    frames.alphas[1::2] = 0
+    frames.camera_to_world[:, :3, 3] += frames.camera_to_world[
+        :, :3, 0
+    ]  # each passes the object on its right
     with pytest.raises(SV3DError, match="no point lies in the foreground"):
         reconstruct(frames, CONFIG)
+
+
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_few_views_give_a_surface_that_looks_right_from_there(count):
+    frames = ball_orbit()
+    arrays = "images", "alphas", "camera_to_world", "focal_px", "center_px", "azimuths_deg", "elevations_deg"
+    some = {name: getattr(frames, name)[:count] for name in arrays}
+    frames = replace(frames, **some, files=frames.files[:count], input_frame=0)
+    with nullcontext() if count == 2 else pytest.warns(CoverageWarning, match="nothing tells depth"):
+        result = reconstruct(frames, replace(CONFIG, nerf=TINY | {"num_steps": 128}))
+    rendered = render_mesh(result.mesh, frames.camera_to_world, frames.focal_px, frames.center_px, 32, 32)
+    silhouette = (rendered < 250).any(axis=-1)
+    mask = frames.alphas > 0.5
+    assert (silhouette & mask).sum() > 0.8 * (silhouette | mask).sum()
 
 
 # The fine stage
@@ -156,6 +169,16 @@ def test_a_run_may_end_with_the_fine_surface_in_the_colours_of_its_vertices(fine
         tuple(vertex) for vertex in result.mesh.vertices
     }
     assert not seams  # so small a mesh is not simplified
+
+
+def test_a_fine_surface_that_vanishes_says_its_range(unfinished, tmp_path, monkeypatch):
+    shutil.copy(unfinished / "coarse.npz", tmp_path)
+    nothing = Surface(np.zeros((8, 3)), np.zeros((8, 3), int), np.zeros((8, 2), int), 0, 0, False)
+    left = nothing, {"sdf": np.array([0.5, 0.1, 2.0])}, []
+    monkeypatch.setattr("sv3d_jax.recon.reconstruct.fit_surface", lambda *_: left)
+    with pytest.raises(SV3DError, match="the surface is empty: .* between 0.1 and 2") as caught:
+        reconstruct(ball_orbit(), FINE, scratch=tmp_path)
+    assert caught.value.exit_code == 1
 
 
 def test_pictures_of_the_fits_come_to_look_like_the_input_view(fine, unfinished):
@@ -225,6 +248,14 @@ def test_the_verb_goes_on_from_the_stage_it_was_to_end_with_and_leaves_a_whole_r
     for stage in ("all", "coarse", "bake"):
         assert run_reconstruct(replace(verb, stage=stage), NullProgress()) == result
     assert modified(verb.output) == written
+
+
+def test_a_field_that_never_crosses_says_its_range_and_leaves_no_mesh(verb):
+    thin = replace(verb, steps=1, picture_every=0, nerf=TINY | {"density_scale": 0.01})
+    with pytest.raises(SV3DError, match="the surface is empty: .* lies between") as caught:
+        run_reconstruct(thin, NullProgress())
+    assert caught.value.exit_code == 1
+    assert not modified(verb.output)
 
 
 def test_other_frames_in_the_same_folder_are_another_run(verb):

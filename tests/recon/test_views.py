@@ -1,5 +1,7 @@
 """Masks of frames over white, and the box around what the cameras see."""
 
+import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +14,7 @@ from sv3d_jax.recon.views import (
     masks_from_white,
     prepare_views,
     surrounding_box,
+    usable_frames,
 )
 from tests.recon.scenes import ball_orbit
 
@@ -94,16 +97,98 @@ def test_coverage_at_the_silhouette_is_guessed_from_the_colour_inside():
     assert np.abs(masks - frames.alphas).max() < 0.15
 
 
-def test_frames_without_an_object_are_refused():
-    frames = ball_orbit(with_alpha=False)
+@pytest.mark.parametrize("with_alpha", [False, True], ids=["white", "transparent"])
+def test_frames_without_an_object_are_refused(with_alpha):
+    frames = ball_orbit(with_alpha=with_alpha)
+    changes = (
+        {"alphas": np.zeros_like(frames.alphas)} if with_alpha else {"images": np.ones_like(frames.images)}
+    )
     with pytest.raises(InputError, match="no frame shows any object"):
-        prepare_views(replace(frames, images=np.ones_like(frames.images)))
+        prepare_views(usable_frames(replace(frames, **changes)))
 
 
-def test_frames_without_a_background_are_refused():
-    frames = ball_orbit(with_alpha=False)
+@pytest.mark.parametrize("with_alpha", [False, True], ids=["dark", "opaque"])
+def test_frames_without_a_background_are_refused(with_alpha):
+    frames = ball_orbit(with_alpha=with_alpha)
+    changes = (
+        {"alphas": np.ones_like(frames.alphas)} if with_alpha else {"images": np.zeros_like(frames.images)}
+    )
     with pytest.raises(InputError, match="no frame has any background"):
-        prepare_views(replace(frames, images=np.zeros_like(frames.images)))
+        prepare_views(usable_frames(replace(frames, **changes)))
+
+
+# Frames that cannot be used
+
+
+@pytest.mark.parametrize("with_alpha", [False, True])
+def test_frames_that_show_nothing_are_left_out_and_named(with_alpha):
+    frames = ball_orbit(with_alpha=with_alpha)
+    for shown in (frames.images, frames.alphas)[: 1 + with_alpha]:
+        shown[2] = 1.0 if shown is frames.images else 0.0
+    with pytest.warns(CoverageWarning, match="1 of 8 frames show no object .*: frames/002.png"):
+        left = usable_frames(frames)
+    assert left.files == [file for file in frames.files if file != "frames/002.png"]
+    assert left.files[left.input_frame] == frames.files[frames.input_frame]
+    np.testing.assert_array_equal(left.camera_to_world[2:], frames.camera_to_world[3:])
+    np.testing.assert_array_equal(left.azimuths_deg[2:], frames.azimuths_deg[3:])
+
+
+def test_an_input_view_that_shows_nothing_is_replaced():
+    frames = ball_orbit()
+    frames.alphas[-1] = 0.0
+    with pytest.warns(CoverageWarning):
+        left = usable_frames(frames)
+    assert left.files[left.input_frame] == "frames/006.png"
+
+
+def test_good_frames_stay_as_they_are():
+    frames = ball_orbit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert usable_frames(frames) is frames
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_views_from_one_side_tell_no_depth(count):
+    frames = ball_orbit(num_frames=100)  # 3.6 degrees apart
+    arrays = "images", "alphas", "camera_to_world", "focal_px", "center_px"
+    some = replace(
+        frames, **{name: getattr(frames, name)[:count] for name in arrays}, files=frames.files[:count]
+    )
+    with pytest.warns(CoverageWarning, match=f"nothing tells depth: {count} view"):
+        usable_frames(some)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["images", "alphas", "camera_to_world", "focal_px", "center_px"])
+def test_values_that_are_not_finite_are_named_with_their_frame(name, value):
+    frames = ball_orbit()
+    getattr(frames, name)[3].flat[1] = value
+    with pytest.raises(InputError, match=f"{name} of frames/003.png are not finite"):
+        usable_frames(frames)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "error"),
+    [
+        ("images", (8, 32, 32), InputError),
+        ("images", (8, 32, 32, 4), InputError),
+        ("alphas", (8, 32, 31), InputError),
+        ("camera_to_world", (8, 3, 4), CameraError),
+        ("camera_to_world", (7, 4, 4), CameraError),
+        ("focal_px", (8,), CameraError),
+        ("center_px", (1, 2), CameraError),
+    ],
+)
+def test_arrays_of_other_shapes_are_named(name, shape, error):
+    with pytest.raises(error, match=f"{name} need the shape .*, got {re.escape(str(shape))}"):
+        usable_frames(replace(ball_orbit(), **{name: np.zeros(shape)}))
+
+
+def test_pictures_of_another_range_are_refused_with_theirs():
+    frames = ball_orbit()
+    with pytest.raises(InputError, match=r"images must lie in \[0, 1\], they reach from .* to 255"):
+        usable_frames(replace(frames, images=255 * frames.images))
 
 
 def test_a_jump_of_the_area_is_pointed_out():
