@@ -73,7 +73,7 @@ VERBS = {
         inputs=("meshes",),
     ),
     "eval orbit": Verb(
-        "compare two orbits: PSNR, SSIM",
+        "compare two orbits: PSNR, SSIM, LPIPS",
         "metrics.config:EvalOrbitConfig",
         "metrics.images:run_eval_orbit",
     ),

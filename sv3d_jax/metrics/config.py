@@ -9,12 +9,14 @@ from sv3d_jax.config import CommonConfig, check_range, short
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOrbitConfig(CommonConfig):
-    """Compare the frames of two orbits of the same cameras, one by one: PSNR and SSIM."""
+    """Compare the frames of two orbits of the same cameras, one by one: PSNR, SSIM and, with its weights, LPIPS."""
 
     pred: Path
     """orbit folder to judge"""
     target: Path
     """orbit folder to compare with"""
+    lpips: Path | None = None
+    """safetensors file with the weights of LPIPS (VGG16 and heads), to compare by it too"""
     output: Annotated[Path | None, short("-o")] = None
     """file for the result as JSON"""
 
@@ -24,7 +26,8 @@ class EvalMeshConfig(CommonConfig):
     """Compare two meshes: distances between their surfaces, F-score, and overlap of their volumes.
 
     Lengths are in units of the target's largest box side. Meshes are compared where they stand; a reconstruction
-    stands in the world of its orbit, and --orbit brings the mesh that was rendered there too.
+    stands in the world of its orbit, and --orbit brings the mesh that was rendered there too. For how they look,
+    render both (sv3d data render) and compare the orbits (sv3d eval orbit).
     """
 
     pred: Path

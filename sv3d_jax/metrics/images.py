@@ -1,6 +1,7 @@
 """Comparison of pictures, and the verb `eval orbit`."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.metrics.config import EvalOrbitConfig
+from sv3d_jax.metrics.perceptual import lpips, read_lpips_weights
 from sv3d_jax.progress import Progress
 
 SSIM_WINDOW = 11
@@ -45,18 +47,17 @@ def run_eval_orbit(config: EvalOrbitConfig, progress: Progress) -> dict[str, Any
     progress.stage("load")
     prediction, target = read_orbit(config.pred), read_orbit(config.target)
     _check_comparable(prediction, target)
+    measures = {"psnr": psnr, "ssim": ssim}
+    if config.lpips is not None:
+        measures["lpips"] = partial(lpips, params=read_lpips_weights(config.lpips))
     if config.dry_run:
         return {"dry_run": True, "frames": len(target.images)}
     progress.stage("compare")
-    scores = {
-        "psnr": np.asarray(psnr(prediction.images, target.images), np.float64),
-        "ssim": np.asarray(
-            jax.lax.map(lambda pair: ssim(*pair), (prediction.images, target.images)), np.float64
-        ),
-    }
+    pairs = prediction.images, target.images
     novel = np.arange(len(target.images)) != target.input_frame
     result: dict[str, Any] = {"frames": len(novel)}
-    for name, values in scores.items():
+    for name, measure in measures.items():
+        values = np.asarray(jax.lax.map(lambda pair, measure=measure: measure(*pair), pairs), np.float64)
         result |= {
             name: float(values.mean()),
             f"{name}_without_input": float(values[novel].mean()) if novel.any() else None,

@@ -1,15 +1,19 @@
 """PSNR, SSIM and the verb `eval orbit`."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.metrics.config import EvalOrbitConfig
 from sv3d_jax.metrics.images import psnr, run_eval_orbit, ssim
+from sv3d_jax.metrics.perceptual import lpips
+from sv3d_jax.models.lpips import lpips_params, lpips_shapes
 from sv3d_jax.progress import NullProgress
 
 
@@ -59,6 +63,23 @@ def two_orbits(tmp_path, error: int) -> EvalOrbitConfig:
 def test_the_mean_without_the_input_leaves_it_out(tmp_path):
     result = run_eval_orbit(two_orbits(tmp_path, 51), NullProgress())
     assert result["psnr_without_input"] == pytest.approx(20 * np.log10(5), abs=1e-3)
+
+
+def test_lpips_is_reported_where_its_weights_are_given(tmp_path):
+    config = two_orbits(tmp_path, 51)
+    assert "lpips" not in run_eval_orbit(config, NullProgress())
+    rng, shapes = np.random.default_rng(0), lpips_shapes()
+    tensors = {
+        name: rng.standard_normal(shape, np.float32) / np.sqrt(np.prod(shape[1:]))
+        for name, shape in shapes.items()
+    }
+    save_file(tensors, tmp_path / "lpips.safetensors")
+    result = run_eval_orbit(replace(config, lpips=tmp_path / "lpips.safetensors"), NullProgress())
+    frames = np.full((2, 1, 32, 32, 3), 100 / 255, np.float32)
+    frames[1] += 51 / 255
+    expected = float(lpips(*frames, lpips_params(tensors))[0])
+    assert abs(expected) > 1e-3 and result["lpips_without_input"] == pytest.approx(expected, rel=1e-3)
+    assert result["lpips_per_frame"][-1] == 0.0  # the input, which is the same
 
 
 def test_the_result_is_written_as_json(tmp_path):
