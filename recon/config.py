@@ -69,14 +69,16 @@ class NerfConfig:
 class LossWeights:
     """Weights of the fine stage's losses; the paper publishes none.
 
-    `perceptual` weighs structural similarity and absolute errors at several scales, `sdf_sign` falls to a twentieth
-    over the first quarter of the steps.
+    `perceptual` weighs LPIPS where its weights are given, else structural similarity and absolute errors at several
+    scales; `normal` counts where normals are estimated; `sdf_sign` falls to a twentieth over the first quarter of the
+    steps.
     """
 
     photometric: float = 10.0
     mask: float = 5.0
     perceptual: float = 1.0
     illumination: float = 1.0
+    normal: float = 0.1
     depth: float = 0.1
     bilateral: float = 0.05
     albedo: float = 0.1
@@ -140,6 +142,8 @@ class ReconstructConfig:
     """side of the texture in pixels (default: the preset's)"""
     faces: int | None = None
     """most triangles of the mesh (default: the preset's)"""
+    lpips: Path | None = None
+    """safetensors file with the weights of LPIPS (VGG16 and heads), for the fine stage to compare pictures by"""
     seed: int = 0
     """seed of the fits"""
     nerf: Annotated[dict[str, Any], HIDDEN] = field(default_factory=dict)
@@ -150,6 +154,16 @@ class ReconstructConfig:
     def __post_init__(self):
         check_range("seed", self.seed, 0, 2**32 - 1)
         self.resolve()
+        if self.lpips is not None:
+            self.require_fine_stage("--lpips")
+
+    def require_fine_stage(self, user: str) -> None:
+        """Raise an InputError where there is no fine stage, which `user` is about."""
+        if not self.resolve().mesh.num_steps:
+            raise InputError(
+                f"{user}: there is no fine stage in --preset {self.preset}",
+                hint="--preset fast, or --fine-steps 192",
+            )
 
     def resolve(self) -> Recipe:
         """The preset with what was set on top of it."""
@@ -181,11 +195,8 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     def __post_init__(self):
         super().__post_init__()
         check_range("picture_every", self.picture_every, 0, 1_000_000)
-        if self.stage == "fine" and not self.resolve().mesh.num_steps:
-            raise InputError(
-                f"--stage fine: there is no fine stage in --preset {self.preset}",
-                hint="--preset fast, or --fine-steps 192",
-            )
+        if self.stage == "fine":
+            self.require_fine_stage("--stage fine")
 
     def settings(self) -> dict[str, Any]:
         """With the preset's values, so that a changed preset counts as other settings; less what changes no mesh."""

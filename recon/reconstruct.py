@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from sv3d_jax.arrays import Params
+from sv3d_jax.arrays import Float, Params
 from sv3d_jax.cameras.pose import intrinsics
-from sv3d_jax.errors import SV3DError
+from sv3d_jax.errors import InputError, SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder
+from sv3d_jax.metrics.perceptual import read_lpips_weights
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.recon.bake import ColorsAt, bake_texture, textured
 from sv3d_jax.recon.checks import check_cameras
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from sv3d_jax.pipeline import Orbit
 
 Callback = Callable[[FitInfo], None]
+# From pictures in [0, 1] to unit normals in camera axes: x right, y up, z towards the viewer.
+NormalEstimator = Callable[[Float[np.ndarray, "f h w 3"]], Float[np.ndarray, "f h w 3"]]
 RESULTS = {"coarse": "coarse.ply", "fine": "fine.ply", "bake": "mesh.glb", "all": "mesh.glb"}
 STAGES = ["load", "compile", "coarse", "surface", "compile", "fine", "bake", "write"]
 
@@ -95,22 +98,28 @@ def reconstruct(
     scratch: Path | None = None,
     stage: Stage = "all",
     pictures: Pictures | None = None,
+    normals: NormalEstimator | None = None,
 ) -> ReconstructResult:
     """The mesh that the views of an orbit show: a folder, its frames, or what a `Pipeline` returned.
 
     `callback` is called several times a second or so; it may raise `Cancelled`. With `scratch`, a folder, what is
     done is kept there, and a run that finds it goes on to the same result: same orbit, same config. After `stage`
     coarse or fine the mesh has its colours at the vertices and is neither simplified nor textured. `pictures` says
-    where to put pictures of the fits.
+    where to put pictures of the fits. `normals` is asked once for the normals that all frames show, which the fine
+    stage then heeds.
     """
     config, progress = config or ReconstructConfig(), progress or NullProgress()
     frames, recipe = usable_frames(_frames(orbit)), config.resolve()
     clock = _Clock()
+    vgg = None if config.lpips is None else read_lpips_weights(config.lpips)
     views, box = prepare_views(frames)
     camera_check = check_cameras(frames, views)
+    if normals is not None:
+        config.require_fine_stage("normals")
+        views = views._replace(normals=_estimated_normals(normals, views))
     clock.mark("load")
     keep = _Keep(scratch)
-    job = _Job(recipe, config.seed, views, frames.input_frame, keep, callback, pictures, progress, clock)
+    job = _Job(recipe, config.seed, views, frames.input_frame, vgg, keep, callback, pictures, progress, clock)
 
     coarse = keep(
         "coarse", lambda: _coarse(job), Coarse(0, 0, init_field(recipe.nerf, jax.random.key(0)), "", "")
@@ -131,6 +140,8 @@ def reconstruct(
     clock.mark("bake")
     facts = json.loads(str(coarse.facts)) | {"vertices": len(mesh.vertices), "faces": len(mesh.faces)}
     facts |= {"losses": log[-1].losses, "cameras": camera_check}
+    if "perceptual" in log[-1].losses:
+        facts["perceptual"] = "ssim + multi-scale l1" if vgg is None else "lpips"
     return ReconstructResult(mesh, lit, light, log, facts, clock.seconds)
 
 
@@ -139,7 +150,9 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
     progress.stages = STAGES
     progress.stage("load")
     frames = read_orbit(config.orbit_dir)
-    settings = {"verb": "reconstruct", **config.settings(), "orbit_sha256": _digest(frames)}
+    settings = {"verb": "reconstruct", **config.settings(), "orbit_sha256": _orbit_digest(frames)}
+    if config.lpips is not None:
+        settings["lpips_sha256"] = _digest(jax.tree.leaves(read_lpips_weights(config.lpips)))
     folder = OutputFolder(config.output, settings, config.overwrite)
     if config.dry_run:
         prepare_views(usable_frames(frames))
@@ -222,6 +235,7 @@ class _Job:
     seed: int
     views: Views
     input_frame: int
+    vgg: Params | None
     keep: _Keep
     callback: Callback | None
     pictures: Pictures | None
@@ -277,7 +291,7 @@ def _fine(job: _Job, coarse: Mesh, field: Params) -> Fine:
     look = job.look("fine", render_fine(recipe.nerf))
     report, save = job.report("fine"), job.keep.fit("fine")
     surface, params, log = fit_surface(
-        recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, report, save, look
+        recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, report, save, look, job.vgg
     )
     if not surface.num_faces:
         distances = params["sdf"]
@@ -329,10 +343,29 @@ def _read_log(log: Any) -> list[FitInfo]:
     return [FitInfo(*entry) for entry in json.loads(str(log))]
 
 
-def _digest(frames: OrbitFrames) -> str:
+def _estimated_normals(normals: NormalEstimator, views: Views) -> np.ndarray:
+    """What an estimator says of the views; raises InputError where it does not return unit normals."""
+    estimate = np.asarray(normals(views.images), np.float32)
+    if estimate.shape != views.images.shape or not np.isfinite(estimate).all():
+        raise InputError(
+            f"normals must return finite values of the shape {views.images.shape}, got {estimate.shape}"
+        )
+    lengths = np.linalg.norm(estimate, axis=-1)[views.masks > 0.5]
+    if np.abs(lengths - 1).mean() > 0.1:
+        raise InputError(
+            f"normals must return unit vectors, on the object their mean length is {lengths.mean():.2g}",
+            hint="normals that are stored as colours in [0, 1] are 2 x - 1",
+        )
+    return estimate
+
+
+def _orbit_digest(frames: OrbitFrames) -> str:
     """Of all that the result depends on, so that other frames in the same folder count as another run."""
+    return _digest([frames.images, frames.alphas, frames.camera_to_world, frames.focal_px, frames.center_px])
+
+
+def _digest(arrays: Iterable[Any]) -> str:
     digest = hashlib.sha256()
-    arrays = frames.images, frames.alphas, frames.camera_to_world, frames.focal_px, frames.center_px
     for array in arrays:
         digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

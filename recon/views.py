@@ -29,6 +29,7 @@ class Views(NamedTuple):
     camera_to_box: Float[Array, "f 4 4"]
     focal_px: Float[Array, "f 2"]
     center_px: Float[Array, "f 2"]
+    normals: Float[Array, "f h w 3"] | None = None  # estimates in the cameras' axes
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import optax
 from sv3d_jax.arrays import Array, Bool, Float, Int, Params
 from sv3d_jax.geometry.marching_cubes import keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.metrics.perceptual import lpips
 from sv3d_jax.recon import losses
 from sv3d_jax.recon.config import MeshConfig, NerfConfig
 from sv3d_jax.recon.dmtet.surface import Capacity, Surface, deform, extract, marching_tets, signed_distance
@@ -81,10 +82,11 @@ def fit_surface(
     callback: Callable[[FitInfo], None] | None = None,
     save: Path | None = None,
     look: Look | None = None,
+    vgg: Params | None = None,
 ) -> tuple[Surface, Params, list[FitInfo]]:
     """Surface in box coordinates, texture field and light that explain the views, from a coarse mesh and its field.
 
-    `look` is shown pairs of surface and parameters.
+    `look` is shown pairs of surface and parameters. With `vgg`, the weights of LPIPS, pictures are compared by it.
     """
     lattice = start_lattice(config, coarse)
     optimizer = optax.adam(
@@ -96,13 +98,13 @@ def fit_surface(
     count = min(config.views_per_step, len(views.images))
 
     def loss(room, params, step, data, key):
-        lattice, views = data
+        lattice, views, vgg = data
         view_key, point_key = jax.random.split(key)
         frames = jax.random.permutation(view_key, len(views.images))[:count]
         some = jax.tree.map(lambda leaf: leaf[frames], views)
         surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), room.mesh)
         seen = render_surface(nerf, params, surface, some, room.pixels)
-        parts = image_losses(seen, some)
+        parts = image_losses(seen, some, vgg)
         if params["light"] is None:
             del parts["illumination"]
         here, nearby, on_object = _nearby(seen, point_key)
@@ -151,7 +153,7 @@ def fit_surface(
     state, log = fit(
         step_with(Room(capacity, pixels)),
         state,
-        (lattice, views),
+        (lattice, views, vgg),
         config.num_steps,
         jax.random.key(seed),
         callback,
@@ -222,17 +224,25 @@ def render_surface(
     return Rendered(image, opacity, shading, points, normals, color, fragments.depth, covered, crowded)
 
 
-def image_losses(seen: Rendered, views: Views) -> dict[str, Array]:
-    """The losses of SV3D's appendix that compare or smooth pictures, by name."""
+def image_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dict[str, Array]:
+    """The losses of SV3D's appendix that compare or smooth pictures, by name; `vgg` are the weights of LPIPS."""
     valid = losses.eroded(views.masks) * losses.eroded(seen.covered)
-    return {
+    if vgg is None:
+        perceptual = losses.perceptual_loss(seen.image, views.images)
+    else:
+        perceptual = jnp.mean(lpips(seen.image, views.images, vgg))
+    parts = {
         "photometric": losses.photometric_loss(seen.image, views.images),
         "mask": losses.mask_loss(seen.opacity, views.masks, views.mask_weights),
-        "perceptual": losses.perceptual_loss(seen.image, views.images),
+        "perceptual": perceptual,
         "illumination": losses.illumination_loss(seen.shading, views.images, valid),
         "depth": losses.depth_smoothness_loss(seen.depth, seen.covered, valid),
         "bilateral": losses.bilateral_loss(seen.normals, views.images, valid),
     }
+    if views.normals is not None:
+        normals = losses.normals_in_camera(seen.normals, views.camera_to_box)
+        parts["normal"] = losses.normal_loss(normals, views.normals, valid)
+    return parts
 
 
 def _object_pixels(views: Views, count: int) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sv3d_jax.cameras.orbit import sine_orbit
-from sv3d_jax.errors import Cancelled, InputError, SV3DError
+from sv3d_jax.errors import Cancelled, InputError, SV3DError, WeightsError
 from sv3d_jax.io.images import read_picture
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import write_orbit
@@ -20,6 +20,7 @@ from sv3d_jax.progress import NullProgress
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
 from sv3d_jax.recon.dmtet.surface import Surface
 from sv3d_jax.recon.export import render_mesh, with_vertex_colors
+from sv3d_jax.recon.fit import FitInfo
 from sv3d_jax.recon.pictures import Pictures
 from sv3d_jax.recon.reconstruct import reconstruct, run_reconstruct
 from sv3d_jax.recon.uv import smooth_normals
@@ -181,6 +182,64 @@ def test_a_fine_surface_that_vanishes_says_its_range(unfinished, tmp_path, monke
     assert caught.value.exit_code == 1
 
 
+def from_kept(scratch, folder, monkeypatch, **options):
+    """A run that goes on from the coarse stage with a fine stage of no effect; what it was handed, and the result."""
+    shutil.copy(scratch / "coarse.npz", folder)
+    handed = []
+
+    def fit_surface(config, nerf, coarse, field, views, *others):
+        handed.append((views, others[-1]))
+        faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+        surface = Surface(np.eye(4, 3), faces, faces, 4, 4, False)
+        params = {"field": field, "light": None}
+        return surface, params, [FitInfo(16, 16, {"perceptual": 0.0})]
+
+    monkeypatch.setattr("sv3d_jax.recon.reconstruct.fit_surface", fit_surface)
+    config = options.pop("config", FINE)
+    unlit = replace(config, mesh=config.mesh | {"num_lobes": 0})
+    return handed, reconstruct(ball_orbit(), unlit, scratch=folder, **options)
+
+
+def test_an_estimator_is_asked_once_for_the_normals_of_all_frames(unfinished, tmp_path, monkeypatch):
+    asked, up = [], np.broadcast_to(np.float32([0, 0, 1]), (8, 32, 32, 3))
+
+    def normals(images):
+        asked.append(images)
+        return up
+
+    [(views, vgg)], result = from_kept(unfinished, tmp_path, monkeypatch, normals=normals)
+    np.testing.assert_array_equal(asked, [ball_orbit().images])
+    np.testing.assert_array_equal(views.normals, up)
+    assert vgg is None and result.facts["perceptual"] == "ssim + multi-scale l1"
+
+
+def test_lpips_is_read_from_its_file_and_said(unfinished, tmp_path, monkeypatch):
+    monkeypatch.setattr("sv3d_jax.recon.reconstruct.read_lpips_weights", lambda path: {"of": str(path)})
+    config = replace(FINE, lpips=Path("vgg.safetensors"))
+    [(_, vgg)], result = from_kept(unfinished, tmp_path, monkeypatch, config=config)
+    assert vgg == {"of": "vgg.safetensors"} and result.facts["perceptual"] == "lpips"
+
+
+@pytest.mark.parametrize(
+    ("normals", "says"),
+    [
+        (lambda images: images[..., 0], "the shape .* got"),
+        (lambda images: np.full_like(images, np.nan), "finite"),
+        (lambda images: np.full_like(images, 0.2), "their mean length is 0.35"),
+    ],
+)
+def test_what_is_no_unit_normal_is_refused(normals, says):
+    with pytest.raises(InputError, match=says):
+        reconstruct(ball_orbit(), FINE, normals=normals)
+
+
+def test_normals_and_lpips_need_a_fine_stage():
+    with pytest.raises(InputError, match="normals: there is no fine stage"):
+        reconstruct(ball_orbit(), CONFIG, normals=lambda images: images)
+    with pytest.raises(InputError, match="--lpips: there is no fine stage"):
+        replace(CONFIG, lpips=Path("vgg.safetensors"))
+
+
 def test_pictures_of_the_fits_come_to_look_like_the_input_view(fine, unfinished):
     error = {}
     for file in (unfinished / "progress").iterdir():
@@ -271,6 +330,13 @@ def test_other_frames_in_the_same_folder_are_another_run(verb):
 def test_a_dry_run_writes_nothing(verb):
     assert run_reconstruct(replace(verb, dry_run=True), NullProgress())["frames"] == 6
     assert not verb.output.exists()
+
+
+def test_weights_of_lpips_that_cannot_be_read_are_found_in_a_dry_run(verb, tmp_path):
+    with pytest.raises(WeightsError, match="absent.safetensors"):
+        run_reconstruct(
+            replace(verb, fine_steps=16, lpips=tmp_path / "absent.safetensors", dry_run=True), NullProgress()
+        )
 
 
 def test_a_folder_without_cameras_writes_nothing(verb):

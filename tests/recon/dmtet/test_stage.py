@@ -46,6 +46,45 @@ def test_the_surface_shrinks_to_the_silhouettes_and_is_closed(views, coarse):
     assert params["light"] is None and "illumination" not in log[-1].losses
 
 
+@pytest.fixture(scope="module")
+def seen(views):
+    """What the views show of the ball itself, lit evenly."""
+    masks = views[0].masks
+    poses = views[0].camera_to_box
+    normals = np.where(masks[..., None] > 0.99, (views[0].images - 0.5) / 0.4, 0.0)  # as the ball is coloured
+    depth = np.linalg.norm(poses[:, :3, 3], axis=1)[:, None, None] * masks
+    return stage.Rendered(
+        0.9 * views[0].images,
+        masks,
+        masks,
+        normals,
+        normals,
+        normals,
+        depth,
+        np.round(masks),
+        np.bool_(False),
+    )
+
+
+def test_the_estimated_normals_are_those_of_the_cameras_axes(views, seen):
+    assert "normal" not in stage.image_losses(seen, views[0])
+    towards = np.linalg.inv(views[0].camera_to_box)[:, :3, :3]
+    in_camera = np.einsum("fij,fhwj->fhwi", towards, seen.normals)
+    assert in_camera[:, 16, 16, 2].min() > 0.9  # towards the viewer
+    same = stage.image_losses(seen, views[0]._replace(normals=in_camera))["normal"]
+    other = stage.image_losses(seen, views[0]._replace(normals=in_camera * np.float32([1, 1, -1])))["normal"]
+    assert abs(same) < 0.01 and other > 0.5
+
+
+def test_normals_and_lpips_take_part_in_the_fit(views, coarse, monkeypatch):
+    monkeypatch.setattr(stage, "lpips", lambda rendered, target, vgg: vgg["far"] * np.ones(len(rendered)))
+    given = views[0]._replace(normals=np.zeros_like(views[0].images))
+    field, vgg = init_field(NERF, jax.random.key(0)), {"far": np.float32(3.0)}
+    _, _, log = stage.fit_surface(replace(CONFIG, num_steps=16), NERF, coarse, field, given, 0, vgg=vgg)
+    assert log[-1].losses["normal"] == pytest.approx(1.0)  # of normals that are 0
+    assert log[-1].losses["perceptual"] == 3.0
+
+
 @pytest.mark.parametrize("calls", [1, 2])
 def test_steps_without_room_for_the_pixels_change_nothing_and_then_get_it(views, coarse, monkeypatch, calls):
     monkeypatch.setattr(stage, "_object_pixels", lambda views, count: 512)  # two views of the ball have more
