@@ -1,19 +1,23 @@
-"""Hash encoding: points per second forward and with the gradient of the tables, against plain autodiff.
+"""Hash encoding: points per second forward and with the gradient of the tables.
 
     python benchmarks/hash_grid.py [--points 131072] [--levels 16] [--table 524288] [--json]
 
-Medians of `--repeats` calls after two warm-ups; the two ways take turns. Compiling is counted apart.
+Peers in the same run: JAX's own differentiation of the encoding, and the encoding by indexing in torch, if that is
+installed (extra `bench`), on the same number of threads. Medians of `--repeats` calls after two warm-ups; the ways take
+turns. Compiling is counted apart.
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode, init_tables
+from sv3d_jax.recon.nerf.hash_grid import CORNERS, HASH_PRIMES, HashGrid, encode, init_tables
 
 
 def main() -> None:
@@ -29,38 +33,75 @@ def main() -> None:
     grid = HashGrid(num_levels=options.levels, table_size=options.table)
     tables = init_tables(grid, jax.random.key(0))
     points = jax.random.uniform(jax.random.key(1), (options.points, 3))
+    forward = jax.jit(lambda tables: encode(grid, tables, points))
+    gradient = jax.jit(jax.value_and_grad(lambda tables: (encode(grid, tables, points) ** 2).sum()))
+    autodiff = jax.jit(jax.value_and_grad(lambda tables: (encode.fun(grid, tables, points) ** 2).sum()))
     ways = {
-        "forward": jax.jit(lambda tables: encode(grid, tables, points)),
-        "forward_and_gradient": jax.jit(
-            jax.value_and_grad(lambda tables: (encode(grid, tables, points) ** 2).sum())
-        ),
-        "forward_and_autodiff": jax.jit(
-            jax.value_and_grad(lambda tables: (encode.fun(grid, tables, points) ** 2).sum())
-        ),
+        "forward": lambda: jax.block_until_ready(forward(tables)),
+        "forward_and_gradient": lambda: jax.block_until_ready(gradient(tables)),
+        "forward_and_autodiff": lambda: jax.block_until_ready(autodiff(tables)),
     }
-    compile_s = {name: _seconds(way, tables) for name, way in ways.items()}
-    rounds = [
-        {name: _seconds(way, tables) for name, way in ways.items()} for _ in range(2 + options.repeats)
-    ][2:]
+    if importlib.util.find_spec("torch"):
+        ways |= torch_ways(grid, np.asarray(tables), np.asarray(points))
+    first = {name: _seconds(way) for name, way in ways.items()}
+    rounds = [{name: _seconds(way) for name, way in ways.items()} for _ in range(2 + options.repeats)][2:]
     medians = {name: float(np.median([times[name] for times in rounds])) for name in ways}
+    rates = {name: round(options.points / value / 1e6, 3) for name, value in medians.items()}
+    ours = rates["forward_and_gradient"]
     result = {
         "device": jax.devices()[0].device_kind,
         "points": options.points,
         "levels": options.levels,
         "table_size": options.table,
         "milliseconds": {name: round(1e3 * value, 2) for name, value in medians.items()},
-        "million_points_per_second": {
-            name: round(options.points / value / 1e6, 3) for name, value in medians.items()
-        },
-        "gradient_to_autodiff": round(medians["forward_and_gradient"] / medians["forward_and_autodiff"], 3),
-        "first_call_seconds": {name: round(value, 2) for name, value in compile_s.items()},
+        "million_points_per_second": rates,
+        "speed_over_autodiff": round(ours / rates["forward_and_autodiff"], 2),
+        "first_call_seconds": {name: round(value, 2) for name, value in first.items()},
     }
+    if "torch_forward_and_gradient" in rates:
+        result["speed_over_torch"] = round(ours / rates["torch_forward_and_gradient"], 2)
     print(json.dumps(result, indent=1) if options.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
 
 
-def _seconds(function: Callable, tables: jax.Array) -> float:
+def torch_ways(grid: HashGrid, tables: np.ndarray, points: np.ndarray) -> dict[str, Callable]:
+    """The same encoding as one writes it in torch: all corners of a level indexed at once."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    rows, x = torch.tensor(tables, requires_grad=True), torch.tensor(points)
+    corners = torch.tensor(CORNERS)
+    primes = torch.tensor(HASH_PRIMES)
+
+    def encoded():
+        features = []
+        for level, resolution in enumerate(grid.resolutions):
+            position = x * resolution
+            base = position.floor().long()
+            fraction = (position - base)[:, None]
+            corner = base[:, None] + corners
+            if (resolution + 1) ** 3 <= grid.table_size:
+                i, j, k = corner.unbind(-1)
+                index = i + (resolution + 1) * (j + (resolution + 1) * k)
+            else:
+                i, j, k = (corner * primes).unbind(-1)
+                index = i ^ j ^ k
+            weights = torch.where(corners.bool(), fraction, 1 - fraction).prod(-1, keepdim=True)
+            features.append((rows[level][index % grid.table_size] * weights).sum(1))
+        return torch.cat(features, -1)
+
+    ours = np.asarray(encode(grid, jax.numpy.asarray(tables), jax.numpy.asarray(points)))
+    np.testing.assert_allclose(encoded().detach().numpy(), ours, atol=1e-8)
+
+    def gradient():
+        rows.grad = None
+        (encoded() ** 2).sum().backward()
+
+    return {"torch_forward": encoded, "torch_forward_and_gradient": gradient}
+
+
+def _seconds(way: Callable) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(function(tables))
+    way()
     return time.perf_counter() - start
 
 

@@ -12,6 +12,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -27,7 +28,7 @@ from sv3d_jax.metrics.geometry import compare_meshes
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.recon.config import ReconstructConfig
 from sv3d_jax.recon.export import render_mesh, write_mesh
-from sv3d_jax.recon.reconstruct import reconstruct
+from sv3d_jax.recon.reconstruct import ReconstructResult, reconstruct
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.data.render import render_orbit, to_world
 
@@ -84,6 +85,17 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
         **{name: result.facts[name] for name in ("density_level", "mask_iou", "faces")},
         "timings": result.timings,
     }
+
+
+def reconstruct_variants(
+    frames: OrbitFrames, variants: dict[str, ReconstructConfig]
+) -> Iterator[tuple[str, ReconstructResult]]:
+    """The results of configs that share a coarse stage, one after the other."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in variants.items():
+            yield name, reconstruct(frames, config, scratch=Path(folder))
+            for later in ("fine.npz", "bake.npz"):
+                (Path(folder) / later).unlink()
 
 
 def held_out_cameras(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
