@@ -19,6 +19,7 @@ Data = Any
 Losses = dict[str, jax.Array]
 Step = Callable[[State, Data, PRNGKeyArray], tuple[State, Losses]]
 
+STEPS_PER_CALL = 16
 SAVE_EVERY_S = 20.0
 
 
@@ -44,17 +45,19 @@ def fit(
     num_steps: int,
     key: PRNGKeyArray,
     callback: Callable[[FitInfo], None] | None = None,
-    steps_per_call: int = 16,
+    steps_per_call: int = STEPS_PER_CALL,
     begin: Callable[[State, PRNGKeyArray], State] | None = None,
     choose: Callable[[State], Step] | None = None,
+    retry: Callable[[State, State], State | None] | None = None,
     save: Path | None = None,
     look: Look | None = None,
 ) -> tuple[State, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
     `begin` opens each call: work that is due now and then, such as a refresh of the occupancy grid. `choose` takes
-    the place of `step` where static shapes follow the state: it is asked before each call. `data` is handed to each
-    step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
+    the place of `step` where static shapes follow the state: it is asked before each call. `retry` is given the states
+    before and after a call; it returns None, or what to make the call again from, with more room. `data` is handed to
+    each step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
 
     With `save`, the state goes into that file every now and then, and a fit that finds it goes on from there to the
     same result; the file is removed in the end. It belongs to one fit: same settings, same data.
@@ -62,7 +65,7 @@ def fit(
 
     @cache
     def compiled(step):
-        @partial(jax.jit, donate_argnums=0)
+        @partial(jax.jit, donate_argnums=() if retry else 0)
         def call(state, data, key):
             begin_key, step_key = jax.random.split(key)
             if begin is not None:
@@ -80,8 +83,14 @@ def fit(
     saved_at = time.monotonic()
     keys = jax.random.split(key, num_calls)
     for number in range(len(log), num_calls):
-        call = compiled(step if choose is None else choose(state))
-        state, losses = call(state, data, keys[number])
+        while True:
+            call = compiled(step if choose is None else choose(state))
+            after, losses = call(state, data, keys[number])
+            again = None if retry is None else retry(state, after)
+            if again is None:
+                break
+            state = again
+        state = after
         losses = {name: float(value) for name, value in losses.items()}
         log.append(FitInfo((number + 1) * steps_per_call, num_calls * steps_per_call, losses))
         if save is not None and time.monotonic() - saved_at > SAVE_EVERY_S:

@@ -19,6 +19,7 @@ from sv3d_jax.recon.fit import Look
 from sv3d_jax.recon.nerf.occupancy import march
 from sv3d_jax.recon.nerf.stage import FieldState, pixel_rays, render_samples
 from sv3d_jax.recon.views import Views
+from sv3d_jax.render.antialias import mesh_edges
 
 # What one view (of a leading axis 1) shows of a fit's state: h w 3.
 Render = Callable[[Views, Any], Float[Array, "h w 3"]]
@@ -89,6 +90,7 @@ def render_fine(config: NerfConfig) -> Render:
     @jax.jit
     def render(view: Views, state: tuple[Surface, Params]):
         surface, params = state
-        return render_surface(config, params, surface, view, view.masks.size).image[0]
+        edges = mesh_edges(surface.faces)
+        return render_surface(config, params, surface, edges, view, view.masks.size).image[0]
 
     return render

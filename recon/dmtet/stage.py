@@ -1,17 +1,18 @@
 """Fine stage: distances on a grid of tetrahedra, texture field and light, fitted together to whole pictures."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sv3d_jax.arrays import Array, Bool, Float, Int, Params
+from sv3d_jax.arrays import Array, Bool, Float, Int, Params, PRNGKeyArray, Scalar
 from sv3d_jax.geometry.marching_cubes import keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.metrics.perceptual import lpips
@@ -22,7 +23,7 @@ from sv3d_jax.recon.dmtet.tets import TetGrid, band, kuhn_grid
 from sv3d_jax.recon.fit import FitInfo, Look, fit
 from sv3d_jax.recon.nerf.field import albedo
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
-from sv3d_jax.render.antialias import antialias, mesh_edges
+from sv3d_jax.render.antialias import Edges, antialias, mesh_edges
 from sv3d_jax.render.interpolate import face_normals, interpolate, seen_shading_normals, vertex_normals
 from sv3d_jax.render.lighting import SGLight, init_sg_light
 from sv3d_jax.render.rasterize import project, rasterize
@@ -42,20 +43,26 @@ class Lattice(NamedTuple):
     at_rim: Bool[Array, "v"]  # where the distance stays, so that the surface is closed
 
 
+class Room(NamedTuple):
+    """Sizes of a step's arrays, which must be known before it runs."""
+
+    vertices: int
+    faces: int
+    pixels: int  # of the object, in all views of a step together
+
+    @property
+    def mesh(self) -> Capacity:
+        return Capacity(self.vertices, self.faces)
+
+
 class MeshState(NamedTuple):
     """What the fit changes."""
 
     params: Params  # sdf, offsets, field, light
     optimizer: optax.OptState
     step: Int[Array, ""]
-    crowded: Bool[Array, ""]  # whether a step of this call had no room for all pixels of the object
-
-
-class Room(NamedTuple):
-    """Static sizes of a step."""
-
-    mesh: Capacity
-    pixels: int  # of the object, in all views together
+    room: Room  # part of the state, so that a resumed fit takes the same steps
+    crowded: Room  # whether a step of this call had too little of each
 
 
 class Rendered(NamedTuple):
@@ -89,81 +96,39 @@ def fit_surface(
     `look` is shown pairs of surface and parameters. With `vgg`, the weights of LPIPS, pictures are compared by it.
     """
     lattice = start_lattice(config, coarse)
+    views = jax.tree.map(jnp.asarray, views)
     optimizer = optax.adam(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
     )
-    params = _initial_params(config, lattice, field)
-    state = MeshState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), bool))
-    views = jax.tree.map(jnp.asarray, views)
-    count = min(config.views_per_step, len(views.images))
-
-    def loss(room, params, step, data, key):
-        lattice, views, vgg = data
-        view_key, point_key = jax.random.split(key)
-        frames = jax.random.permutation(view_key, len(views.images))[:count]
-        some = jax.tree.map(lambda leaf: leaf[frames], views)
-        surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), room.mesh)
-        seen = render_surface(nerf, params, surface, some, room.pixels)
-        parts = image_losses(seen, some, vgg)
-        if params["light"] is None:
-            del parts["illumination"]
-        here, nearby, on_object = _nearby(seen, point_key)
-        there = albedo(nerf, params["field"], nearby)
-        parts["albedo"] = losses.albedo_smoothness_loss(here, there, on_object)
-        normals = face_normals(surface.vertices, surface.faces)
-        parts["normal_consistency"] = losses.normal_consistency_loss(normals, mesh_edges(surface.faces).faces)
-        parts["sdf_sign"] = losses.sdf_sign_loss(params["sdf"], surface.edges)
-        ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
-        weights = asdict(config.weights) | {"sdf_sign": config.weights.sdf_sign * ramp}
-        total = sum(weights[name] * value for name, value in parts.items())
-        return total, (parts | {"loss": total}, surface.overflow, seen.crowded)
-
-    def step(room, state, data, key):
-        gradient, (parts, overflow, crowded) = jax.grad(partial(loss, room), has_aux=True)(
-            state.params, state.step, data, key
-        )
-        updates, moments = optimizer.update(gradient, state.optimizer)
-        new = MeshState(optax.apply_updates(state.params, updates), moments, state.step + 1, state.crowded)
-        # What outgrew its arrays is not stepped on; the next call has larger ones.
-        state = jax.tree.map(lambda old, new: jnp.where(overflow | crowded, old, new), state, new)
-        return state._replace(crowded=state.crowded | crowded), parts
-
-    def begin(state, key):
-        return state._replace(crowded=jnp.zeros((), bool))
+    state = _start_state(config, lattice, field, views, optimizer)
 
     @cache
     def step_with(room):
-        return partial(step, room)
+        return partial(_step, partial(_loss, config, nerf, room), optimizer)
 
-    capacity, pixels = Capacity(2**12, 2**13), _object_pixels(views, count)
-
-    def choose(state):
-        nonlocal capacity, pixels
-        if state.crowded:
-            pixels *= 2
-        surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
-        while min(capacity.vertices / surface.num_vertices, capacity.faces / surface.num_faces) < SPARE:
-            capacity = Capacity(2 * capacity.vertices, 2 * capacity.faces)
-        return step_with(Room(capacity, pixels))
+    def surface_of(state):
+        capacity = Room(*map(int, state.room)).mesh
+        return extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)[0]
 
     def look_at(step, state):
-        surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
-        look.at(step, (surface, state.params))
+        look.at(step, (surface_of(state), state.params))
+
+    def choose(state):
+        return step_with(Room(*map(int, state.room)))
 
     state, log = fit(
-        step_with(Room(capacity, pixels)),
+        choose(state),
         state,
         (lattice, views, vgg),
         config.num_steps,
         jax.random.key(seed),
         callback,
-        begin=begin,
         choose=choose,
+        retry=_with_more_room,
         save=save,
         look=None if look is None else look._replace(at=look_at),
     )
-    surface, _ = extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)
-    return surface, state.params, log
+    return surface_of(state), state.params, log
 
 
 def surface_mesh(surface: Surface, min_component: float) -> Mesh:
@@ -188,9 +153,9 @@ def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
 
 
 def render_surface(
-    nerf: NerfConfig, params: Params, surface: Surface, views: Views, max_pixels: int
+    nerf: NerfConfig, params: Params, surface: Surface, edges: Edges, views: Views, max_pixels: int
 ) -> Rendered:
-    """The surface as the views' cameras see it, in the colours of the field and the light.
+    """The surface with its edges as the views' cameras see it, in the colours of the field and the light.
 
     Colours and light are computed for the object's pixels only, of which all views together may have `max_pixels`.
     """
@@ -217,7 +182,7 @@ def render_surface(
     shading = picture(light(jax.lax.stop_gradient(normal)))
     covered = is_covered.astype(jnp.float32)
     buffers = jnp.concatenate([color * picture(light(normal))[..., None], covered[..., None]], axis=-1)
-    buffers = antialias(buffers, fragments, screen, faces, mesh_edges(faces))
+    buffers = antialias(buffers, fragments, screen, faces, edges)
     lit, opacity = buffers[..., :3], buffers[..., 3]
     image = lit + 1.0 - opacity[..., None]
     crowded = is_covered.sum() > max_pixels
@@ -245,11 +210,103 @@ def image_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dic
     return parts
 
 
+def _start_state(
+    config: MeshConfig, lattice: Lattice, field: Params, views: Views, optimizer: optax.GradientTransformation
+) -> MeshState:
+    params = {
+        "sdf": lattice.sdf,
+        "offsets": jnp.zeros_like(lattice.grid.vertices),
+        "field": field,
+        "light": start_light(config),
+    }
+    surface, _ = extract(lattice.grid, *_displaced(config, lattice, params), Capacity(2**12, 2**13))
+    room = Room(
+        _power_of_two(SPARE * surface.num_vertices),
+        _power_of_two(SPARE * surface.num_faces),
+        _object_pixels(views, config.views_per_step),
+    )
+    return MeshState(
+        params=params,
+        optimizer=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        room=jax.tree.map(jnp.int32, room),
+        crowded=jax.tree.map(lambda _: jnp.zeros((), bool), room),
+    )
+
+
+def _power_of_two(count: float) -> int:
+    """The next one that is not smaller than the count nor than 4096."""
+    return max(2**12, 1 << (math.ceil(count) - 1).bit_length())
+
+
 def _object_pixels(views: Views, count: int) -> int:
     """Room for the object's pixels in any `count` views, and for some more."""
     areas = np.sort((np.asarray(views.masks) > 0).sum(axis=(1, 2)))[-count:]
     step = 2**12
     return step * -(-int(SPARE * areas.sum()) // step)
+
+
+def _with_more_room(before: MeshState, after: MeshState) -> MeshState | None:
+    """The state before a call with double of what was too little in it, None where all sufficed."""
+    if not any(after.crowded):
+        return None
+    room = jax.tree.map(lambda size, short: size * (1 + short), before.room, after.crowded)
+    return before._replace(room=room)
+
+
+def _step(
+    loss: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    state: MeshState,
+    data: tuple[Lattice, Views, Params | None],
+    key: PRNGKeyArray,
+) -> tuple[MeshState, dict[str, Array]]:
+    gradient, (parts, crowded) = jax.grad(loss, has_aux=True)(state.params, state.step, data, key)
+    updates, moments = optimizer.update(gradient, state.optimizer)
+    params = optax.apply_updates(state.params, updates)
+    crowded = jax.tree.map(jnp.logical_or, state.crowded, crowded)
+    return MeshState(params, moments, state.step + 1, state.room, crowded), parts
+
+
+def _loss(
+    config: MeshConfig,
+    nerf: NerfConfig,
+    room: Room,
+    params: Params,
+    step: Int[Array, ""],
+    data: tuple[Lattice, Views, Params | None],
+    key: PRNGKeyArray,
+) -> tuple[Scalar, tuple[dict[str, Array], Room]]:
+    """The weighted sum of the losses for some of the views; also each of them, and what had too little room."""
+    lattice, views, vgg = data
+    view_key, point_key = jax.random.split(key)
+    frames = jax.random.permutation(view_key, len(views.images))[: config.views_per_step]
+    some = jax.tree.map(lambda leaf: leaf[frames], views)
+    surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), room.mesh)
+    edges = mesh_edges(surface.faces)
+    seen = render_surface(nerf, params, surface, edges, some, room.pixels)
+    parts = image_losses(seen, some, vgg) | _surface_losses(nerf, params, surface, edges, seen, point_key)
+    if params["light"] is None:
+        del parts["illumination"]
+    ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
+    weights = asdict(config.weights) | {"sdf_sign": config.weights.sdf_sign * ramp}
+    total = sum(weights[name] * value for name, value in parts.items())
+    crowded = Room(surface.num_vertices > room.vertices, surface.num_faces > room.faces, seen.crowded)
+    return total, (parts | {"loss": total}, crowded)
+
+
+def _surface_losses(
+    nerf: NerfConfig, params: Params, surface: Surface, edges: Edges, seen: Rendered, key: PRNGKeyArray
+) -> dict[str, Array]:
+    """The losses that look at the surface itself, by name."""
+    here, nearby, on_object = _nearby(seen, key)
+    there = albedo(nerf, params["field"], nearby)
+    normals = face_normals(surface.vertices, surface.faces)
+    return {
+        "albedo": losses.albedo_smoothness_loss(here, there, on_object),
+        "normal_consistency": losses.normal_consistency_loss(normals, edges.faces),
+        "sdf_sign": losses.sdf_sign_loss(params["sdf"], surface.edges),
+    }
 
 
 def _displaced(
@@ -258,15 +315,6 @@ def _displaced(
     """The grid's vertices in the box, each moved by less than half a cube, and the distances there."""
     positions = BOX_HALF_SIZE * deform(lattice.grid.vertices, params["offsets"], config.cells)
     return positions, jnp.where(lattice.at_rim, lattice.sdf, params["sdf"])
-
-
-def _initial_params(config: MeshConfig, lattice: Lattice, field: Params) -> Params:
-    return {
-        "sdf": jnp.array(lattice.sdf),  # a copy, for the fit gives its state away
-        "offsets": jnp.zeros_like(lattice.grid.vertices),
-        "field": field,
-        "light": start_light(config),
-    }
 
 
 def _nearby(seen: Rendered, key: Array) -> tuple[Array, Array, Array]:

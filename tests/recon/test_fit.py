@@ -117,6 +117,60 @@ def test_the_step_may_follow_the_state():
     assert float(state) == 36.0
 
 
+def crowding(size):
+    """A step with noise that needs room of 4."""
+
+    def step(state, data, key):
+        x = state["x"] + jax.random.normal(key)
+        return {"x": x, "room": state["room"], "crowded": jnp.asarray(size < 4)}, {"x": x}
+
+    return step
+
+
+def fit_in(room, retried, **options):
+    """Fit with room to begin with, doubled where a call needs more; sizes that were too small go into `retried`."""
+
+    def retry(before, after):
+        if not after["crowded"]:
+            return None
+        retried.append(int(before["room"]))
+        return {**before, "room": 2 * before["room"]}
+
+    steps = {size: crowding(size) for size in (1, 2, 4)}
+    state = {"x": jnp.zeros(()), "room": jnp.asarray(room), "crowded": jnp.asarray(False)}
+    return fit(
+        steps[room],
+        state,
+        None,
+        12,
+        jax.random.key(3),
+        steps_per_call=4,
+        choose=lambda state: steps[int(state["room"])],
+        retry=retry,
+        **options,
+    )
+
+
+def test_a_call_that_is_made_again_loses_no_step():
+    retried = []
+    (state, log), (expected, expected_log) = fit_in(1, retried), fit_in(4, [])
+    assert retried == [1, 2] and float(state["x"]) == float(expected["x"]) and log == expected_log
+
+
+def test_what_was_learnt_about_room_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
+
+    def cut(info):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        fit_in(1, [], callback=cut, save=tmp_path / "fit.npz")
+    retried = []
+    resumed, log = fit_in(1, retried, save=tmp_path / "fit.npz")
+    whole, whole_log = fit_in(1, [])
+    assert not retried and float(resumed["x"]) == float(whole["x"]) and log == whole_log
+
+
 def test_saved_arrays_come_back_in_their_structure(tmp_path):
     tree = {"layers": [{"kernel": jnp.eye(2)}, {"kernel": jnp.ones((1, 3))}], "name": "field"}
     save_arrays(tmp_path / "a.npz", tree)

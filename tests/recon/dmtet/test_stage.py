@@ -85,10 +85,9 @@ def test_normals_and_lpips_take_part_in_the_fit(views, coarse, monkeypatch):
     assert log[-1].losses["perceptual"] == 3.0
 
 
-@pytest.mark.parametrize("calls", [1, 2])
-def test_steps_without_room_for_the_pixels_change_nothing_and_then_get_it(views, coarse, monkeypatch, calls):
+def test_steps_without_room_for_the_pixels_are_made_again(views, coarse, monkeypatch):
     monkeypatch.setattr(stage, "_object_pixels", lambda views, count: 512)  # two views of the ball have more
-    config = replace(CONFIG, num_steps=16 * calls)
-    _, params, _ = fit(config, views, coarse)
+    config = replace(CONFIG, num_steps=16)
+    _, params, log = fit(config, views, coarse)
     moved = np.abs(params["sdf"] - stage.start_lattice(config, coarse).sdf).max()
-    assert moved == 0 if calls == 1 else moved > 0.01
+    assert moved > 0.01 and len(log) == 1
