@@ -81,8 +81,10 @@ class GenerateConfig(OrbitConfig):
     """Pictures of objects to orbits and meshes: what `orbit` writes, mesh.glb, mesh.ply and a turntable video."""
 
     preset: Literal["preview", "fast", "quality"] | None = None
-    """effort of the reconstruction (default: preview for mini, whose frames are small, else fast)"""
+    """effort of the reconstruction (default: preview for mini, whose frames are small, else fast; fast with --sds)"""
+    sds: bool = False
+    """let the model complete what its orbit does not show (masked score distillation, in the fine stage)"""
 
     @property
     def reconstruction(self) -> Literal["preview", "fast", "quality"]:
-        return self.preset or ("preview" if self.weights == "mini" else "fast")
+        return self.preset or ("preview" if self.weights == "mini" and not self.sds else "fast")

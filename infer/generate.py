@@ -7,6 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sv3d_jax.errors import InputError
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.io.images import read_picture
@@ -28,6 +30,8 @@ MINI_NOTE = (
     " at {size} px; other objects come out as such figures. For those: --weights with SV3D's own weights"
 )
 
+SINE_NOTE = "meshes come out better from an orbit that shows top and bottom: --orbit sine (SV3D, table 8)"
+
 
 def run_orbit(config: OrbitConfig, progress: Progress) -> dict[str, Any]:
     """The `orbit` verb: an orbit folder with a video for every picture."""
@@ -36,9 +40,10 @@ def run_orbit(config: OrbitConfig, progress: Progress) -> dict[str, Any]:
 
 def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
     """The `generate` verb: an orbit folder and in it a mesh with a turntable video for every picture."""
-    return _run(
-        "generate", config, ReconstructConfig(preset=config.reconstruction, seed=config.seed), progress
-    )
+    reconstruction = ReconstructConfig(preset=config.reconstruction, seed=config.seed)
+    if config.sds:
+        reconstruction.require_fine_stage("--sds")
+    return _run("generate", config, reconstruction, progress, config.sds)
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,22 @@ class _Job:
 
 
 def _run(
-    verb: str, config: OrbitConfig, reconstruction: ReconstructConfig | None, progress: Progress
+    verb: str,
+    config: OrbitConfig,
+    reconstruction: ReconstructConfig | None,
+    progress: Progress,
+    sds: bool = False,
 ) -> dict[str, Any]:
     """Check everything that can be checked, then do one picture after the other."""
-    model = _model_config(config)
+    from sv3d_jax.weights.hub import read_model_config
+
+    model = read_model_config(config.weights, config.variant)
     size = config.size or model.native_size
     check_size(model, size)
+    if sds:
+        from sv3d_jax.recon.guide import check_model
+
+        check_model(model)
     cameras = config.camera_path()
     settings = {"verb": verb, **config.settings()}
     if config.cameras is not None:
@@ -67,6 +82,8 @@ def _run(
     plan = _plan(config, model, len(cameras), size)
     if config.weights == "mini":
         progress.note(MINI_NOTE.format(size=size))
+    elif reconstruction is not None and model.variant == "p" and not np.ptp(cameras.elevations_deg):
+        progress.note(SINE_NOTE)
     if config.dry_run:
         places = [str(job.folder.directory) for job in jobs]
         return {"dry_run": True, "model": model.name, "plan": str(plan), "directories": places}
@@ -95,20 +112,10 @@ def _run(
                 files = orbit.save(folder.directory, video)
                 folder.finish_stage("orbit", files, {**facts, "weights": pipeline().weights})
             if reconstruction is not None and not folder.stage_done("mesh"):
-                folder.finish_stage("mesh", *_mesh(folder, reconstruction, progress))
+                made = _mesh(folder, reconstruction, progress, pipeline() if sds else None)
+                folder.finish_stage("mesh", *made)
             folder.write_run_json()
     return {job.image.stem: _results(job.folder.directory) for job in jobs}
-
-
-def _model_config(config: OrbitConfig) -> ModelConfig:
-    """The model that the weights are, by their names and shapes alone."""
-    from sv3d_jax.weights.convert import check_variant
-    from sv3d_jax.weights.hub import find_weights
-    from sv3d_jax.weights.source import open_weights
-
-    weights = open_weights(find_weights(config.weights, config.variant))
-    check_variant(weights, config.variant)
-    return weights.config
 
 
 def _jobs(config: OrbitConfig, model: ModelConfig, settings: dict[str, Any], size: int) -> list[_Job]:
@@ -170,7 +177,7 @@ def _orbit(
 
 
 def _mesh(
-    folder: OutputFolder, config: ReconstructConfig, progress: Progress
+    folder: OutputFolder, config: ReconstructConfig, progress: Progress, sds: "Pipeline | None"
 ) -> tuple[list[Path], dict[str, Any]]:
     """The mesh of the orbit in a folder, from its files, so that a resumed run gives the same one."""
     from sv3d_jax.io.orbits import read_orbit
@@ -179,7 +186,7 @@ def _mesh(
     progress.stages = STAGES
     progress.stage("load")
     orbit = read_orbit(folder.directory)
-    return reconstruct_into(folder.directory, orbit, config, progress, folder.scratch)
+    return reconstruct_into(folder.directory, orbit, config, progress, folder.scratch, sds=sds)
 
 
 def _results(directory: Path) -> dict[str, str]:

@@ -84,6 +84,21 @@ class LossWeights:
     albedo: float = 0.1
     sdf_sign: float = 0.2
     normal_consistency: float = 0.2
+    laplacian: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDSConfig:
+    """Masked score distillation (SV3D, section 4), where an orbit model is given."""
+
+    weight: float = 1e-3
+    share: float = 0.2  # of the fine stage's steps, the last ones, in whole calls of the fit
+    num_orbits: int = 16  # random ones, each step takes one of them
+    masked: bool = True  # False: what the orbit shows is changed as well, the paper's "naive SDS"
+
+    def __post_init__(self):
+        check_range("share", self.share, 0, 1)
+        check_range("num_orbits", self.num_orbits, 1, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +111,7 @@ class MeshConfig:
     learning_rate: float = 0.01  # falls to a tenth along a cosine
     num_lobes: int = 24  # of the light; 0: none, colours are exported as the views show them
     weights: LossWeights = LossWeights()
+    sds: SDSConfig = SDSConfig()
 
     def __post_init__(self):
         for name, low, high in (
@@ -188,7 +204,12 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     """folder of the results"""
     stage: Stage = "all"
     """stop after coarse or fine (a PLY and a picture), or bake (the mesh files); a later stage goes on from there"""
-
+    sds: bool = False
+    """let an orbit model complete what the orbit does not show (masked score distillation, in the fine stage)"""
+    weights: str = "mini"
+    """of that model: mini (shipped: upright figures, small), a folder, a .safetensors file, or a hub id"""
+    variant: Literal["auto", "u", "p"] = "auto"
+    """which model the weights must be; score distillation needs p, auto takes what they are"""
     picture_every: int = 96
     """steps between pictures of the fits in progress/, 0 for none"""
 
@@ -197,6 +218,8 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
         check_range("picture_every", self.picture_every, 0, 1_000_000)
         if self.stage == "fine":
             self.require_fine_stage("--stage fine")
+        if self.sds:
+            self.require_fine_stage("--sds")
 
     def settings(self) -> dict[str, Any]:
         """With the preset's values, so that a changed preset counts as other settings; less what changes no mesh."""
@@ -204,4 +227,6 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
 
         settings = super().settings() | to_plain(self.resolve())
         del settings["stage"], settings["picture_every"]
+        if not self.sds:
+            del settings["weights"], settings["variant"]
         return settings

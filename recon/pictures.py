@@ -91,6 +91,7 @@ def render_fine(config: NerfConfig) -> Render:
     def render(view: Views, state: tuple[Surface, Params]):
         surface, params = state
         edges = mesh_edges(surface.faces)
-        return render_surface(config, params, surface, edges, view, view.masks.size).image[0]
+        size = view.masks.shape[1:]
+        return render_surface(config, params, surface, edges, view.cameras, size, view.masks.size).image[0]
 
     return render

@@ -22,9 +22,10 @@ from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.recon.bake import ColorsAt, bake_texture, textured
 from sv3d_jax.recon.checks import check_cameras
 from sv3d_jax.recon.config import Recipe, ReconstructConfig, ReconstructVerbConfig, Stage
-from sv3d_jax.recon.dmtet.stage import fit_surface, start_light, surface_mesh
+from sv3d_jax.recon.dmtet.stage import fit_surface, sds_steps, start_light, surface_mesh
 from sv3d_jax.recon.export import write_mesh, write_meshes, write_results, write_stage
 from sv3d_jax.recon.fit import FitInfo, Look, load_arrays, save_arrays
+from sv3d_jax.recon.guide import Guide, check_model, input_view, make_guide
 from sv3d_jax.recon.nerf.field import albedo, init_field
 from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.nerf.stage import fit_field
@@ -35,7 +36,7 @@ from sv3d_jax.recon.views import Views, prepare_views, usable_frames
 from sv3d_jax.render.lighting import SGLight
 
 if TYPE_CHECKING:
-    from sv3d_jax.pipeline import Orbit
+    from sv3d_jax.pipeline import Orbit, Pipeline
 
 Callback = Callable[[FitInfo], None]
 # From pictures in [0, 1] to unit normals in camera axes: x right, y up, z towards the viewer.
@@ -99,27 +100,35 @@ def reconstruct(
     stage: Stage = "all",
     pictures: Pictures | None = None,
     normals: NormalEstimator | None = None,
+    sds: "Pipeline | None" = None,
 ) -> ReconstructResult:
     """The mesh that the views of an orbit show: a folder, its frames, or what a `Pipeline` returned.
 
     `callback` is called several times a second or so; it may raise `Cancelled`. With `scratch`, a folder, what is
-    done is kept there, and a run that finds it goes on to the same result: same orbit, same config. After `stage`
+    done is kept there, and a run that finds it goes on to the same result: same orbit, config and model. After `stage`
     coarse or fine the mesh has its colours at the vertices and is neither simplified nor textured. `pictures` says
     where to put pictures of the fits. `normals` is asked once for the normals that all frames show, which the fine
-    stage then heeds.
+    stage then heeds. `sds` is an orbit model that completes what the orbit does not show; the orbit's input view is the
+    picture that it is given.
     """
     config, progress = config or ReconstructConfig(), progress or NullProgress()
     frames, recipe = usable_frames(_frames(orbit)), config.resolve()
     clock = _Clock()
     vgg = None if config.lpips is None else read_lpips_weights(config.lpips)
     views, box = prepare_views(frames)
+    guide = None
+    if sds is not None:
+        config.require_fine_stage("sds")
+        guide = make_guide(sds, views, frames.input_frame, recipe.mesh.sds.num_orbits, config.seed)
     camera_check = check_cameras(frames, views)
     if normals is not None:
         config.require_fine_stage("normals")
         views = views._replace(normals=_estimated_normals(normals, views))
     clock.mark("load")
     keep = _Keep(scratch)
-    job = _Job(recipe, config.seed, views, frames.input_frame, vgg, keep, callback, pictures, progress, clock)
+    job = _Job(
+        recipe, config.seed, views, frames.input_frame, vgg, guide, keep, callback, pictures, progress, clock
+    )
 
     coarse = keep(
         "coarse", lambda: _coarse(job), Coarse(0, 0, init_field(recipe.nerf, jax.random.key(0)), "", "")
@@ -142,6 +151,8 @@ def reconstruct(
     facts |= {"losses": log[-1].losses, "cameras": camera_check}
     if "perceptual" in log[-1].losses:
         facts["perceptual"] = "ssim + multi-scale l1" if vgg is None else "lpips"
+    if sds is not None:
+        facts["weights"] = sds.weights
     return ReconstructResult(mesh, lit, light, log, facts, clock.seconds)
 
 
@@ -154,8 +165,12 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
     if config.lpips is not None:
         settings["lpips_sha256"] = _digest(jax.tree.leaves(read_lpips_weights(config.lpips)))
     folder = OutputFolder(config.output, settings, config.overwrite)
+    if config.sds:
+        _check_model(config)
     if config.dry_run:
-        prepare_views(usable_frames(frames))
+        views, _ = prepare_views(usable := usable_frames(frames))
+        if config.sds:
+            input_view(views, usable.input_frame)
         return {"dry_run": True, "frames": len(frames.images), "directory": str(config.output)}
     with folder:
         stage = "all" if folder.done else config.stage  # a whole run is left as it is
@@ -163,8 +178,9 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
         if not folder.stage_done(name):
             every = config.picture_every
             pictures = Pictures(folder.path("progress"), every) if every else None
+            sds = _pipeline(config)
             done = reconstruct_into(
-                folder.directory, frames, config, progress, folder.scratch, stage, pictures
+                folder.directory, frames, config, progress, folder.scratch, stage, pictures, sds
             )
             folder.finish_stage(name, *done)
         if stage == "all" and not folder.done:
@@ -181,9 +197,12 @@ def reconstruct_into(
     scratch: Path,
     stage: Stage = "all",
     pictures: Pictures | None = None,
+    sds: "Pipeline | None" = None,
 ) -> tuple[list[Path], dict[str, Any]]:
     """Reconstruct up to a stage and write its results into a folder: their paths, and what is to be known of them."""
-    result = reconstruct(frames, config, progress=progress, scratch=scratch, stage=stage, pictures=pictures)
+    result = reconstruct(
+        frames, config, progress=progress, scratch=scratch, stage=stage, pictures=pictures, sds=sds
+    )
     progress.stage("write")
     if stage == "all":
         files = write_results(directory, result.mesh, frames, result.lit)
@@ -192,6 +211,23 @@ def reconstruct_into(
     else:
         files = write_stage(directory, stage, result.lit or result.mesh, frames)
     return files, {**result.facts, "timings_s": result.timings}
+
+
+def _check_model(config: ReconstructVerbConfig) -> None:
+    """Refuse weights that cannot guide, and full-size ones on a CPU that nobody asked for."""
+    from sv3d_jax.plan import plan_orbit, require_accelerator
+    from sv3d_jax.weights.hub import read_model_config
+
+    model = read_model_config(config.weights, config.variant)
+    check_model(model)
+    plan = plan_orbit(model, num_steps=len(sds_steps(config.resolve().mesh)))
+    require_accelerator(plan, jax.default_backend(), config.device)
+
+
+def _pipeline(config: ReconstructVerbConfig) -> "Pipeline | None":
+    from sv3d_jax.pipeline import Pipeline
+
+    return Pipeline.from_pretrained(config.weights, config.variant) if config.sds else None
 
 
 @dataclass(frozen=True)
@@ -236,6 +272,7 @@ class _Job:
     views: Views
     input_frame: int
     vgg: Params | None
+    guide: Guide | None
     keep: _Keep
     callback: Callback | None
     pictures: Pictures | None
@@ -291,7 +328,17 @@ def _fine(job: _Job, coarse: Mesh, field: Params) -> Fine:
     look = job.look("fine", render_fine(recipe.nerf))
     report, save = job.report("fine"), job.keep.fit("fine")
     surface, params, log = fit_surface(
-        recipe.mesh, recipe.nerf, coarse, field, job.views, job.seed, report, save, look, job.vgg
+        recipe.mesh,
+        recipe.nerf,
+        coarse,
+        field,
+        job.views,
+        job.seed,
+        callback=report,
+        save=save,
+        look=look,
+        vgg=job.vgg,
+        guide=job.guide,
     )
     if not surface.num_faces:
         distances = params["sdf"]

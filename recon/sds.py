@@ -44,6 +44,8 @@ def sds_gradient(
     activations are in memory at a time.
     """
 
+    images = jax.lax.stop_gradient(images)
+
     def latent(image):
         return encode(2.0 * image[None] - 1.0)[0].astype(jnp.float32)
 

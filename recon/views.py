@@ -20,6 +20,14 @@ MAX_AREA_RATIO = 3.0  # of the masks of neighbouring views
 MIN_SPREAD_DEG = 10.0  # between the views that are farthest apart, below which nothing tells depth
 
 
+class Cameras(NamedTuple):
+    """Where pictures are taken from, in box coordinates."""
+
+    camera_to_box: Float[Array, "*o f 4 4"]
+    focal_px: Float[Array, "*o f 2"]
+    center_px: Float[Array, "*o f 2"]
+
+
 class Views(NamedTuple):
     """Pictures over white with their cameras in box coordinates."""
 
@@ -30,6 +38,10 @@ class Views(NamedTuple):
     focal_px: Float[Array, "f 2"]
     center_px: Float[Array, "f 2"]
     normals: Float[Array, "f h w 3"] | None = None  # estimates in the cameras' axes
+
+    @property
+    def cameras(self) -> Cameras:
+        return Cameras(self.camera_to_box, self.focal_px, self.center_px)
 
 
 @dataclass(frozen=True)

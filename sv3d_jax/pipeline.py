@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.conditioning import camera_vector, condition_on
-from sv3d_jax.diffusion.denoiser import Conditioning, guided_denoiser
+from sv3d_jax.diffusion.denoiser import Conditioning, Denoise, guided_denoiser
 from sv3d_jax.diffusion.guidance import SCALES
 from sv3d_jax.diffusion.sampler import Churn, sample, sample_with_callback, sampler_step
 from sv3d_jax.diffusion.schedule import karras_sigmas
@@ -24,7 +24,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Picture, read_picture
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
-from sv3d_jax.models.vae import decode
+from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
 from sv3d_jax.preprocess import PreparedImage, prepare_for
@@ -254,6 +254,16 @@ class Pipeline:
         inputs = (params, *map(self._over_batch, (pixels, noise, vector)))
         return self._compiled(run, "condition", *inputs)(*inputs)
 
+    def denoiser(self, params: Params, condition: Conditioning, scale: Float[Array, "f"]) -> Denoise:
+        """The denoiser with guidance; `params` of the UNet are handed in, so that no program holds a copy of them."""
+        unet = VideoUNet(self.config.unet, self.compute)
+        return guided_denoiser(lambda *inputs: unet.apply({"params": params}, *inputs), condition, scale)
+
+    def encode(self, params: Params, pixels: Float[Array, "n h w 3"]) -> Float[Array, "n h8 w8 c"]:
+        """The model's latents of pictures in [-1, 1]; `params` of the encoder, which computes in float32."""
+        mean, _ = encode_moments(params, self.config.vae, pixels, Compute(reference=self.compute.reference))
+        return mean * np.asarray(self.config.latent_factor, np.float32)
+
     def sampler(
         self,
         noise: Float[Array, "b f h w c"],
@@ -268,18 +278,14 @@ class Pipeline:
 
         One scan or, with `after_step`, a loop over one step that calls after_step(steps done, sigma, latents).
         """
-        config, num_steps, scale = self.config, len(sigmas) - 1, self._everywhere(scale)
+        num_steps, scale = len(sigmas) - 1, self._everywhere(scale)
         params = self.params["unet"]
 
-        def denoiser(params, condition, scale):
-            unet = VideoUNet(config.unet, self.compute)
-            return guided_denoiser(lambda *inputs: unet.apply({"params": params}, *inputs), condition, scale)
-
         def run(params, condition, scale, noise, sigmas, keys):
-            return sample(denoiser(params, condition, scale), noise, sigmas, churn, keys)
+            return sample(self.denoiser(params, condition, scale), noise, sigmas, churn, keys)
 
         def step(params, condition, scale, x, sigma, sigma_next, keys):
-            denoise = denoiser(params, condition, scale)
+            denoise = self.denoiser(params, condition, scale)
             return sampler_step(denoise, churn, num_steps, x, sigma, sigma_next, keys)
 
         if after_step is None:

@@ -20,9 +20,11 @@ from sv3d_jax.recon import losses
 from sv3d_jax.recon.config import MeshConfig, NerfConfig
 from sv3d_jax.recon.dmtet.surface import Capacity, Surface, deform, extract, marching_tets, signed_distance
 from sv3d_jax.recon.dmtet.tets import TetGrid, band, kuhn_grid
-from sv3d_jax.recon.fit import FitInfo, Look, fit
+from sv3d_jax.recon.fit import STEPS_PER_CALL, FitInfo, Look, fit
+from sv3d_jax.recon.guide import Guidance, Guide
 from sv3d_jax.recon.nerf.field import albedo
-from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
+from sv3d_jax.recon.sds import sds_loss, visibility_mask
+from sv3d_jax.recon.views import BOX_HALF_SIZE, Cameras, Views
 from sv3d_jax.render.antialias import Edges, antialias, mesh_edges
 from sv3d_jax.render.interpolate import face_normals, interpolate, seen_shading_normals, vertex_normals
 from sv3d_jax.render.lighting import SGLight, init_sg_light
@@ -49,6 +51,7 @@ class Room(NamedTuple):
     vertices: int
     faces: int
     pixels: int  # of the object, in all views of a step together
+    orbit_pixels: int  # likewise in all frames of a random orbit
 
     @property
     def mesh(self) -> Capacity:
@@ -63,6 +66,15 @@ class MeshState(NamedTuple):
     step: Int[Array, ""]
     room: Room  # part of the state, so that a resumed fit takes the same steps
     crowded: Room  # whether a step of this call had too little of each
+
+
+class Data(NamedTuple):
+    """What the fit is given."""
+
+    lattice: Lattice
+    views: Views
+    vgg: Params | None
+    guidance: Guidance | None
 
 
 class Rendered(NamedTuple):
@@ -90,21 +102,23 @@ def fit_surface(
     save: Path | None = None,
     look: Look | None = None,
     vgg: Params | None = None,
+    guide: Guide | None = None,
 ) -> tuple[Surface, Params, list[FitInfo]]:
     """Surface in box coordinates, texture field and light that explain the views, from a coarse mesh and its field.
 
-    `look` is shown pairs of surface and parameters. With `vgg`, the weights of LPIPS, pictures are compared by it.
+    `look` is shown pairs of surface and parameters. With `vgg`, the weights of LPIPS, pictures are compared by it. A
+    guide has a say in the last steps, about what no view shows.
     """
     lattice = start_lattice(config, coarse)
     views = jax.tree.map(jnp.asarray, views)
     optimizer = optax.adam(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
     )
-    state = _start_state(config, lattice, field, views, optimizer)
+    state = _start_state(config, lattice, field, views, optimizer, guide)
 
     @cache
-    def step_with(room):
-        return partial(_step, partial(_loss, config, nerf, room), optimizer)
+    def step_with(room, guide):
+        return partial(_step, partial(_loss, config, nerf, guide, room), optimizer)
 
     def surface_of(state):
         capacity = Room(*map(int, state.room)).mesh
@@ -114,12 +128,13 @@ def fit_surface(
         look.at(step, (surface_of(state), state.params))
 
     def choose(state):
-        return step_with(Room(*map(int, state.room)))
+        is_guided = int(state.step) in sds_steps(config)
+        return step_with(Room(*map(int, state.room)), guide if is_guided else None)
 
     state, log = fit(
         choose(state),
         state,
-        (lattice, views, vgg),
+        Data(lattice, views, vgg, None if guide is None else guide.guidance),
         config.num_steps,
         jax.random.key(seed),
         callback,
@@ -129,6 +144,13 @@ def fit_surface(
         look=None if look is None else look._replace(at=look_at),
     )
     return surface_of(state), state.params, log
+
+
+def sds_steps(config: MeshConfig) -> range:
+    """The steps with score distillation: the last ones, in whole calls of the fit."""
+    calls = math.ceil(config.num_steps / STEPS_PER_CALL)
+    first = calls - math.ceil(config.sds.share * calls)
+    return range(first * STEPS_PER_CALL, calls * STEPS_PER_CALL)
 
 
 def surface_mesh(surface: Surface, min_component: float) -> Mesh:
@@ -153,16 +175,21 @@ def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
 
 
 def render_surface(
-    nerf: NerfConfig, params: Params, surface: Surface, edges: Edges, views: Views, max_pixels: int
+    nerf: NerfConfig,
+    params: Params,
+    surface: Surface,
+    edges: Edges,
+    cameras: Cameras,
+    size: tuple[int, int],
+    max_pixels: int,
 ) -> Rendered:
-    """The surface with its edges as the views' cameras see it, in the colours of the field and the light.
+    """The surface with its edges as the cameras see it, in the colours of the field and the light; size is (h, w).
 
     Colours and light are computed for the object's pixels only, of which all views together may have `max_pixels`.
     """
-    height, width = views.masks.shape[1:]
     vertices, faces = surface.vertices, surface.faces
-    screen = project(vertices, views.camera_to_box, views.focal_px, views.center_px)
-    fragments = rasterize(screen, faces, height, width)
+    screen = project(vertices, *cameras)
+    fragments = rasterize(screen, faces, *size)
     is_covered = fragments.face_id >= 0
     points = interpolate(vertices, faces, fragments)
     normals = seen_shading_normals(vertex_normals(vertices, faces), faces, fragments)
@@ -211,7 +238,12 @@ def image_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dic
 
 
 def _start_state(
-    config: MeshConfig, lattice: Lattice, field: Params, views: Views, optimizer: optax.GradientTransformation
+    config: MeshConfig,
+    lattice: Lattice,
+    field: Params,
+    views: Views,
+    optimizer: optax.GradientTransformation,
+    guide: Guide | None,
 ) -> MeshState:
     params = {
         "sdf": lattice.sdf,
@@ -224,6 +256,7 @@ def _start_state(
         _power_of_two(SPARE * surface.num_vertices),
         _power_of_two(SPARE * surface.num_faces),
         _object_pixels(views, config.views_per_step),
+        0 if guide is None else _orbit_pixels(views, guide),
     )
     return MeshState(
         params=params,
@@ -242,8 +275,17 @@ def _power_of_two(count: float) -> int:
 def _object_pixels(views: Views, count: int) -> int:
     """Room for the object's pixels in any `count` views, and for some more."""
     areas = np.sort((np.asarray(views.masks) > 0).sum(axis=(1, 2)))[-count:]
-    step = 2**12
-    return step * -(-int(SPARE * areas.sum()) // step)
+    return _whole_blocks(SPARE * areas.sum())
+
+
+def _orbit_pixels(views: Views, guide: Guide) -> int:
+    """Room for the object's pixels in all frames of a random orbit, each as full as the fullest view, and some more."""
+    share = (np.asarray(views.masks) > 0).mean(axis=(1, 2)).max()
+    return _whole_blocks(SPARE * share * guide.num_frames * guide.size**2)
+
+
+def _whole_blocks(count: float, block: int = 2**12) -> int:
+    return block * math.ceil(count / block)
 
 
 def _with_more_room(before: MeshState, after: MeshState) -> MeshState | None:
@@ -258,7 +300,7 @@ def _step(
     loss: Callable[..., Any],
     optimizer: optax.GradientTransformation,
     state: MeshState,
-    data: tuple[Lattice, Views, Params | None],
+    data: Data,
     key: PRNGKeyArray,
 ) -> tuple[MeshState, dict[str, Array]]:
     gradient, (parts, crowded) = jax.grad(loss, has_aux=True)(state.params, state.step, data, key)
@@ -271,28 +313,66 @@ def _step(
 def _loss(
     config: MeshConfig,
     nerf: NerfConfig,
+    guide: Guide | None,
     room: Room,
     params: Params,
     step: Int[Array, ""],
-    data: tuple[Lattice, Views, Params | None],
+    data: Data,
     key: PRNGKeyArray,
 ) -> tuple[Scalar, tuple[dict[str, Array], Room]]:
     """The weighted sum of the losses for some of the views; also each of them, and what had too little room."""
-    lattice, views, vgg = data
-    view_key, point_key = jax.random.split(key)
+    lattice, views, vgg, _ = data
+    view_key, point_key, guide_key = jax.random.split(key, 3)
     frames = jax.random.permutation(view_key, len(views.images))[: config.views_per_step]
     some = jax.tree.map(lambda leaf: leaf[frames], views)
     surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), room.mesh)
     edges = mesh_edges(surface.faces)
-    seen = render_surface(nerf, params, surface, edges, some, room.pixels)
+    render = partial(render_surface, nerf, params, surface, edges)
+    seen = render(some.cameras, views.masks.shape[1:], room.pixels)
     parts = image_losses(seen, some, vgg) | _surface_losses(nerf, params, surface, edges, seen, point_key)
     if params["light"] is None:
         del parts["illumination"]
+    if config.weights.laplacian:
+        parts["laplacian"] = losses.laplacian_loss(surface.vertices, edges.vertices, edges.faces)
     ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
     weights = asdict(config.weights) | {"sdf_sign": config.weights.sdf_sign * ramp}
     total = sum(weights[name] * value for name, value in parts.items())
-    crowded = Room(surface.num_vertices > room.vertices, surface.num_faces > room.faces, seen.crowded)
-    return total, (parts | {"loss": total}, crowded)
+    parts["loss"] = total
+    orbit_crowded = jnp.zeros((), bool)
+    if guide is not None:
+        distilled, parts["sds"], orbit_crowded = distillation(
+            config, guide, render, room.orbit_pixels, step, data, guide_key
+        )
+        total += config.sds.weight * distilled
+    mesh_crowded = surface.num_vertices > room.vertices, surface.num_faces > room.faces
+    return total, (parts, Room(*mesh_crowded, seen.crowded, orbit_crowded))
+
+
+def distillation(
+    config: MeshConfig,
+    guide: Guide,
+    render: Callable[..., Rendered],
+    max_pixels: int,
+    step: Int[Array, ""],
+    data: Data,
+    key: PRNGKeyArray,
+) -> tuple[Scalar, Scalar, Bool[Array, ""]]:
+    """The loss of one of the guide's orbits, its gradient's root mean square, and whether pixels had too little room.
+
+    The value of the loss means nothing. `render` takes cameras, size and room, as `render_surface` does.
+    """
+    orbit_key, gradient_key = jax.random.split(key)
+    orbit = jax.random.randint(orbit_key, (), 0, len(data.guidance.condition.vector))
+    cameras = jax.tree.map(lambda leaf: leaf[orbit], data.guidance.cameras)
+    seen = render(cameras, (guide.size, guide.size), max_pixels)
+    mask = seen.covered
+    if config.sds.masked:
+        mask, _, _ = visibility_mask(seen.points, seen.normals, data.views.camera_to_box[:, :3, 3])
+    steps = sds_steps(config)
+    gradient = guide.gradient(
+        data.guidance, orbit, seen.image, mask, step - steps.start, len(steps), gradient_key
+    )
+    return sds_loss(seen.image, gradient), jnp.sqrt(jnp.mean(jnp.square(gradient))), seen.crowded
 
 
 def _surface_losses(

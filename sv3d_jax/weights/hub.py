@@ -62,6 +62,13 @@ def load_weights(
     return params, weights.config, {"source": str(source), "path": str(path), "sha256": sha256}
 
 
+def read_model_config(source: str | Path = "mini", variant: str = "auto") -> ModelConfig:
+    """The model that the weights are, by their names and shapes alone."""
+    weights = open_weights(find_weights(str(source), variant))
+    check_variant(weights, variant)
+    return weights.config
+
+
 def find_weights(source: str, variant: str = "auto") -> Path:
     """The file or folder that `source` names, fetched from the hub where it is a hub id."""
     if source == "mini":

@@ -11,7 +11,7 @@ from PIL import Image
 from sv3d_jax.cli import main
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
-from sv3d_jax.infer.generate import run_orbit
+from sv3d_jax.infer.generate import run_generate, run_orbit
 from sv3d_jax.io.images import Picture, read_picture
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import read_orbit
@@ -172,6 +172,14 @@ def test_mini_reconstructs_in_preview_unless_told():
     assert GenerateConfig(**common, preset="fast").reconstruction == "fast"
 
 
+def test_distillation_needs_and_implies_a_fine_stage(place, capsys):
+    assert GenerateConfig(images=(Path("a.png"),), output=Path("out"), sds=True).reconstruction == "fast"
+    words = ["generate", str(place / "box.png"), "-o", str(place / "guided"), "--sds", "--preset", "preview"]
+    assert main(words) == 2
+    assert "--preset fast" in capsys.readouterr().err
+    assert not (place / "guided").exists()
+
+
 def test_plan_of_sv3d_has_its_published_size():
     plan = plan_orbit(ModelConfig.published("p"), dtype_bytes=2)
     assert plan.is_full_size and not plan_orbit(CONFIG).is_full_size
@@ -256,3 +264,18 @@ def test_resumed_run_makes_the_mesh_alone(tmp_path):
     after = files_with_times(tmp_path / "out")
     assert before.items() <= after.items()
     assert (tmp_path / "out" / "mesh.glb") in after
+
+
+@pytest.mark.parametrize(("orbit", "is_advised"), [("static", True), ("sine", False)])
+def test_an_orbit_that_shows_top_and_bottom_is_advised_for_meshes(place, orbit, is_advised, monkeypatch):
+    notes = []
+    monkeypatch.setattr(NullProgress, "note", lambda self, text: notes.append(text))
+    config = GenerateConfig(
+        images=(place / "box.png",),
+        output=place / "dry",
+        weights=str(place / "tiny"),
+        orbit=orbit,
+        dry_run=True,
+    )
+    assert run_generate(config, NullProgress())["dry_run"]
+    assert any("--orbit sine" in note for note in notes) == is_advised

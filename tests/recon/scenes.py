@@ -16,9 +16,14 @@ def ball_orbit(
     center=(0.0, 0.0, 0.0),
     scale: float = 1.0,
     with_alpha: bool = True,
+    cameras: CameraPath | None = None,
 ) -> OrbitFrames:
-    """A ball, coloured by its normals, in a world that is scaled and then moved by `center`."""
-    cameras = sine_orbit(num_frames, 10.0, 30.0)
+    """A ball, coloured by its normals, in a world that is scaled and then moved by `center`.
+
+    From a sine orbit of `num_frames`, or from the cameras given.
+    """
+    cameras = cameras or sine_orbit(num_frames, 10.0, 30.0)
+    num_frames = len(cameras)
     images, alphas = ball_pictures(cameras, size, radius)
     poses = cameras.camera_to_world.copy()
     poses[:, :3, 3] = poses[:, :3, 3] * scale + center

@@ -25,7 +25,11 @@ from sv3d_jax.recon.pictures import Pictures
 from sv3d_jax.recon.reconstruct import reconstruct, run_reconstruct
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.recon.views import CoverageWarning
+from sv3d_jax.weights.hub import write_shipped
 from tests.recon.scenes import ball_orbit, ball_pictures
+from tests.reference_weights import reference_params
+from tests.tiny_model import CONFIG as MODEL
+from tests.tiny_model import tiny_pipeline
 
 TINY = {
     "num_levels": 3,
@@ -176,7 +180,7 @@ def test_a_fine_surface_that_vanishes_says_its_range(unfinished, tmp_path, monke
     shutil.copy(unfinished / "coarse.npz", tmp_path)
     nothing = Surface(np.zeros((8, 3)), np.zeros((8, 3), int), np.zeros((8, 2), int), 0, 0, False)
     left = nothing, {"sdf": np.array([0.5, 0.1, 2.0])}, []
-    monkeypatch.setattr("sv3d_jax.recon.reconstruct.fit_surface", lambda *_: left)
+    monkeypatch.setattr("sv3d_jax.recon.reconstruct.fit_surface", lambda *_, **__: left)
     with pytest.raises(SV3DError, match="the surface is empty: .* between 0.1 and 2") as caught:
         reconstruct(ball_orbit(), FINE, scratch=tmp_path)
     assert caught.value.exit_code == 1
@@ -187,8 +191,8 @@ def from_kept(scratch, folder, monkeypatch, **options):
     shutil.copy(scratch / "coarse.npz", folder)
     handed = []
 
-    def fit_surface(config, nerf, coarse, field, views, *others):
-        handed.append((views, others[-1]))
+    def fit_surface(config, nerf, coarse, field, views, seed, vgg, **others):
+        handed.append((views, vgg))
         faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
         surface = Surface(np.eye(4, 3), faces, faces, 4, 4, False)
         params = {"field": field, "light": None}
@@ -355,3 +359,50 @@ def test_a_misspelt_setting_is_refused_with_the_nearest():
     with pytest.raises(InputError) as caught:
         ReconstructConfig(nerf={"num_step": 10})
     assert "num_steps" in str(caught.value.hint)
+
+
+# Score distillation
+
+
+def written(model, folder) -> str:
+    write_shipped(reference_params(model), model, folder)
+    return str(folder)
+
+
+def test_distillation_without_a_fine_stage_is_refused():
+    with pytest.raises(InputError, match="no fine stage in --preset preview") as caught:
+        reconstruct(ball_orbit(), CONFIG, sds=tiny_pipeline())
+    assert "--preset fast, or --fine-steps" in caught.value.hint
+
+
+def test_the_verb_refuses_it_before_any_work(verb):
+    with pytest.raises(InputError, match="no fine stage in --preset preview"):
+        replace(verb, sds=True)
+    assert replace(verb, sds=True, fine_steps=16).sds
+
+
+def test_a_model_without_cameras_writes_nothing(verb, tmp_path):
+    model = replace(MODEL, variant="u")
+    config = replace(verb, sds=True, fine_steps=16, weights=written(model, tmp_path / "tiny_u"))
+    with pytest.raises(WeightsError, match="not told any cameras"):
+        run_reconstruct(config, NullProgress())
+    assert not verb.output.exists()
+
+
+def test_the_model_is_a_setting_where_there_is_one(verb):
+    assert not {"weights", "variant"} & set(verb.settings())
+    guided = replace(verb, sds=True, fine_steps=16)
+    changes = replace(guided, weights="other"), replace(guided, mesh={"sds": {"masked": False}})
+    assert all(change.settings() != guided.settings() for change in changes)
+
+
+@pytest.mark.slow
+def test_a_guided_run_tells_its_weights_and_takes_no_other_fine_stage(verb, tmp_path):
+    config = replace(
+        verb, sds=True, fine_steps=16, mesh={"cells": 12}, weights=written(MODEL, tmp_path / "tiny")
+    )
+    (verb.output / ".work").mkdir(parents=True)
+    (verb.output / ".work" / "fine.npz").write_bytes(b"of a run without distillation")
+    result = run_reconstruct(config, NullProgress())
+    assert len(result["weights"]["sha256"]) == 64 and result["losses"]["sds"] > 0
+    assert json.loads((verb.output / "run.json").read_text())["config"]["mesh"]["sds"]["masked"]

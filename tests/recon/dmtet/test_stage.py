@@ -1,19 +1,31 @@
 """The fine stage on a ball, from a coarse surface that is known."""
 
+import shutil
 from dataclasses import replace
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sv3d_jax.cameras.orbit import static_orbit
+from sv3d_jax.diffusion.denoiser import Conditioning
+from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.metrics.geometry import is_closed
-from sv3d_jax.recon.config import MeshConfig, NerfConfig
+from sv3d_jax.recon import fit as fit_module
+from sv3d_jax.recon.config import LossWeights, MeshConfig, NerfConfig, SDSConfig
 from sv3d_jax.recon.dmtet import stage
+from sv3d_jax.recon.dmtet.surface import Capacity, extract
+from sv3d_jax.recon.guide import Guidance, Guide, make_guide
 from sv3d_jax.recon.nerf.field import init_field
-from sv3d_jax.recon.views import prepare_views
+from sv3d_jax.recon.sds import visibility_mask
+from sv3d_jax.recon.views import Cameras, prepare_views
+from sv3d_jax.render.antialias import mesh_edges
 from tests.geometry.test_decimate import ball
 from tests.recon.scenes import ball_orbit
+from tests.tiny_model import tiny_pipeline
 
 NERF = NerfConfig(num_levels=2, table_size=2**10, finest_resolution=32)
 CONFIG = MeshConfig(num_steps=48, cells=12, num_lobes=0)
@@ -32,10 +44,10 @@ def coarse(views):
     return Mesh(1.1 * RADIUS / 9.0 / views[1].scale * mesh.vertices, mesh.faces)
 
 
-def fit(config, views, coarse):
+def fit(config, views, coarse, **options):
     """Surface, parameters and log."""
     field = init_field(NERF, jax.random.key(0))
-    return stage.fit_surface(config, NERF, coarse, field, views[0], seed=0)
+    return stage.fit_surface(config, NERF, coarse, field, views[0], seed=0, **options)
 
 
 def test_the_surface_shrinks_to_the_silhouettes_and_is_closed(views, coarse):
@@ -76,13 +88,15 @@ def test_the_estimated_normals_are_those_of_the_cameras_axes(views, seen):
     assert abs(same) < 0.01 and other > 0.5
 
 
-def test_normals_and_lpips_take_part_in_the_fit(views, coarse, monkeypatch):
+def test_losses_that_are_asked_for_take_part_in_the_fit(views, coarse, monkeypatch):
     monkeypatch.setattr(stage, "lpips", lambda rendered, target, vgg: vgg["far"] * np.ones(len(rendered)))
     given = views[0]._replace(normals=np.zeros_like(views[0].images))
     field, vgg = init_field(NERF, jax.random.key(0)), {"far": np.float32(3.0)}
-    _, _, log = stage.fit_surface(replace(CONFIG, num_steps=16), NERF, coarse, field, given, 0, vgg=vgg)
+    config = replace(CONFIG, num_steps=16, weights=LossWeights(laplacian=0.1))
+    _, _, log = stage.fit_surface(config, NERF, coarse, field, given, 0, vgg=vgg)
     assert log[-1].losses["normal"] == pytest.approx(1.0)  # of normals that are 0
     assert log[-1].losses["perceptual"] == 3.0
+    assert log[-1].losses["laplacian"] > 0
 
 
 def test_steps_without_room_for_the_pixels_are_made_again(views, coarse, monkeypatch):
@@ -91,3 +105,124 @@ def test_steps_without_room_for_the_pixels_are_made_again(views, coarse, monkeyp
     _, params, log = fit(config, views, coarse)
     moved = np.abs(params["sdf"] - stage.start_lattice(config, coarse).sdf).max()
     assert moved > 0.01 and len(log) == 1
+
+
+# Score distillation
+
+MATRIX = (
+    np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+)  # of the encoder: each pixel by itself
+DENOISED = 0.3  # whatever the noise
+GUIDED = replace(CONFIG, sds=SDSConfig(num_orbits=1))
+
+
+@pytest.fixture(scope="module")
+def distilled(views, coarse):
+    """From positions of the reference cameras: gradient of the surface's parameters, as it is and by the formula."""
+    lattice, (views, _) = stage.start_lattice(GUIDED, coarse), views
+    params = {
+        "sdf": lattice.sdf,
+        "offsets": jnp.zeros_like(lattice.grid.vertices),
+        "field": init_field(NERF, jax.random.key(0)),
+        "light": None,
+    }
+    _, capacity = extract(lattice.grid, 2.0 * lattice.grid.vertices, lattice.sdf, Capacity(2**10, 2**11))
+    room = stage.Room(capacity.vertices, capacity.faces, 2**11, 2**11)
+    orbit = Cameras(*(jnp.asarray(leaf[None]) for leaf in views.cameras))
+    condition = Conditioning(jnp.zeros((1, 1, 1)), jnp.zeros((1, 4, 4, 4, 1)), jnp.zeros((1, 4, 1)))
+    guide = Guide(
+        Guidance({"matrix": jnp.asarray(MATRIX)}, orbit, condition, jnp.asarray(karras_sigmas(10))),
+        size=32,
+        encode=lambda params, pixels: pixels @ params["matrix"],
+        denoise=lambda params, condition, noisy, sigma: jnp.full_like(noisy, DENOISED),
+    )
+
+    def render(params, cameras, size, room_for):
+        surface = stage.marching_tets(lattice.grid, *stage._displaced(GUIDED, lattice, params), room.mesh)
+        edges = mesh_edges(surface.faces)
+        return stage.render_surface(NERF, params, surface, edges, cameras, size, room_for)
+
+    @jax.jit
+    def both(params, reference):
+        data = stage.Data(lattice, views._replace(camera_to_box=reference), None, guide.guidance)
+
+        def loss(params):
+            drawn = partial(render, params)
+            return stage.distillation(GUIDED, guide, drawn, 2**11, 40, data, jax.random.key(1))[0]
+
+        seen = render(params, views.cameras, (32, 32), 2**11)
+        mask, _, _ = visibility_mask(seen.points, seen.normals, reference[:, :3, 3])
+        latents = (2 * seen.image - 1) @ MATRIX
+        cotangent = mask[..., None] * ((latents - DENOISED) @ (2 * MATRIX.T))
+        _, pull_back = jax.vjp(lambda params: render(params, views.cameras, (32, 32), 2**11).image, params)
+        return jax.grad(loss)(params), pull_back(cotangent)[0]
+
+    def from_positions(positions):
+        reference = np.tile(np.eye(4, dtype=np.float32), (len(positions), 1, 1))
+        reference[:, :3, 3] = positions
+        return both(params, reference)
+
+    return from_positions
+
+
+def test_gradient_of_the_surface_is_that_of_masked_pictures(distilled):
+    got, expected = distilled(6.0 * np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    assert np.any(expected["sdf"]) and np.any(expected["offsets"])
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5 * np.abs(other).max())
+
+
+def test_gradient_is_0_where_the_orbit_shows_everything(distilled):
+    """From afar on all axes some camera sees every normal within 55 degrees."""
+    got, _ = distilled(1e3 * np.concatenate([np.eye(3), -np.eye(3)]))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "share", "first", "last"), [(1008, 0.2, 800, 1007), (192, 0.2, 144, 191), (10, 0.2, 0, 15)]
+)
+def test_distillation_takes_the_last_calls(num_steps, share, first, last):
+    steps = stage.sds_steps(MeshConfig(num_steps=num_steps, sds=SDSConfig(share=share)))
+    assert (steps[0], steps[-1]) == (first, last)
+
+
+@pytest.fixture(scope="module")
+def around():
+    """A ball seen from its equator alone, and a model with random weights that knows a view of it."""
+    views = prepare_views(ball_orbit(radius=RADIUS, cameras=static_orbit(6, elevation_deg=0.0)))
+    return views, make_guide(tiny_pipeline(), views[0], 5, num_orbits=4, seed=0)
+
+
+@pytest.mark.slow
+def test_a_model_changes_what_no_view_shows(around, coarse):
+    views, guide = around
+    config = replace(CONFIG, sds=SDSConfig(share=0.3, weight=0.01))
+    lattice = stage.start_lattice(config, coarse)
+    _, without, _ = fit(config, views, coarse)
+    _, guided, log = fit(config, views, coarse, guide=guide)
+    assert ["sds" in info.losses for info in log] == [False, False, True]
+    change = np.abs(guided["sdf"] - without["sdf"])
+    # Normals less than 54 degrees up are seen within 60 degrees.
+    height = np.abs(lattice.grid.vertices[:, 2]) / np.linalg.norm(lattice.grid.vertices, axis=1)
+    seen, unseen = height < 0.7, height > 0.9
+    assert change[unseen].mean() > 20 * change[seen].mean()
+
+
+@pytest.mark.slow
+def test_a_guided_fit_that_was_cut_short_goes_on_to_the_same_result(around, coarse, tmp_path, monkeypatch):
+    """The pixels of the random orbit have too little room at first."""
+    monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(stage, "_orbit_pixels", lambda views, guide: 2**11)
+    views, guide = around
+    config = replace(CONFIG, num_steps=32, sds=SDSConfig(share=1.0))
+    save, half_way = tmp_path / "fit.npz", tmp_path / "half_way.npz"
+
+    def keep(info):
+        if info.step == 16:
+            shutil.copy(save, half_way)
+
+    _, whole, log = fit(config, views, coarse, guide=guide, save=save, callback=keep)
+    _, resumed, resumed_log = fit(config, views, coarse, guide=guide, save=half_way)
+    assert resumed_log == log
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
