@@ -113,13 +113,24 @@ MATRIX = (
     np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
 )  # of the encoder: each pixel by itself
 DENOISED = 0.3  # whatever the noise
-GUIDED = replace(CONFIG, sds=SDSConfig(num_orbits=1))
+
+
+def pixel_guide(views, size):
+    """A model that sees each pixel by itself, and the views' own cameras as its only orbit."""
+    orbit = Cameras(*(jnp.asarray(leaf[None]) for leaf in views.cameras))
+    condition = Conditioning(jnp.zeros((1, 1, 1)), jnp.zeros((1, 4, 4, 4, 1)), jnp.zeros((1, 4, 1)))
+    return Guide(
+        Guidance({"matrix": jnp.asarray(MATRIX)}, orbit, condition, jnp.asarray(karras_sigmas(10))),
+        size,
+        encode=lambda params, pixels: pixels @ params["matrix"],
+        denoise=lambda params, condition, noisy, sigma: jnp.full_like(noisy, DENOISED),
+    )
 
 
 @pytest.fixture(scope="module")
 def distilled(views, coarse):
     """From positions of the reference cameras: gradient of the surface's parameters, as it is and by the formula."""
-    lattice, (views, _) = stage.start_lattice(GUIDED, coarse), views
+    lattice, (views, _) = stage.start_lattice(CONFIG, coarse), views
     params = {
         "sdf": lattice.sdf,
         "offsets": jnp.zeros_like(lattice.grid.vertices),
@@ -128,17 +139,10 @@ def distilled(views, coarse):
     }
     _, capacity = extract(lattice.grid, 2.0 * lattice.grid.vertices, lattice.sdf, Capacity(2**10, 2**11))
     room = stage.Room(capacity.vertices, capacity.faces, 2**11, 2**11)
-    orbit = Cameras(*(jnp.asarray(leaf[None]) for leaf in views.cameras))
-    condition = Conditioning(jnp.zeros((1, 1, 1)), jnp.zeros((1, 4, 4, 4, 1)), jnp.zeros((1, 4, 1)))
-    guide = Guide(
-        Guidance({"matrix": jnp.asarray(MATRIX)}, orbit, condition, jnp.asarray(karras_sigmas(10))),
-        size=32,
-        encode=lambda params, pixels: pixels @ params["matrix"],
-        denoise=lambda params, condition, noisy, sigma: jnp.full_like(noisy, DENOISED),
-    )
+    guide = pixel_guide(views, 32)
 
     def render(params, cameras, size, room_for):
-        surface = stage.marching_tets(lattice.grid, *stage._displaced(GUIDED, lattice, params), room.mesh)
+        surface = stage.marching_tets(lattice.grid, *stage._displaced(CONFIG, lattice, params), room.mesh)
         edges = mesh_edges(surface.faces)
         return stage.render_surface(NERF, params, surface, edges, cameras, size, room_for)
 
@@ -148,7 +152,7 @@ def distilled(views, coarse):
 
         def loss(params):
             drawn = partial(render, params)
-            return stage.distillation(GUIDED, guide, drawn, 2**11, 40, data, jax.random.key(1))[0]
+            return stage.distillation(CONFIG, guide, drawn, 2**11, 40, data, jax.random.key(1))[0]
 
         seen = render(params, views.cameras, (32, 32), 2**11)
         mask, _, _ = visibility_mask(seen.points, seen.normals, reference[:, :3, 3])
@@ -176,6 +180,28 @@ def test_gradient_is_0_where_the_orbit_shows_everything(distilled):
     """From afar on all axes some camera sees every normal within 55 degrees."""
     got, _ = distilled(1e3 * np.concatenate([np.eye(3), -np.eye(3)]))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(got))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_naive_distillation_changes_what_the_orbit_shows_as_well(views, masked):
+    """Normals look straight at a reference camera; every other pixel is background."""
+    rng, flat = np.random.default_rng(0), jnp.zeros((4, 8, 8))
+    covered = jnp.asarray(np.indices((4, 8, 8)).sum(0) % 2, jnp.float32)
+    position = views[0].camera_to_box[0, :3, 3]
+    normals = covered[..., None] * position / np.linalg.norm(position)
+
+    def loss(image):
+        seen = stage.Rendered(
+            image, flat, flat, 0 * normals, normals, normals, flat, covered, jnp.zeros((), bool)
+        )
+        config = replace(CONFIG, sds=SDSConfig(masked=masked))
+        data, key = stage.Data(None, views[0], guide.guidance), jax.random.key(1)
+        return stage.distillation(config, guide, lambda *_: seen, 0, 40, data, key)[0]
+
+    guide = pixel_guide(views[0], 8)
+    gradient = jax.grad(loss)(jnp.asarray(rng.random((4, 8, 8, 3)), jnp.float32))
+    changed = np.zeros_like(covered) if masked else covered
+    np.testing.assert_array_equal(np.any(gradient != 0, axis=-1), changed > 0)
 
 
 @pytest.mark.parametrize(
