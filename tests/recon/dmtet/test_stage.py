@@ -195,7 +195,7 @@ def test_naive_distillation_changes_what_the_orbit_shows_as_well(views, masked):
             image, flat, flat, 0 * normals, normals, normals, flat, covered, jnp.zeros((), bool)
         )
         config = replace(CONFIG, sds=SDSConfig(masked=masked))
-        data, key = stage.Data(None, views[0], guide.guidance), jax.random.key(1)
+        data, key = stage.Data(None, views[0], None, guide.guidance), jax.random.key(1)
         return stage.distillation(config, guide, lambda *_: seen, 0, 40, data, key)[0]
 
     guide = pixel_guide(views[0], 8)
