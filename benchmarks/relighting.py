@@ -1,9 +1,9 @@
 """Recovered against true albedo under several lights: `python benchmarks/relighting.py MESH... [--up z] [--json]`.
 
 Each mesh is rendered from a sine orbit of 21 views in three different lights and reconstructed from each, with and
-without the model of light. The exported albedo, rendered from another sine orbit, is compared with the
-object's own colours: mean absolute error where both are seen, up to one scale. Writes a sheet, for every light a row:
-the object in it, the albedo recovered with the model of light, that without, and the truth.
+without the model of light. The exported albedo, rendered from another sine orbit, is compared with the object's own
+colours: mean absolute error where both are seen, up to one scale. Writes a sheet, for every light a row: the object in
+it, the albedo recovered with the model of light, that without, and the truth.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from sv3d_jax.train.data.render import render_orbit, to_world
 LIGHTS = 3
 MAX_TILT_DEG = 70.0  # of the lights' axes from straight up
 AMBIENT = 0.35  # darkest shading over brightest
-DARKEST = 0.05  # of true colours that are compared; the scale is the ratio of means
+DARKEST = 0.05  # of true colours that are compared; the scale is the median ratio
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
             results.append({"mesh": path.name, "light": seed, **scores})
             rows.append(row)
             print(results[-1], file=sys.stderr, flush=True)
-    Image.fromarray(np.concatenate(rows)).save(options.sheet)
+            Image.fromarray(np.concatenate(rows)).save(options.sheet)
     if options.json:
         print(json.dumps({"device": jax.devices()[0].device_kind, "results": results}, indent=1))
 
