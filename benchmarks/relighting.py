@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from PIL import Image
 from reconstruct import HELD_OUT, held_out_cameras, reconstruct_variants, rendered_frames
+from scipy import ndimage
 
 from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.geometry.mesh import Mesh
@@ -28,6 +29,7 @@ from sv3d_jax.train.data.render import render_orbit, to_world
 LIGHTS = 3
 MAX_TILT_DEG = 70.0  # of the lights' axes from straight up
 AMBIENT = 0.35  # darkest shading over brightest
+RIM = 5  # side of the window that must be full of object
 DARKEST = 0.05  # of true colours that are compared; the scale is the median ratio
 
 
@@ -85,9 +87,10 @@ def darkened(mesh: Mesh, factor: float) -> Mesh:
 
 
 def albedo_error(rendered: np.ndarray, truth: np.ndarray, alpha: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean absolute error inside the silhouettes of both, up to one scale, and the scaled pictures."""
+    """Mean absolute error well inside the silhouettes, up to one scale, and the scaled pictures."""
     rendered, truth = rendered / 255.0, truth / 255.0
-    inside = (alpha == 255) & (rendered.min(axis=-1) < 0.98) & (truth.max(axis=-1) > DARKEST)
+    inside = ndimage.minimum_filter(alpha, (1, RIM, RIM)) == 255
+    inside &= truth.max(axis=-1) > DARKEST
     ours, true = rendered[inside], truth[inside]
     scale = np.median(true.sum(axis=-1) / np.maximum(ours.sum(axis=-1), 1e-3))
     pictures = np.where(inside[..., None], np.clip(scale * rendered, 0, 1), rendered)
