@@ -54,18 +54,18 @@ def measure(triangles: int, size: int, repeats: int) -> dict:
     camera = jnp.asarray(look_at(np.array([30.0]), np.array([20.0]), 2.0), jnp.float32)
 
     @jax.jit
-    def draw(vertices):
+    def draw(vertices, faces):
         return rasterize(project(vertices, camera, focal, center), faces, size, size)
 
     @jax.jit
     @jax.grad
-    def gradient(vertices):
+    def gradient(vertices, faces):
         screen = project(vertices, camera, focal, center)
         fragments = rasterize(screen, faces, size, size)
         covered = (fragments.face_id >= 0).astype(jnp.float32)[..., None]
         return jnp.sum(antialias(covered, fragments, screen, faces, mesh_edges(faces)) ** 2)
 
-    forward, backward = (median_seconds(partial(way, vertices), repeats) for way in (draw, gradient))
+    forward, backward = (median_seconds(partial(way, vertices, faces), repeats) for way in (draw, gradient))
     return {
         "triangles": len(faces),
         "size": size,
