@@ -74,25 +74,22 @@ def _encode_forward(grid, tables, x):
 
 
 def _encode_backward(grid, residuals, cotangent):
-    """One scatter over all levels and corners for the tables; weights are computed again rather than kept."""
+    """A scatter into each level's table, which a CPU's cache holds; weights are computed again rather than kept."""
     tables, x = residuals
     rows = tables.reshape(-1, grid.num_features)
-    indices, updates, x_cotangent = [], [], jnp.zeros_like(x)
+    tables_cotangent, x_cotangent = [], jnp.zeros_like(x)
     for number, level in enumerate(_levels(grid)):
         base, fraction = level.cell(x)
         level_cotangent = cotangent[:, number * grid.num_features : (number + 1) * grid.num_features]
+        indices, updates = [], []
         for corner in CORNERS:
-            indices.append(level.index(base, corner))
+            indices.append(level.index(base, corner) - level.offset)
             updates.append(level_cotangent * _weight(fraction, corner)[:, None])
             along = jnp.sum(level_cotangent * level.gather(rows, base, corner), axis=-1, keepdims=True)
             x_cotangent += along * level.scale * _weight_gradient(fraction, corner)
-    tables_cotangent = (
-        jnp.zeros_like(rows)
-        .at[jnp.concatenate(indices)]
-        .add(jnp.concatenate(updates), mode="promise_in_bounds")
-        .reshape(tables.shape)
-    )
-    return tables_cotangent, x_cotangent
+        table = jnp.zeros_like(tables[number]).at[jnp.concatenate(indices)]
+        tables_cotangent.append(table.add(jnp.concatenate(updates), mode="promise_in_bounds"))
+    return jnp.stack(tables_cotangent), x_cotangent
 
 
 encode.defvjp(_encode_forward, _encode_backward)
