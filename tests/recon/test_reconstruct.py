@@ -397,12 +397,10 @@ def test_the_model_is_a_setting_where_there_is_one(verb):
 
 
 @pytest.mark.slow
-def test_a_guided_run_tells_its_weights_and_takes_no_other_fine_stage(verb, tmp_path):
+def test_a_guided_run_tells_its_weights_and_its_distillation(verb, tmp_path):
     config = replace(
         verb, sds=True, fine_steps=16, mesh={"cells": 12}, weights=written(MODEL, tmp_path / "tiny")
     )
-    (verb.output / ".work").mkdir(parents=True)
-    (verb.output / ".work" / "fine.npz").write_bytes(b"of a run without distillation")
     result = run_reconstruct(config, NullProgress())
     assert len(result["weights"]["sha256"]) == 64 and result["losses"]["sds"] > 0
     assert json.loads((verb.output / "run.json").read_text())["config"]["mesh"]["sds"]["masked"]
