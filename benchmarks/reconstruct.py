@@ -14,11 +14,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from sv3d_jax.cameras.orbit import sine_orbit
+from sv3d_jax.cameras.orbit import CameraPath, sine_orbit
 from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.geometry.mesh import Mesh
@@ -27,7 +28,7 @@ from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.metrics.geometry import compare_meshes
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.recon.config import ReconstructConfig
-from sv3d_jax.recon.export import render_mesh, write_mesh
+from sv3d_jax.recon.export import Light, render_mesh, write_mesh
 from sv3d_jax.recon.reconstruct import ReconstructResult, reconstruct
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.data.render import render_orbit, to_world
@@ -66,7 +67,7 @@ def main() -> None:
 
 def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) -> dict:
     light = soft_light(0)
-    frames = rendered_frames(mesh, options, light)
+    frames = rendered_frames(mesh, sine_orbit(options.frames), options.size, light)
     wall, processor = time.monotonic(), time.process_time()
     result = reconstruct(frames, config)
     seconds = {"seconds": time.monotonic() - wall, "processor_seconds": time.process_time() - processor}
@@ -75,7 +76,7 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
         file = Path(folder) / "mesh.glb"
         write_mesh(file, result.mesh if result.lit is None else result.lit)
         exported = read_mesh(file)
-    rendered = render_mesh(exported, *held_out_cameras(options.size), options.size, options.size)
+    rendered = render_mesh(exported, *camera_arrays(HELD_OUT, options.size), options.size, options.size)
     scores = compare_meshes(exported, mesh, points=20_000)
     kept = ("chamfer", "pred_to_target", "target_to_pred", "f_score", "iou", "pred_closed")
     return {
@@ -88,34 +89,32 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
 
 
 def reconstruct_variants(
-    frames: OrbitFrames, variants: dict[str, ReconstructConfig]
+    frames: OrbitFrames, variants: dict[str, dict[str, Any]]
 ) -> Iterator[tuple[str, ReconstructResult]]:
-    """The results of configs that share a coarse stage, one after the other."""
+    """Results of arguments of `reconstruct` that share a coarse stage, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, config in variants.items():
-            yield name, reconstruct(frames, config, scratch=Path(folder))
+        for name, arguments in variants.items():
+            yield name, reconstruct(frames, scratch=Path(folder), **arguments)
             for later in ("fine.npz", "bake.npz"):
-                (Path(folder) / later).unlink()
+                (Path(folder) / later).unlink(missing_ok=True)
 
 
-def held_out_cameras(size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def camera_arrays(path: CameraPath, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Poses, focal lengths and centres in pixels."""
-    focal, center = intrinsics(HELD_OUT.fov_deg, size)
-    count = len(HELD_OUT)
-    return HELD_OUT.camera_to_world, np.tile(focal, (count, 1)), np.tile(center, (count, 1))
+    focal, center = intrinsics(path.fov_deg, size)
+    return path.camera_to_world, np.tile(focal, (len(path), 1)), np.tile(center, (len(path), 1))
 
 
-def rendered_frames(mesh: Mesh, options: argparse.Namespace, light) -> OrbitFrames:
-    """The orbit as `sv3d data render` writes it: over white, without alpha."""
-    cameras = sine_orbit(options.frames)
-    images, _ = render_orbit(mesh, cameras, options.size, light)
-    focal, center = intrinsics(cameras.fov_deg, options.size)
+def rendered_frames(mesh: Mesh, cameras: CameraPath, size: int, light: Light) -> OrbitFrames:
+    """An orbit as `sv3d data render` writes it: over white, without alpha."""
+    images, _ = render_orbit(mesh, cameras, size, light)
+    poses, focal, center = camera_arrays(cameras, size)
     return OrbitFrames(
         images=images.astype(np.float32) / 255,
         alphas=None,
-        camera_to_world=cameras.camera_to_world,
-        focal_px=np.tile(focal, (len(cameras), 1)),
-        center_px=np.tile(center, (len(cameras), 1)),
+        camera_to_world=poses,
+        focal_px=focal,
+        center_px=center,
         azimuths_deg=cameras.azimuths_deg,
         elevations_deg=cameras.elevations_deg,
         radius=cameras.radius,

@@ -15,9 +15,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from PIL import Image
-from reconstruct import HELD_OUT, held_out_cameras, reconstruct_variants, rendered_frames
+from reconstruct import HELD_OUT, camera_arrays, reconstruct_variants, rendered_frames
 from scipy import ndimage
 
+from sv3d_jax.cameras.orbit import sine_orbit
 from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh
@@ -62,16 +63,18 @@ def main() -> None:
 
 def measure(mesh: Mesh, seed: int, options: argparse.Namespace) -> tuple[dict, np.ndarray]:
     light = soft_light(seed, MAX_TILT_DEG)._replace(ambient=AMBIENT)
-    frames = rendered_frames(mesh, options, light)
+    frames = rendered_frames(mesh, sine_orbit(options.frames), options.size, light)
     truth, alpha = render_orbit(mesh, HELD_OUT, options.size, None)
     shown, _ = render_orbit(mesh, HELD_OUT, options.size, light)
     variants = {
-        "with_light": ReconstructConfig(preset=options.preset),
-        "without_light": ReconstructConfig(preset=options.preset, mesh={"num_lobes": 0}),
+        "with_light": {"config": ReconstructConfig(preset=options.preset)},
+        "without_light": {"config": ReconstructConfig(preset=options.preset, mesh={"num_lobes": 0})},
     }
     errors, pictures = {}, [shown[0]]
     for name, result in reconstruct_variants(frames, variants):
-        rendered = render_mesh(result.mesh, *held_out_cameras(options.size), options.size, options.size)
+        rendered = render_mesh(
+            result.mesh, *camera_arrays(HELD_OUT, options.size), options.size, options.size
+        )
         error, scaled = albedo_error(rendered, truth, alpha)
         errors[name] = round(error, 4)
         pictures.append(scaled[0])

@@ -10,28 +10,23 @@ has a row for the truth and one for each of the three.
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
+from reconstruct import camera_arrays, reconstruct_variants, rendered_frames
 
 from sv3d_jax.cameras.orbit import static_orbit
-from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.images import write_png
 from sv3d_jax.io.meshes import read_mesh
-from sv3d_jax.io.orbits import read_orbit, write_orbit
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.recon.config import ReconstructConfig
 from sv3d_jax.recon.export import render_mesh
-from sv3d_jax.recon.reconstruct import reconstruct
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.data.render import render_orbit, to_world
 
@@ -71,41 +66,25 @@ def measure(
     sds = {name: json.loads(value) for name, value in (item.split("=") for item in options.sds)}
     config = ReconstructConfig(preset=options.preset, steps=options.steps, fine_steps=options.fine_steps)
     kinds = {
-        "without": (config, None),
-        "masked": (replace(config, mesh={"sds": sds}), pipeline),
-        "naive": (replace(config, mesh={"sds": sds | {"masked": False}}), pipeline),
+        "without": {"config": config},
+        "masked": {"config": replace(config, mesh={"sds": sds}), "sds": pipeline},
+        "naive": {"config": replace(config, mesh={"sds": sds | {"masked": False}}), "sds": pipeline},
     }
     light = soft_light(0)
+    frames = rendered_frames(mesh, static_orbit(options.frames, 10.0), options.size, light)
     truth = np.concatenate([render_orbit(mesh, orbit, options.size, light)[0] for orbit in UNSEEN.values()])
     results, rows = {}, [truth]
-    with tempfile.TemporaryDirectory() as folder:
-        orbit, coarse = Path(folder) / "orbit", Path(folder) / "without" / "coarse.npz"
-        cameras = static_orbit(options.frames, 10.0)
-        write_orbit(orbit, render_orbit(mesh, cameras, options.size, light)[0], cameras)
-        for kind, (config, model) in kinds.items():
-            scratch = Path(folder) / kind
-            scratch.mkdir()
-            if coarse.exists():
-                shutil.copy(coarse, scratch)
-            start = time.monotonic()
-            result = reconstruct(read_orbit(orbit), config, scratch=scratch, sds=model)
-            seconds = round(time.monotonic() - start, 1)
-            pictures = unseen_views(result.mesh if result.lit is None else result.lit, options.size)
-            rows.append(pictures)
-            scores = np.mean(np.reshape(psnr(pictures / 255.0, truth / 255.0), (len(UNSEEN), -1)), axis=1)
-            psnrs = {
-                f"psnr_{side}": round(float(score), 2) for side, score in zip(UNSEEN, scores, strict=True)
-            }
-            results[kind] = {**psnrs, "seconds": seconds, "timings": result.timings}
-            print({kind: results[kind]}, file=sys.stderr, flush=True)
+    for kind, result in reconstruct_variants(frames, kinds):
+        shown, side = result.mesh if result.lit is None else result.lit, options.size
+        views = [render_mesh(shown, *camera_arrays(orbit, side), side, side) for orbit in UNSEEN.values()]
+        rows.append(np.concatenate(views))
+        scores = np.mean(np.reshape(psnr(rows[-1] / 255.0, truth / 255.0), (len(UNSEEN), -1)), axis=1)
+        results[kind] = {
+            f"psnr_{name}": round(float(score), 2) for name, score in zip(UNSEEN, scores, strict=True)
+        }
+        results[kind]["timings"] = result.timings
+        print({kind: results[kind]}, file=sys.stderr, flush=True)
     return results, rows
-
-
-def unseen_views(mesh: Mesh, size: int) -> np.ndarray:
-    """The mesh from above and below, (16 h w 3) in 8 bits."""
-    poses = np.concatenate([orbit.camera_to_world for orbit in UNSEEN.values()])
-    focal, center = (np.tile(x, (len(poses), 1)) for x in intrinsics(UNSEEN["above"].fov_deg, size))
-    return render_mesh(mesh, poses, focal, center, size, size)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ class ReconstructConfig:
         if not self.resolve().mesh.num_steps:
             raise InputError(
                 f"{user}: there is no fine stage in --preset {self.preset}",
-                hint="--preset fast, or --fine-steps 192",
+                hint="--preset fast",
             )
 
     def resolve(self) -> Recipe:
