@@ -20,8 +20,8 @@ from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
 from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, gather_views
 from sv3d_jax.train.data.orbits import Orbit, render_objects
+from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network, to_pixels
 from sv3d_jax.train.objectives import psnr
-from sv3d_jax.train.step import OrbitBatch, orbit_conditioning, orbit_network, to_pixels
 
 BATCH = 8
 RETRIEVAL_OBJECTS = 24

@@ -1,11 +1,9 @@
 """The training loop: batches in, state along, metrics out; saved and resumed exactly."""
 
 import functools
-import json
 import shutil
 import signal
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from sv3d_jax.train.state import (
     save_checkpoint,
 )
 from sv3d_jax.train.step import train_step
+from sv3d_jax.train.watch import Meter, MetricsLog
 from sv3d_jax.weights.hub import find_weights, load_weights
 
 MAX_SKIPPED_IN_ROW = 5
@@ -75,9 +74,11 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
             progress.stage("train", total=config.max_steps)
             progress.advance(int(state.step))
             meter, failed_saves = Meter(), 0
-            for index in range(int(state.step), config.max_steps):
+            first = int(state.step)
+            batches = objective.batches(first, slice(0, config.batch_size))
+            for index in range(first, config.max_steps):
                 began = time.perf_counter()
-                batch = objective.batch(index)
+                batch = next(batches)
                 images = objective.batch_images(batch)
                 batch = _shared_out(batch, mesh)
                 loaded = time.perf_counter()
@@ -142,54 +143,6 @@ def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
         if name not in NOT_RESULTS and value is not None
     }
     return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}
-
-
-@dataclass
-class Meter:
-    """Speed since the last reading."""
-
-    steps: int = 0
-    images: int = 0
-    waited_s: float = 0.0
-    spent_s: float = 0.0
-
-    def add(self, images: int, waited_s: float, spent_s: float) -> None:
-        """Count a step that took spent_s, waited_s of them for its data."""
-        self.steps += 1
-        self.images += images
-        self.waited_s += waited_s
-        self.spent_s += spent_s
-
-    def take(self) -> dict[str, float]:
-        """Images a second, and mean seconds a step; then begin anew."""
-        report = {
-            "images_per_s": round(self.images / self.spent_s, 2),
-            "step_s": round(self.spent_s / self.steps, 4),
-            "data_s": round(self.waited_s / self.steps, 4),
-        }
-        self.__init__()
-        return report
-
-
-class MetricsLog:
-    """`metrics.jsonl` of a run; lines beyond the step that a run resumes from are dropped."""
-
-    def __init__(self, directory: Path, step: int):
-        self._path = directory / "metrics.jsonl"
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        self._path.write_text("".join(f"{line}\n" for line in kept))
-
-    def __enter__(self) -> "MetricsLog":
-        self._file = open(self._path, "a", buffering=1)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def write(self, **values: Any) -> None:
-        """Add one line."""
-        self._file.write(json.dumps(values) + "\n")
 
 
 def _shared_out(batch: Any, mesh: Mesh) -> Any:

@@ -1,7 +1,9 @@
 """The three things that are trained: what to initialise, minimise, feed and validate for each."""
 
 import dataclasses
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
 from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, encode_pool, gather_views, sample_views
 from sv3d_jax.train.data.orbits import OrbitPool, render_objects, render_pool, training_orbit
-from sv3d_jax.train.step import (
+from sv3d_jax.train.losses import (
     Loss,
     OrbitBatch,
     autoencoder_loss,
@@ -43,7 +45,7 @@ class Objective(NamedTuple):
     model: ModelConfig
     fingerprint: str  # of the training data
     loss: Loss
-    batch: Callable[[int], Any]  # a function of the step alone, so that a resumed run sees the same data
+    batches: Callable[[int, slice], Iterator[Any]]  # of the steps from one on; some rows of each global batch
     batch_images: Callable[[Any], int]
     validate: Callable[[Params], dict[str, float]]
 
@@ -78,16 +80,22 @@ def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params
     return {"unet": init_unet(model.unet, key)}
 
 
+def _batches(batch: Callable[[int, slice], Any], first: int, rows: slice) -> Iterator[Any]:
+    """Each batch is a function of its step alone, so that a resumed run sees the same data."""
+    return (batch(step, rows) for step in itertools.count(first))
+
+
 def step_rng(config: TrainConfig, step: int) -> np.random.Generator:
     """Random numbers of the batch of a step."""
     return np.random.default_rng([config.seed, step])
 
 
 def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
-    def batch(step: int) -> np.ndarray:
+    def batch(step: int, rows: slice) -> np.ndarray:
         rng = step_rng(config, step)
         objects = rng.integers(0, config.data.objects, config.batch_size)
-        return pool.images(objects, rng.integers(0, config.data.num_frames, config.batch_size))
+        views = rng.integers(0, config.data.num_frames, config.batch_size)
+        return pool.images(objects[rows], views[rows])
 
     held_out = validation_images(config.data)[:, 0]
 
@@ -101,17 +109,17 @@ def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Ob
         model=model,
         fingerprint=pool.fingerprint(),
         loss=autoencoder_loss(model.vae),
-        batch=batch,
+        batches=partial(_batches, batch),
         batch_images=len,
         validate=lambda params: {"val_psnr": float(reconstruct(params))},
     )
 
 
 def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
-    def batch(step: int) -> np.ndarray:
+    def batch(step: int, rows: slice) -> np.ndarray:
         rng = step_rng(config, step)
-        objects = rng.choice(config.data.objects, config.batch_size, replace=False)
-        views = rng.integers(0, config.data.num_frames, (2, config.batch_size))
+        objects = rng.choice(config.data.objects, config.batch_size, replace=False)[rows]
+        views = rng.integers(0, config.data.num_frames, (2, config.batch_size))[:, rows]
         return np.stack([pool.images(objects, view) for view in views], axis=1)
 
     held_out = validation_images(config.data)
@@ -121,7 +129,7 @@ def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objectiv
         model=model,
         fingerprint=pool.fingerprint(),
         loss=loss,
-        batch=batch,
+        batches=partial(_batches, batch),
         batch_images=lambda views: 2 * len(views),
         validate=lambda params: {"val_loss": float(validate(params))},
     )
@@ -135,20 +143,20 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
     whole_from = round(config.max_steps * (1.0 - config.diffusion.full_orbit_share))
 
-    def batch(step: int) -> OrbitBatch:
+    def batch(step: int, rows: slice) -> OrbitBatch:
         whole = step >= whole_from
         frames = config.data.num_frames if whole else config.diffusion.frames_per_sample
         # About as many frames a step, and so as much noise in the gradient, whether orbits are whole or not.
         videos = config.batch_size
         if whole:
             videos = max(1, round(videos * config.diffusion.frames_per_sample / frames))
-        return sample_views(step_rng(config, step), encoded, videos, frames)
+        return sample_views(step_rng(config, step), encoded, videos, frames, rows)
 
     return Objective(
         model=model,
         fingerprint=f"{pool.fingerprint()} encoded by {encoder.fingerprint()}",
         loss=unet_loss(model, config.diffusion),
-        batch=batch,
+        batches=partial(_batches, batch),
         batch_images=lambda views: views.frame_index.size,
         validate=_unet_validation(model, config.data, encoder, trained["vae_decoder"]),
     )

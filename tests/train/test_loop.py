@@ -36,12 +36,13 @@ def stop_after(monkeypatch, step, number=signal.SIGTERM):
     def stopping(config, progress):
         objective = original(config, progress)
 
-        def batch(index):
-            if index == step - 1:
-                os.kill(os.getpid(), number)
-            return objective.batch(index)
+        def batches(first, rows):
+            for index, batch in enumerate(objective.batches(first, rows), first):
+                if index == step - 1:
+                    os.kill(os.getpid(), number)
+                yield batch
 
-        return objective._replace(batch=batch)
+        return objective._replace(batches=batches)
 
     monkeypatch.setattr(loop, "make_objective", stopping)
 

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 from sv3d_jax.diffusion.denoiser import Conditioning
+from sv3d_jax.train.losses import drop_image
 from sv3d_jax.train.state import new_state
-from sv3d_jax.train.step import drop_image, train_step
+from sv3d_jax.train.step import train_step
 
 
 def quadratic(params, batch, key):

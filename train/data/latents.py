@@ -13,7 +13,7 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import encode_moments
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.data.orbits import Orbit, OrbitPool, relative_angles
-from sv3d_jax.train.step import OrbitBatch, to_pixels
+from sv3d_jax.train.losses import OrbitBatch, to_pixels
 
 ENCODE_BATCH = 168
 
@@ -81,9 +81,13 @@ def encode_pool(directory: Path, pool: OrbitPool, encoder: Encoder, progress: Pr
 
 
 def sample_views(
-    rng: np.random.Generator, encoded: EncodedOrbits, batch_size: int, frames: int
+    rng: np.random.Generator,
+    encoded: EncodedOrbits,
+    batch_size: int,
+    frames: int,
+    rows: slice = slice(None),
 ) -> OrbitBatch:
-    """Random objects, each with a random input view and `frames` views of the orbit that ends there.
+    """Some rows of a batch: random objects, each with a random input view and `frames` views of the orbit to it.
 
     The orbit is cyclic: any view can be the last, and the others follow it round the object. The input view is
     always among the frames, which keep their place in the whole orbit as frame index.
@@ -97,7 +101,7 @@ def sample_views(
             for _ in range(batch_size)
         ]
     )
-    return gather_views(encoded, objects, inputs, places)
+    return gather_views(encoded, objects[rows], inputs[rows], places[rows])
 
 
 def gather_views(

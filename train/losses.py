@@ -1,0 +1,139 @@
+"""What each objective minimises."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, Scalar, UInt8
+from sv3d_jax.conditioning import frame_vector
+from sv3d_jax.diffusion.denoiser import Conditioning, Network
+from sv3d_jax.diffusion.loss import denoising_loss
+from sv3d_jax.diffusion.schedule import log_normal_sigmas
+from sv3d_jax.models.clip_vision import embed_image
+from sv3d_jax.models.config import ModelConfig, TowerConfig, VAEConfig
+from sv3d_jax.models.vae import decode, encode_moments
+from sv3d_jax.models.video_unet import VideoUNet
+from sv3d_jax.train.config import DiffusionConfig
+
+Loss = Callable[[Params, Any, PRNGKeyArray], Scalar]
+"""(params, batch, key) -> loss."""
+
+KL_WEIGHT = 1e-6
+CONTRAST_TEMPERATURE = 0.1
+
+
+class OrbitBatch(NamedTuple):
+    """Views of orbits, one input view each."""
+
+    latents: Float[Array, "b f h w c"]  # encoder means of the views
+    input_latents: Float[Array, "b h w c"]  # encoder means of the input views
+    tokens: Float[Array, "b d"]  # image tokens of the input views
+    polar_rad: Float[Array, "b f"]
+    azimuth_rad: Float[Array, "b f"]  # relative to the input view
+    frame_index: Float[Array, "b f"]  # place in the orbit
+
+
+def autoencoder_loss(config: VAEConfig) -> Loss:
+    """L1 and squared error of pictures and of their neighbour differences, and a little KL of the latents."""
+
+    def loss(params: Params, images: UInt8[Array, "n h w 3"], key: PRNGKeyArray) -> Scalar:
+        pixels = to_pixels(images)
+        mean, log_variance = encode_moments(params["vae_encoder"], config, pixels)
+        latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+        error = decode(params["vae_decoder"], config, latents) - pixels
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).sum((1, 2, 3)).mean()
+        edges = (
+            jnp.abs(error[:, 1:] - error[:, :-1]).mean() + jnp.abs(error[:, :, 1:] - error[:, :, :-1]).mean()
+        )
+        return jnp.abs(error).mean() + 2.0 * jnp.square(error).mean() + 0.5 * edges + KL_WEIGHT * kl
+
+    return loss
+
+
+def tower_loss(config: TowerConfig) -> Loss:
+    """InfoNCE: of two views of each object, find the partner among all, in both directions."""
+
+    def loss(params: Params, views: UInt8[Array, "n two h w 3"], key: PRNGKeyArray) -> Scalar:
+        del key  # nothing is random here
+        n = len(views)
+        tokens = embed_image(params["image_tower"], config, to_pixels(views.reshape(2 * n, *views.shape[2:])))
+        unit = (tokens * jax.lax.rsqrt(jnp.square(tokens).sum(-1, keepdims=True) + 1e-6)).reshape(n, 2, -1)
+        scores = unit[:, 0] @ unit[:, 1].T / CONTRAST_TEMPERATURE
+        own = jnp.arange(n)
+        forth = optax.softmax_cross_entropy_with_integer_labels(scores, own)
+        back = optax.softmax_cross_entropy_with_integer_labels(scores.T, own)
+        # Tokens enter the UNet as they are, so their length should be about that of unit normal numbers.
+        length = jnp.square(jnp.square(tokens).mean(-1) - 1.0)
+        return (0.5 * (forth + back)).mean() + 0.1 * length.mean()
+
+    return loss
+
+
+def unet_loss(model: ModelConfig, config: DiffusionConfig) -> Loss:
+    """Denoising loss with one noise level per video; token and conditioning latent are dropped per video."""
+
+    def loss(params: Params, batch: OrbitBatch, key: PRNGKeyArray) -> Scalar:
+        level_key, noise_key, drop_key = jax.random.split(key, 3)
+        videos = len(batch.latents)
+        sigma = log_normal_sigmas(jax.random.normal(level_key, (videos,)), config.p_mean, config.p_std)
+        noise = jax.random.normal(noise_key, batch.latents.shape)
+        kept = jax.random.uniform(drop_key, (2, videos)) >= config.dropout
+        condition = drop_image(orbit_conditioning(model, batch), kept[0], kept[1])
+        return video_losses(model, params, batch, condition, sigma, noise).mean()
+
+    return loss
+
+
+def video_losses(
+    model: ModelConfig,
+    params: Params,
+    batch: OrbitBatch,
+    condition: Conditioning,
+    sigma: Float[Array, "b"],
+    noise: Float[Array, "b f h w c"],
+) -> Float[Array, "b f"]:
+    """Denoising loss of every frame at one noise level per video; params holds the `unet` tree."""
+    network = orbit_network(model, params["unet"], batch.frame_index)
+    latents = batch.latents * jnp.asarray(model.latent_factor)
+    levels = jnp.broadcast_to(sigma[:, None], latents.shape[:2])
+    return denoising_loss(network, latents, noise, levels, condition)
+
+
+def orbit_network(model: ModelConfig, params: Params, frame_index: Float[Array, "b f"]) -> Network:
+    """The UNet as the denoiser takes it, for frames at the given places of their orbits."""
+    network = VideoUNet(model.unet)
+
+    def run(x, c_noise, context, vector):
+        return network.apply({"params": params}, x, c_noise, context, vector, frame_index=frame_index)
+
+    return run
+
+
+def orbit_conditioning(model: ModelConfig, batch: OrbitBatch) -> Conditioning:
+    """The picture's token and latent, and the camera of every frame."""
+    cond_aug = jnp.full(batch.polar_rad.shape, model.cond_aug)
+    angles = (batch.polar_rad, batch.azimuth_rad) if model.variant == "p" else (None, None)
+    return Conditioning(
+        context=batch.tokens[:, None],
+        concat=jnp.broadcast_to(batch.input_latents[:, None], batch.latents.shape),
+        vector=frame_vector(cond_aug, *angles),
+    )
+
+
+def drop_image(
+    condition: Conditioning, keep_token: Float[Array, "b"], keep_latent: Float[Array, "b"]
+) -> Conditioning:
+    """Zero the token, or the conditioning latent, of whole videos; the vector stays, as in guidance."""
+    return Conditioning(
+        context=condition.context * keep_token[:, None, None],
+        concat=condition.concat * keep_latent[:, None, None, None, None],
+        vector=condition.vector,
+    )
+
+
+def to_pixels(images: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
+    """8-bit values as pixels in [-1, 1]."""
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
