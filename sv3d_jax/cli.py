@@ -26,6 +26,7 @@ class Verb:
     inputs: tuple[str, ...] = ()
     uses_jax: bool = True
     prints: bool = False  # its own result, unless --json asks for the plain one
+    processes: bool = False  # may be one of several, of which the first prints
 
 
 VERBS = {
@@ -59,7 +60,9 @@ VERBS = {
         "weights.config:ConvertConfig",
         "weights.convert:run_convert",
     ),
-    "train": Verb("train a part of a model", "train.config:TrainConfig", "train.loop:run_train"),
+    "train": Verb(
+        "train a part of a model", "train.config:TrainConfig", "train.loop:run_train", processes=True
+    ),
     "data objects": Verb(
         "make procedural objects, one GLB each",
         "train.data.config:ObjectsConfig",
@@ -119,9 +122,12 @@ def _run(words: list[str]) -> int:
     verb = VERBS[name]
     config = parse(name, rest)
 
-    from sv3d_jax.progress import NullProgress, Progress
+    lead = True
+    if verb.processes:
+        from sv3d_jax.parallel.devices import start_processes
 
-    with warnings.catch_warnings(), NullProgress() if config.quiet else Progress() as progress:
+        lead = start_processes()
+    with warnings.catch_warnings(), _progress(config, lead) as progress:
         warnings.showwarning = lambda message, *_: progress.note(f"warning: {message}")
         _check_inputs(verb, config)
         if verb.uses_jax:
@@ -131,9 +137,22 @@ def _run(words: list[str]) -> int:
             if config.compile_cache:
                 enable_compile_cache()
         result = _named(verb.run)(config, progress)
-    if config.json or not verb.prints:
+    if lead and (config.json or not verb.prints):
         _print_result(result, config.json)
     return 0 if result.get("ok", True) else 1
+
+
+def _progress(config: Any, lead: bool) -> Any:
+    """On stderr; other processes of a run write theirs to logs/procN.log in its folder."""
+    from sv3d_jax.progress import NullProgress, Progress
+
+    if lead:
+        return NullProgress() if config.quiet else Progress()
+    import jax
+
+    path = config.output / "logs" / f"proc{jax.process_index()}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return Progress(stream=open(path, "a", buffering=1, errors="surrogateescape"))
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:

@@ -23,7 +23,7 @@ def select_device(name: str | None) -> None:
     if platform == "cpu":
         jax.config.update("jax_platforms", "cpu")  # an accelerator is then not even opened
     try:
-        devices = jax.devices(platform or None)
+        devices = jax.local_devices(backend=platform or None)
     except (RuntimeError, AssertionError) as error:
         if platform:
             raise InputError(f"--device {name}: this machine has no such device", hint=_present()) from error

@@ -83,8 +83,19 @@ class TrainConfig(CommonConfig):
     """write the averaged weights of the last checkpoint into this folder, and stop"""
     resume: str = "auto"
     """auto: go on from the last checkpoint, never: begin anew, N: go on from step N"""
+    cast: bool = False
+    """go on from a checkpoint of another precision"""
+    mesh: str = ""
+    """how devices share the work: data=2,fsdp=4,tensor=1; data takes what the others leave"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """precision of the activations; weights, averages and optimiser stay float32"""
+    remat: bool = False
+    """compute the blocks of the UNet again for their gradient instead of keeping what is inside them"""
+    accumulate: int = 1
+    """parts that a batch is worked through in, one after the other"""
     seed: int = 0
     batch_size: int = 8
+    """samples of a step, over all devices"""
     max_steps: int = 1000
     log_every: int = 50
     validate_every: int = 1000
@@ -96,6 +107,9 @@ class TrainConfig(CommonConfig):
     def __post_init__(self):
         check_range("batch_size", self.batch_size, 1, 4096)
         check_range("max_steps", self.max_steps, 1, 10**9)
+        check_range("save_every", self.save_every, 1, 10**9)
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise InputError(f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}")
         if not 2 <= self.diffusion.frames_per_sample <= self.data.num_frames:
             raise InputError(
                 f"diffusion.frames_per_sample {self.diffusion.frames_per_sample}: must lie between 2 and "

@@ -14,11 +14,11 @@ from sv3d_jax.errors import CheckpointError
 from sv3d_jax.io.outputs import write_atomic
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import Progress
+from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.data.latents import measure_latent_factor
 from sv3d_jax.train.data.orbits import render_pool
 from sv3d_jax.train.objectives import init_params, read_model
-from sv3d_jax.train.state import checkpoint_steps, read_checkpoint
 from sv3d_jax.weights.hub import load_weights, write_shipped
 
 LOG_LINES = 400

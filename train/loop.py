@@ -1,119 +1,158 @@
-"""The training loop: batches in, state along, metrics out; saved and resumed exactly."""
+"""The training loop: batches in, state along, metrics out; saved and resumed exactly, by any number of processes."""
 
 import functools
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
+import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sv3d_jax.arrays import Params
-from sv3d_jax.errors import OutputError, Preempted, SV3DError, WeightsError
+from sv3d_jax.arrays import Array, Params
+from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError, WeightsError
 from sv3d_jax.io.outputs import OutputFolder, check_output_parent, write_json
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.parallel.devices import (
+    device_mesh,
+    global_batch,
+    is_lead,
+    local_rows,
+    place_tree,
+    wait_for_all,
+)
+from sv3d_jax.parallel.rules import tree_shardings
 from sv3d_jax.progress import Progress
+from sv3d_jax.train.checkpoints import Checkpoints, checkpoint_steps
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.export import PARTS, export_run
+from sv3d_jax.train.losses import Loss
 from sv3d_jax.train.objectives import Objective, init_params, make_objective, read_model
 from sv3d_jax.train.optimizer import learning_rate, make_optimizer
-from sv3d_jax.train.state import (
-    checkpoint_steps,
-    load_checkpoint,
-    load_latest,
-    new_state,
-    save_checkpoint,
-)
+from sv3d_jax.train.state import TrainState, new_state
 from sv3d_jax.train.step import train_step
 from sv3d_jax.train.watch import Meter, MetricsLog
 from sv3d_jax.weights.hub import find_weights, load_weights
 
+CHECKPOINTS = "checkpoints"  # folder in that of the run
 MAX_SKIPPED_IN_ROW = 5
 MAX_FAILED_SAVES = 3  # in a row
 INIT_STREAM = 2**31  # far from the number of any step
 FIRST_STEPS = 10  # logged one by one, so that a run from the same seed can be compared at once
-NOT_RESULTS = ("export", "resume", "data_dir", "log_every", "validate_every", "save_every")
+NOT_RESULTS = (
+    "export",
+    "resume",
+    "cast",
+    "mesh",
+    "remat",
+    "data_dir",
+    "log_every",
+    "validate_every",
+    "save_every",
+)
 
 
 def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
-    """Train until max_steps, or until asked to end; a run that was cut short goes on from its last checkpoint."""
+    """Train until max_steps, or until asked to end; a run that was cut short goes on from its last checkpoint.
+
+    Every process of a run calls this; the first of them writes and prints. Raises Preempted when it was asked to end
+    and has saved, CheckpointError when it could not save, SV3DError after five steps that were not finite.
+    """
     if config.export:
         return export_run(config, progress)
     if config.dry_run:
         return plan(config)
-    objective = make_objective(config, progress)
-    optimizer = make_optimizer(config.optimizer, config.max_steps)
+    mesh = device_mesh(config.mesh)
+    _check_batch(config, mesh)
+    objective = _lead_first(functools.partial(make_objective, config, progress))
     settings = run_settings(config, objective)
-    directory = config.output / "checkpoints"
-    key = jax.random.key(config.seed)
 
-    with OutputFolder(config.output, settings, config.overwrite) as folder:
-        if config.overwrite or config.resume == "never":
-            shutil.rmtree(directory, ignore_errors=True)
-        state = new_state(_first_params(config, objective.model), optimizer)
-        if config.resume == "auto":
-            state = load_latest(directory, state, settings) or state
-        elif config.resume != "never":
-            state = load_checkpoint(directory, state, int(config.resume), settings)
-        mesh = Mesh(np.array(jax.devices()), ("data",))
-        everywhere = NamedSharding(mesh, PartitionSpec())
-        state = jax.device_put(state, everywhere)
-        step = jax.jit(
-            functools.partial(
-                train_step, loss=objective.loss, optimizer=optimizer, ema_decay=config.optimizer.ema_decay
-            ),
-            donate_argnums=0,
-            out_shardings=everywhere,
-        )
-        rate = learning_rate(config.optimizer, config.max_steps)
-        with _SignalFlag(signal.SIGTERM) as stop, MetricsLog(config.output, int(state.step)) as log:
-            progress.stage("train", total=config.max_steps)
-            progress.advance(int(state.step))
-            meter, failed_saves = Meter(), 0
-            first = int(state.step)
-            batches = objective.batches(first, slice(0, config.batch_size))
-            for index in range(first, config.max_steps):
-                began = time.perf_counter()
-                batch = next(batches)
-                images = objective.batch_images(batch)
-                batch = _shared_out(batch, mesh)
-                loaded = time.perf_counter()
-                state, metrics = step(state, batch, jax.random.fold_in(key, index))
-                metrics = jax.device_get(metrics)
-                meter.add(images, loaded - began, time.perf_counter() - began)
-                progress.advance()
-                done = index + 1
-                if int(state.skipped_in_row) >= MAX_SKIPPED_IN_ROW:
-                    _give_up(config.output, done, metrics)
-                if done <= FIRST_STEPS or done % config.log_every == 0 or done == config.max_steps:
-                    numbers = {name: float(value) for name, value in metrics.items()}
-                    speed = meter.take()
-                    log.write(
-                        step=done,
-                        **numbers,
-                        learning_rate=float(rate(index)),
-                        **speed,
-                        skipped=int(state.skipped),
-                    )
-                if done % config.validate_every == 0 or done == config.max_steps:
-                    log.write(step=done, **objective.validate(state.ema))
-                if done % config.save_every == 0 or done == config.max_steps or stop.raised:
-                    try:
-                        save_checkpoint(directory, state, settings)
-                        failed_saves = 0
-                    except OutputError as error:  # the disk may have room again at the next interval
-                        failed_saves += 1
-                        progress.note(f"step {done}: not saved: {error}")
-                        if failed_saves == MAX_FAILED_SAVES or done == config.max_steps or stop.raised:
-                            raise
-                if stop.raised and done < config.max_steps:
-                    raise Preempted(f"stopped after step {done}; its state is saved in {directory}")
-        folder.write_run_json(objective=config.objective, model=objective.model.to_dict())
-    return {"step": int(state.step), "skipped": int(state.skipped), "checkpoints": str(directory)}
+    with (
+        _output_folder(config, settings) as folder,
+        Checkpoints(_checkpoint_folder(config)) as checkpoints,
+        _StopSignal(checkpoints) as stop,
+    ):
+        optimizer = make_optimizer(config.optimizer, config.max_steps)
+        state = _restored_state(config, objective.model, optimizer, mesh, checkpoints, settings)
+        with MetricsLog(config.output, int(state.step)) if is_lead() else nullcontext() as log:
+            state = _train(
+                config, objective, optimizer, state, mesh, checkpoints, settings, log, stop, progress
+            )
+        if folder is not None:
+            folder.write_run_json(objective=config.objective, model=objective.model.to_dict())
+    return {
+        "step": int(state.step),
+        "skipped": int(state.skipped),
+        "checkpoints": str(config.output / CHECKPOINTS),
+    }
+
+
+def _train(
+    config: TrainConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    settings: dict[str, Any],
+    log: MetricsLog | None,
+    stop: "_StopSignal",
+    progress: Progress,
+) -> TrainState:
+    key = jax.random.key(config.seed)
+    rate = learning_rate(config.optimizer, config.max_steps)
+    step = compiled_step(config, objective.loss, optimizer, state)
+    saver = _Saver(checkpoints, settings, progress)
+    progress.stage("train", total=config.max_steps)
+    progress.advance(first := int(state.step))
+    batches = objective.batches(first, functools.partial(local_rows, mesh))
+    meter = Meter()
+    for index in range(first, config.max_steps):
+        began = time.perf_counter()
+        rows, batch = next(batches)
+        images = objective.batch_images(batch)
+        batch = global_batch(batch, mesh, rows)
+        loaded = time.perf_counter()
+        state, metrics = step(state, batch, jax.random.fold_in(key, index))
+        metrics = jax.device_get(metrics)
+        meter.add(images, loaded - began, time.perf_counter() - began)
+        progress.advance()
+        done, last = index + 1, index + 1 == config.max_steps
+        if metrics["skipped_in_row"] >= MAX_SKIPPED_IN_ROW:
+            _give_up(config.output, done, metrics)
+        if log and (done <= FIRST_STEPS or done % config.log_every == 0 or last):
+            numbers = {name: float(value) for name, value in metrics.items()}
+            log.write(step=done, **numbers, learning_rate=float(rate(index)), **meter.take())
+        if done % config.validate_every == 0 or last:
+            report = objective.validate(state.ema)
+            if log:
+                log.write(step=done, **report)
+        stopping = stop.asked(done)
+        if done % config.save_every == 0 or last or stopping:
+            saver.save(done, state, must=last or stopping)
+        if stopping and not last:
+            raise Preempted(f"stopped after step {done}; its state is saved in {checkpoints.directory}")
+    return state
+
+
+def compiled_step(
+    config: TrainConfig, loss: Loss, optimizer: optax.GradientTransformation, state: TrainState
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """`train_step` as one program over the devices of the state, whose memory it takes over."""
+    step = functools.partial(
+        train_step,
+        loss=loss,
+        optimizer=optimizer,
+        ema_decay=config.optimizer.ema_decay,
+        accumulate=config.accumulate,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
 def plan(config: TrainConfig) -> dict[str, Any]:
@@ -131,7 +170,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
         "state_mib": parameters * 4 * 4 >> 20,  # parameters, average and two moments, float32
         "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
         "steps": config.max_steps,
-        "checkpoints": checkpoint_steps(config.output / "checkpoints"),
+        "checkpoints": checkpoint_steps(config.output / CHECKPOINTS),
     }
 
 
@@ -145,45 +184,128 @@ def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
     return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}
 
 
-def _shared_out(batch: Any, mesh: Mesh) -> Any:
-    """The batch split over the devices; whole on each of them where it does not divide."""
-    videos = len(jax.tree.leaves(batch)[0])
-    parts = PartitionSpec("data") if videos % mesh.size == 0 else PartitionSpec()
-    return jax.device_put(batch, NamedSharding(mesh, parts))
-
-
-def _first_params(config: TrainConfig, model: ModelConfig) -> Params:
-    """The weights that the settings name, else fresh ones."""
+def _restored_state(
+    config: TrainConfig,
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    settings: dict[str, Any],
+) -> TrainState:
+    """The state to go on from, split over the mesh: of a checkpoint if the settings allow one and there is one."""
+    begin = functools.partial(new_state, optimizer=optimizer)
+    like = jax.eval_shape(lambda: begin(_fresh_params(config, model)))
+    shardings = tree_shardings(like, mesh)
+    like = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        like,
+        shardings,
+    )
+    if config.resume.isdigit():
+        return checkpoints.restore(int(config.resume), like, settings, config.cast)
+    if (
+        config.resume == "auto"
+        and (state := checkpoints.restore_latest(like, settings, config.cast)) is not None
+    ):
+        return state
     if config.initial is None:
-        return _fresh_params(config, model)
+        return jax.jit(lambda: begin(_fresh_params(config, model)), out_shardings=shardings)()
+    params = place_tree(_given_params(config, model), shardings.params)
+    return jax.jit(begin, out_shardings=shardings)(params)
+
+
+def _given_params(config: TrainConfig, model: ModelConfig) -> Params:
+    """The weights that the settings name."""
     given, given_model, _ = load_weights(config.initial, dtype="float32")
     part = {"autoencoder": "vae", "tower": "tower", "unet": "unet"}[config.objective]
     if getattr(given_model, part) != getattr(model, part):
         raise WeightsError(f"{config.initial} has another {config.objective} than the model {config.model}")
-    return jax.tree.map(jnp.asarray, {name: given[name] for name in PARTS[config.objective]})
+    return {name: given[name] for name in PARTS[config.objective]}
 
 
 def _fresh_params(config: TrainConfig, model: ModelConfig) -> Params:
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    return jax.jit(functools.partial(init_params, config.objective, model))(key)
+    return init_params(config.objective, model, key)
 
 
-class _SignalFlag:
-    """Notes a signal instead of dying by it; the second one has its usual effect."""
+def _check_batch(config: TrainConfig, mesh: Mesh) -> None:
+    parts = config.accumulate * mesh.shape["data"] * mesh.shape["fsdp"]
+    if config.batch_size % parts:
+        raise InputError(
+            f"--batch-size {config.batch_size}: must be a multiple of accumulate x data x fsdp = {parts}",
+            hint="--mesh with more tensor= splits the batch less",
+        )
 
-    def __init__(self, number: int):
-        self._number = number
-        self.raised = False
 
-    def __enter__(self) -> "_SignalFlag":
-        self._previous = signal.signal(self._number, self._note)
+def _lead_first(make: Callable[[], Objective]) -> Objective:
+    """What every process makes, after the first one has written the files that it needs."""
+    made = make() if is_lead() else None
+    wait_for_all("objective")
+    return made if made is not None else make()
+
+
+def _checkpoint_folder(config: TrainConfig) -> Path:
+    """Made empty where the run begins anew."""
+    directory = config.output / CHECKPOINTS
+    if is_lead() and (config.overwrite or config.resume == "never"):
+        shutil.rmtree(directory, ignore_errors=True)
+    wait_for_all("folder")
+    return directory
+
+
+def _output_folder(config: TrainConfig, settings: dict[str, Any]) -> Any:
+    """Held by the lock of the first process."""
+    return OutputFolder(config.output, settings, config.overwrite) if is_lead() else nullcontext()
+
+
+class _Saver:
+    """Saves that may fail: the next interval tries again, up to a number of failures in a row."""
+
+    def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any], progress: Progress):
+        self._checkpoints, self._settings, self._progress = checkpoints, settings, progress
+        self._failed = 0
+
+    def save(self, step: int, state: TrainState, must: bool) -> None:
+        """Begin a save, and see it end if this one must be on disk."""
+        try:
+            self._checkpoints.save(step, state, self._settings)
+            if must:
+                self._checkpoints.wait()
+            self._failed = 0
+        except CheckpointError as error:
+            self._failed += 1
+            self._progress.note(f"step {step}: {error.message}")
+            if must or self._failed == MAX_FAILED_SAVES:
+                raise
+
+
+class _StopSignal:
+    """Whether SIGTERM has come; the second one has its usual effect.
+
+    Several processes must end at the same step: the runtime then takes the signal, and they agree on one.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._raised = False
+
+    def __enter__(self) -> "_StopSignal":
+        if not jax.distributed.is_initialized():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        signal.signal(self._number, self._previous)
+        if not jax.distributed.is_initialized():
+            signal.signal(signal.SIGTERM, self._previous)
+
+    def asked(self, step: int) -> bool:
+        """Whether to end after this step."""
+        return self._raised or (
+            jax.distributed.is_initialized() and self._checkpoints.reached_preemption(step)
+        )
 
     def _note(self, number: int, frame: object) -> None:
-        self.raised = True
+        self._raised = True
         signal.signal(number, self._previous)
 
 

@@ -35,6 +35,12 @@ from sv3d_jax.train.losses import (
 )
 from sv3d_jax.weights.hub import load_weights
 
+Rows = Callable[[int], slice]
+"""Which rows of a global batch of so many this process loads."""
+
+Batches = Callable[[int, Rows], Iterator[tuple[int, Any]]]
+"""(first step, rows) -> size of the global batch and this process's rows of it, for that step and all that follow."""
+
 VALIDATION_OBJECTS = 32
 VALIDATION_SIGMAS = (0.6, 2.0, 6.0, 30.0)
 
@@ -45,7 +51,7 @@ class Objective(NamedTuple):
     model: ModelConfig
     fingerprint: str  # of the training data
     loss: Loss
-    batches: Callable[[int, slice], Iterator[Any]]  # of the steps from one on; some rows of each global batch
+    batches: Batches
     batch_images: Callable[[Any], int]
     validate: Callable[[Params], dict[str, float]]
 
@@ -80,7 +86,9 @@ def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params
     return {"unet": init_unet(model.unet, key)}
 
 
-def _batches(batch: Callable[[int, slice], Any], first: int, rows: slice) -> Iterator[Any]:
+def _batches(
+    batch: Callable[[int, Rows], tuple[int, Any]], first: int, rows: Rows
+) -> Iterator[tuple[int, Any]]:
     """Each batch is a function of its step alone, so that a resumed run sees the same data."""
     return (batch(step, rows) for step in itertools.count(first))
 
@@ -91,11 +99,11 @@ def step_rng(config: TrainConfig, step: int) -> np.random.Generator:
 
 
 def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
-    def batch(step: int, rows: slice) -> np.ndarray:
-        rng = step_rng(config, step)
-        objects = rng.integers(0, config.data.objects, config.batch_size)
-        views = rng.integers(0, config.data.num_frames, config.batch_size)
-        return pool.images(objects[rows], views[rows])
+    def batch(step: int, rows: Rows) -> tuple[int, np.ndarray]:
+        rng, count = step_rng(config, step), config.batch_size
+        objects = rng.integers(0, config.data.objects, count)
+        views = rng.integers(0, config.data.num_frames, count)
+        return count, pool.images(objects[rows(count)], views[rows(count)])
 
     held_out = validation_images(config.data)[:, 0]
 
@@ -116,11 +124,11 @@ def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Ob
 
 
 def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
-    def batch(step: int, rows: slice) -> np.ndarray:
-        rng = step_rng(config, step)
-        objects = rng.choice(config.data.objects, config.batch_size, replace=False)[rows]
-        views = rng.integers(0, config.data.num_frames, (2, config.batch_size))[:, rows]
-        return np.stack([pool.images(objects, view) for view in views], axis=1)
+    def batch(step: int, rows: Rows) -> tuple[int, np.ndarray]:
+        rng, count = step_rng(config, step), config.batch_size
+        objects = rng.choice(config.data.objects, count, replace=False)[rows(count)]
+        views = rng.integers(0, config.data.num_frames, (2, count))[:, rows(count)]
+        return count, np.stack([pool.images(objects, view) for view in views], axis=1)
 
     held_out = validation_images(config.data)
     loss = tower_loss(model.tower)
@@ -143,14 +151,14 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
     whole_from = round(config.max_steps * (1.0 - config.diffusion.full_orbit_share))
 
-    def batch(step: int, rows: slice) -> OrbitBatch:
+    def batch(step: int, rows: Rows) -> tuple[int, OrbitBatch]:
         whole = step >= whole_from
         frames = config.data.num_frames if whole else config.diffusion.frames_per_sample
         # About as many frames a step, and so as much noise in the gradient, whether orbits are whole or not.
         videos = config.batch_size
         if whole:
             videos = max(1, round(videos * config.diffusion.frames_per_sample / frames))
-        return sample_views(step_rng(config, step), encoded, videos, frames, rows)
+        return videos, sample_views(step_rng(config, step), encoded, videos, frames, rows(videos))
 
     return Objective(
         model=model,

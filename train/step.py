@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sv3d_jax.arrays import PRNGKeyArray, Scalar
+from sv3d_jax.arrays import Params, PRNGKeyArray, Scalar
 from sv3d_jax.train.losses import Loss
 from sv3d_jax.train.state import TrainState
 
@@ -19,9 +19,10 @@ def train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
+    accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Scalar]]:
     """The next state, and loss and gradient norm. A step that is not finite changes nothing but the counts."""
-    value, gradient = jax.value_and_grad(loss)(state.params, batch, key)
+    value, gradient = mean_gradient(loss, state.params, batch, key, accumulate)
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
@@ -45,4 +46,28 @@ def train_step(
         skipped=state.skipped + missed,
         skipped_in_row=missed * (state.skipped_in_row + 1),
     )
-    return new_state, {"loss": value, "grad_norm": norm}
+    counts = {"skipped": new_state.skipped, "skipped_in_row": new_state.skipped_in_row}
+    return new_state, {"loss": value, "grad_norm": norm, **counts}
+
+
+def mean_gradient(
+    loss: Loss, params: Params, batch: Any, key: PRNGKeyArray, parts: int = 1
+) -> tuple[Scalar, Params]:
+    """Loss and gradient of a batch, worked through in equal parts so that the activations of one exist at a time.
+
+    A batch that the parts do not divide is taken whole. Every part has random numbers of its own.
+    """
+    rows = len(jax.tree.leaves(batch)[0])
+    if parts == 1 or rows % parts:
+        return jax.value_and_grad(loss)(params, batch, key)
+    # Row i goes to part i mod parts: a part then is spread over the devices as the batch is.
+    split = jax.tree.map(
+        lambda leaf: jnp.moveaxis(leaf.reshape(rows // parts, parts, *leaf.shape[1:]), 1, 0), batch
+    )
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(loss)(params, *part)), None
+
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+    total, _ = jax.lax.scan(add, zero, (split, jax.random.split(key, parts)))
+    return jax.tree.map(lambda leaf: leaf / parts, total)

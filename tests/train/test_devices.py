@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from sv3d_jax.train.state import read_checkpoint
+from sv3d_jax.train.checkpoints import read_checkpoint
 from tests.test_imports import ROOT
 from tests.train.tiny_run import train
 

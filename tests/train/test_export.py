@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from sv3d_jax.progress import NullProgress
+from sv3d_jax.train.checkpoints import read_checkpoint
 from sv3d_jax.train.evaluate import evaluate, held_out_orbits
-from sv3d_jax.train.state import read_checkpoint
 from sv3d_jax.weights.hub import load_weights
 from tests.train.tiny_run import train
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from sv3d_jax.errors import CheckpointError, InputError, OutputError, Preempted, SV3DError
-from sv3d_jax.train import loop
-from sv3d_jax.train.state import checkpoint_steps, read_checkpoint
+from sv3d_jax.train import checkpoints, loop
+from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
 from tests.train.tiny_run import train
 
 
@@ -68,10 +68,11 @@ def test_sigterm_saves_and_the_resumed_run_ends_with_the_same_bits(whole, monkey
 
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(whole):
     train(whole, "damaged", save_every=3)
-    newest = whole / "damaged" / "checkpoints" / "step-000000006.safetensors"
-    data = bytearray(newest.read_bytes())
-    data[-100] ^= 1
-    newest.write_bytes(data)
+    newest = whole / "damaged" / "checkpoints" / "6" / "state"
+    data = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
+    changed = bytearray(data.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    data.write_bytes(changed)
     train(whole, "damaged", save_every=3)
     expected, resumed = final_arrays(whole), final_arrays(whole, "damaged")
     assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
@@ -97,23 +98,14 @@ def test_orbits_of_other_settings_are_refused(whole):
 
 
 def test_a_save_that_fails_is_tried_again(whole, monkeypatch):
-    original, failures = loop.save_checkpoint, iter([True, True])
-
-    def full(directory, state, settings):
-        if next(failures, False):
-            raise OutputError("disk full")
-        return original(directory, state, settings)
-
-    monkeypatch.setattr(loop, "save_checkpoint", full)
+    free = iter([0, 0])
+    monkeypatch.setattr(checkpoints, "free_bytes", lambda path: next(free, 2**40))
     train(whole, "full", save_every=2)
     assert checkpoint_steps(whole / "full" / "checkpoints") == [6]
 
 
 def test_a_run_that_cannot_save_ends_with_the_error(whole, monkeypatch):
-    def full(directory, state, settings):
-        raise OutputError("disk full")
-
-    monkeypatch.setattr(loop, "save_checkpoint", full)
+    monkeypatch.setattr(checkpoints, "free_bytes", lambda path: 0)
     with pytest.raises(OutputError) as failed:
         train(whole, "never", save_every=1)
     assert failed.value.exit_code == 5

@@ -1,0 +1,135 @@
+"""The processes of a run and the mesh of all their devices."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from sv3d_jax.errors import InputError, SV3DError
+from sv3d_jax.parallel.rules import AXES, batch_sharding
+
+START_TIMEOUT_S = 300
+
+
+def start_processes() -> bool:
+    """Join the other processes of this run, if it has any; true for the one that writes and prints.
+
+    Call it before anything computes. Found by themselves: SLURM (`srun`, one task a process), Kubernetes and Cloud TPU
+    pods; elsewhere JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where to meet.
+    """
+    environment = os.environ
+    if not jax.distributed.is_initialized() and _has_peers(environment):
+        given = {}
+        if address := environment.get("JAX_COORDINATOR_ADDRESS"):
+            given["coordinator_address"] = address
+            for name, variable in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID")):
+                if variable in environment:
+                    given[name] = _whole_number(variable, environment[variable])
+        try:
+            jax.distributed.initialize(**given, initialization_timeout=START_TIMEOUT_S)
+        except (RuntimeError, ValueError) as error:
+            raise SV3DError(
+                f"the processes of this run did not find each other: {str(error).splitlines()[0]}",
+                hint="every host runs the same command; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+                "JAX_PROCESS_ID say it by hand",
+            ) from error
+    return is_lead()
+
+
+def is_lead() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def same_for_all(value: bool) -> bool:
+    """What the lead says, on every process."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def mesh_shape(text: str, devices: int) -> dict[str, int]:
+    """Sizes of the axes: "data=2,fsdp=4"; data takes the devices that the others leave if it is not given.
+
+    Raises InputError for an unknown axis, or where the product is not the number of devices.
+    """
+    sizes: dict[str, int] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, size = part.partition("=")
+        if name not in AXES or not size.isdigit() or int(size) < 1 or name in sizes:
+            raise InputError(
+                f"--mesh {text}: {part} is not an axis with its size", hint="--mesh data=2,fsdp=4,tensor=1"
+            )
+        sizes[name] = int(size)
+    others = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+    sizes.setdefault("data", max(1, devices // others))
+    if sizes["data"] * others != devices:
+        raise InputError(f"--mesh {text}: {sizes['data'] * others} devices are needed, there are {devices}")
+    return {axis: sizes.get(axis, 1) for axis in AXES}
+
+
+def device_mesh(text: str = "") -> Mesh:
+    """All devices of all processes, in the shape that `mesh_shape` reads from the text."""
+    devices = jax.devices()
+    shape = mesh_shape(text, len(devices))
+    return Mesh(np.array(devices).reshape(tuple(shape.values())), AXES)
+
+
+def local_rows(mesh: Mesh, rows: int) -> slice:
+    """The rows of a global batch that the devices of this process hold."""
+    places = batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
+    spans = [place[0].indices(rows) for place in places]
+    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+    if last - first != sum(b - a for a, b, _ in set(spans)):
+        raise SV3DError("the devices of a process hold rows of the batch that do not follow each other")
+    return slice(first, last)
+
+
+def global_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
+    """The rows of every process as one batch of `rows`, split over the mesh."""
+    sharding = batch_sharding(mesh, rows)
+
+    def place(leaf):
+        return jax.make_array_from_process_local_data(sharding, np.asarray(leaf), (rows, *np.shape(leaf)[1:]))
+
+    return jax.tree.map(place, batch)
+
+
+def place_tree(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, split as the shardings say."""
+
+    def place(leaf, sharding):
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def _has_peers(environment: Mapping[str, str]) -> bool:
+    """Whether the environment speaks of more than this process."""
+    hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
+    return (
+        "JAX_COORDINATOR_ADDRESS" in environment
+        or ("SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1)
+        or ("KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment)
+        or len(hosts.split(",")) > 1
+    )
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.isdigit():
+        raise InputError(f"{name} is {text!r}: expected a whole number")
+    return int(text)

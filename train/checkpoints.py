@@ -1,0 +1,272 @@
+"""Checkpoints of training states: Orbax, saved while training goes on, each leaf with a checksum.
+
+Orbax restores a flipped bit as a wrong number. Every leaf therefore has a checksum that does not depend on how the
+leaf is split over devices: it is taken where the leaf lies, before it is saved and after it is restored.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from sv3d_jax.arrays import Array
+from sv3d_jax.errors import CheckpointError
+from sv3d_jax.io.outputs import free_bytes
+from sv3d_jax.parallel.devices import same_for_all
+
+KEPT_CHECKPOINTS = 2
+ROOM = 1.1  # free space that a save must find, in sizes of the state
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that is not what was saved."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder: the newest two stay.
+
+    `save` returns before the files are written; what went wrong with them is raised by the next `save`, or by
+    `wait`. What cannot be written leaves the earlier checkpoints as they are. Use in a `with` block.
+    """
+
+    def __init__(self, directory: Path, read_only: bool = False):
+        self.directory = directory.absolute()
+        self._read_only = read_only
+        self._pending: int | None = None
+        self._manager = self._open()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def steps(self) -> list[int]:
+        """Steps of the whole checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: Any, settings: Mapping[str, Any]) -> None:
+        """Begin to write a state. Raises CheckpointError if the disk has no room, or if the save before failed."""
+        self.wait()
+        arrays = named_leaves(state)
+        needed = int(ROOM * sum(leaf.nbytes for leaf in arrays.values()))
+        free = free_bytes(self.directory)
+        if not same_for_all(free >= needed):
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint needs {needed >> 20} MiB, {free >> 20} MiB are free",
+                hint="make room and run the same command again",
+            )
+        record = {"settings": settings, "checksums": _checksums_of(arrays)}
+        self._pending = step
+        with self._named_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(_stored_names(arrays)), record=ocp.args.JsonSave(record)
+                ),
+            )
+
+    def wait(self) -> None:
+        """Return when the last save is on disk; raises CheckpointError if it could not be written."""
+        with self._named_errors():
+            self._manager.wait_until_finished()
+        self._pending = None
+
+    def restore(self, step: int, like: Any, settings: Mapping[str, Any], cast: bool = False) -> Any:
+        """The state saved at a step, with the shapes, types and shardings of the leaves of `like`; later ones go.
+
+        Raises CheckpointError if it is of other settings or of another model, or of another precision and not
+        `cast`; DamagedCheckpoint if a value has changed since it was saved.
+        """
+        expected, record = named_leaves(like), self._record(step)
+        if record["settings"] != settings:
+            saved = record["settings"]
+            names = sorted(name for name in {*saved, *settings} if saved.get(name) != settings.get(name))
+            raise CheckpointError(
+                f"{self.directory} holds a run with other settings: {', '.join(names)}",
+                hint="choose another folder with -o, or --overwrite to begin afresh",
+            )
+        self._check_shapes(step, expected, cast)
+        arrays = self._read(step, expected)
+        if not cast:
+            self._verify(step, arrays, record["checksums"])
+        for later in self.steps():
+            if later > step:  # Orbax saves nothing before its newest step
+                self._manager.delete(later)
+        return jax.tree.unflatten(jax.tree.structure(like), arrays.values())
+
+    def restore_latest(self, like: Any, settings: Mapping[str, Any], cast: bool = False) -> Any | None:
+        """The newest checkpoint that is whole, None where there is none at all."""
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                return self.restore(step, like, settings, cast)
+            except DamagedCheckpoint:
+                if step == steps[0]:
+                    raise
+        return None
+
+    def read(self, step: int, prefix: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays by name, those that begin with the prefix, and the settings of the run."""
+        record, saved = self._record(step), self._metadata(step)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+        wanted = {
+            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+            for name, leaf in saved.items()
+            if name.startswith(prefix)
+        }
+        arrays = self._read(step, wanted)
+        self._verify(step, arrays, record["checksums"])
+        return {name: np.asarray(leaf) for name, leaf in arrays.items()}, record["settings"]
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether one of several processes was asked to end; true on all of them at the same step."""
+        return self._manager.reached_preemption(step)
+
+    def close(self) -> None:
+        """Release what Orbax holds; a save under way is finished first, and its error lost without `wait`."""
+        with contextlib.suppress(CheckpointError):
+            self.wait()
+        self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT_CHECKPOINTS,
+            create=not self._read_only,
+            cleanup_tmp_directories=not self._read_only,
+            read_only=self._read_only,
+        )
+        handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+        return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+
+    @contextlib.contextmanager
+    def _named_errors(self):
+        try:
+            yield
+        except Exception as error:  # Orbax raises whatever its file writer meets
+            step, self._pending = self._pending, None
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            self._manager = self._open()  # removes what was half written
+            raise CheckpointError(
+                f"{self.directory}: the checkpoint of step {step} could not be written: {_first_line(error)}",
+                hint="is the disk full or read-only? earlier checkpoints are kept",
+            ) from error
+
+    def _record(self, step: int) -> dict[str, Any]:
+        if step not in self.steps():
+            raise CheckpointError(
+                f"there is no checkpoint of step {step} in {self.directory}",
+                hint=f"there are: {', '.join(map(str, self.steps())) or 'none'}",
+            )
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+
+    def _metadata(self, step: int) -> dict[str, Any]:
+        try:
+            tree = dict(self._manager.item_metadata(step).state.tree)
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+        return {name.replace(".", "/"): leaf for name, leaf in tree.items()}
+
+    def _check_shapes(self, step: int, expected: Mapping[str, Any], cast: bool) -> None:
+        saved = self._metadata(step)
+        for name in sorted({*expected, *saved}):
+            ours, theirs = expected.get(name), saved.get(name)
+            if ours is None or theirs is None or tuple(ours.shape) != tuple(theirs.shape):
+                raise CheckpointError(
+                    f"the checkpoint in {self.directory} is of another model: {name} does not fit"
+                )
+            if ours.dtype != theirs.dtype and not cast:
+                raise CheckpointError(
+                    f"the checkpoint in {self.directory} has {name} as {theirs.dtype}, this run has {ours.dtype}",
+                    hint="--cast converts it",
+                )
+
+    def _read(self, step: int, like: Mapping[str, Any]) -> dict[str, Array]:
+        wanted = _stored_names(like)
+        restore = ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        try:
+            found = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+        return {name: found[name.replace("/", ".")] for name in like}
+
+    def _verify(self, step: int, arrays: Mapping[str, Array], checksums: Mapping[str, int]) -> None:
+        for name, checksum in _checksums_of(arrays).items():
+            if checksums.get(name) != checksum:
+                raise self._damaged(step, f"the checksum of {name} differs")
+
+    def _damaged(self, step: int, reason: str) -> DamagedCheckpoint:
+        return DamagedCheckpoint(
+            f"{self.directory}: the checkpoint of step {step} is damaged: {reason}",
+            hint="--resume with the number of an earlier step goes on from there",
+        )
+
+
+def checksum(leaf: Array) -> Array:
+    """A 32-bit sum of words, each mixed and then weighted by an odd number that its place gives.
+
+    Integer sums wrap, so the order, and with it the sharding, does not matter; both the mixing and an odd factor can
+    be undone, so a change of any one word always changes the sum.
+    """
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
+    words = bits.astype(jnp.uint32)
+    words = (words ^ (words >> 16)) * np.uint32(0x85EBCA6B)
+    words = words ^ (words >> 13)
+    place = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        place = place * np.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    weight = (2 * place + 1) * np.uint32(0x9E3779B1)
+    return (words * weight).sum(dtype=jnp.uint32)
+
+
+def checkpoint_steps(directory: Path) -> list[int]:
+    """Steps of the whole checkpoints in a folder, oldest first."""
+    if not directory.is_dir():
+        return []
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
+def read_checkpoint(
+    directory: Path, step: int, prefix: str = ""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays of a checkpoint by name, those that begin with the prefix, and the settings of its run."""
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.read(step, prefix)
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by their path, its parts joined by slashes."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
+@jax.jit
+def _checksums(leaves: list[Array]) -> Array:
+    return jnp.stack([checksum(leaf) for leaf in leaves])
+
+
+def _checksums_of(arrays: Mapping[str, Array]) -> dict[str, int]:
+    return dict(zip(arrays, np.asarray(_checksums(list(arrays.values()))).tolist(), strict=True))
+
+
+def _stored_names(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Orbax takes a slash for a folder; parameter names have no dots."""
+    return {name.replace("/", "."): leaf for name, leaf in arrays.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0][:300] if str(error) else type(error).__name__
