@@ -1,7 +1,7 @@
 """The processes of a run and the mesh of all their devices."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,9 +81,9 @@ def mesh_shape(text: str, devices: int) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def device_mesh(text: str = "") -> Mesh:
-    """All devices of all processes, in the shape that `mesh_shape` reads from the text."""
-    devices = jax.devices()
+def device_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes, or those given, in the shape that `mesh_shape` reads from the text."""
+    devices = jax.devices() if devices is None else devices
     shape = mesh_shape(text, len(devices))
     return Mesh(np.array(devices).reshape(tuple(shape.values())), AXES)
 

@@ -1,0 +1,166 @@
+"""Real command lines: runs that are killed, and runs of two processes."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
+from tests.test_imports import ROOT
+from tests.tiny_model import CONFIG
+
+STEPS = 24
+KILLS = 20
+DEADLINE_S = 300
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Settings of a small run, its rendered orbits and its compiled programs, shared by all runs of this file."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "model.toml").write_text(CONFIG.to_toml())
+    (folder / "train.toml").write_text(
+        f"""
+        objective = "tower"
+        model = "{folder}/model.toml"
+        data_dir = "{folder}/data"
+        batch_size = 4
+        max_steps = {STEPS}
+        validate_every = 1000
+        log_every = 1
+        data = {{objects = 8, size = 32, num_frames = 5}}
+        optimizer = {{warmup_steps = 2}}
+        """
+    )
+    return folder
+
+
+def start(folder: Path, output: str, *flags: str, devices: int = 1, peers: tuple[str, ...] = ()):
+    """Begin `sv3d train`; peers: where the processes meet, how many they are, and which this one is."""
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    environment = (
+        os.environ
+        | dict(zip(names, peers, strict=False))
+        | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XDG_CACHE_HOME": str(folder / "cache"),
+        }
+    )
+    command = [sys.executable, "-m", "sv3d_jax", "train", "--config", str(folder / "train.toml")]
+    return subprocess.Popen(
+        [*command, "-o", str(folder / output), "--json", *flags],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_pair(folder: Path, output: str, *flags: str):
+    """Two processes with two devices each."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    return [start(folder, output, *flags, devices=2, peers=(address, "2", str(index))) for index in range(2)]
+
+
+def finish(*processes, code: int = 0) -> str:
+    """Wait for the ends; what the first one printed."""
+    outputs = [process.communicate(timeout=DEADLINE_S) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == code, errors[-3000:]
+    return outputs[0][0]
+
+
+def wait_for_step(folder: Path, output: str, step: int, process) -> None:
+    """Return when a step has been logged."""
+    log = folder / output / "metrics.jsonl"
+    deadline = time.monotonic() + DEADLINE_S
+    while not log.exists() or len(log.read_text().splitlines()) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def losses(folder: Path, output: str) -> list[float]:
+    lines = map(json.loads, (folder / output / "metrics.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def arrays(folder: Path, output: str) -> dict[str, np.ndarray]:
+    return read_checkpoint(folder / output / "checkpoints", STEPS)[0]
+
+
+def assert_close(first: dict, second: dict, start: dict) -> None:
+    """Parameters within 1 % of how far they moved."""
+    for name in first:
+        if name.startswith("params/"):
+            update = np.abs(first[name] - start[name]).max()
+            assert np.abs(first[name] - second[name]).max() <= 0.01 * update + 1e-9, name
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_end_with_the_same_bits(folder):
+    finish(start(folder, "unbroken", "--save-every", "1"))
+    rng = random.Random(0)
+    halves = 0
+    for kill in range(KILLS):
+        done = checkpoint_steps(folder / "killed" / "checkpoints")
+        if done and done[-1] > STEPS - 3:  # the last ones are killed early again
+            shutil.rmtree(folder / "killed" / "checkpoints" / str(done[-1]))
+        process = start(folder, "killed", "--save-every", "1")
+        logged = done[-1] if done else 0
+        if kill % 4:  # every fourth is killed at its start
+            wait_for_step(folder, "killed", min(logged + 1, STEPS - 1), process)
+            time.sleep(rng.uniform(0, 0.1))
+        else:
+            time.sleep(rng.uniform(0, 4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        written = {path.name for path in (folder / "killed" / "checkpoints").glob("*")}
+        halves += len(written - {str(s) for s in checkpoint_steps(folder / "killed" / "checkpoints")}) > 0
+    finish(start(folder, "killed", "--save-every", "1"))
+    expected, resumed = arrays(folder, "unbroken"), arrays(folder, "killed")
+    assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
+    assert losses(folder, "killed") == losses(folder, "unbroken")
+    assert halves > 0  # some died while they saved
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_restore_each_others_checkpoints(folder):
+    flags = ("--mesh", "data=2,fsdp=2", "--save-every", "12")
+    printed = finish(*start_pair(folder, "pair", *flags))
+    assert json.loads(printed)["step"] == STEPS
+    assert "train" in (folder / "pair" / "logs" / "proc1.log").read_text()
+    finish(start(folder, "one", *flags, devices=4))
+    begun = read_checkpoint(folder / "one" / "checkpoints", 12)[0]
+    np.testing.assert_allclose(losses(folder, "pair"), losses(folder, "one"), rtol=1e-5)
+    assert_close(arrays(folder, "one"), arrays(folder, "pair"), begun)
+
+    for source, output, begin in (("one", "pair_on", start_pair), ("pair", "one_on", start)):
+        shutil.copytree(folder / source / "checkpoints" / "12", folder / output / "checkpoints" / "12")
+        processes = begin(folder, output, *(flags if begin is start_pair else ()))
+        finish(*(processes if isinstance(processes, list) else [processes]))
+        assert len(losses(folder, output)) == STEPS - 12
+        assert_close(arrays(folder, source), arrays(folder, output), begun)
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_one_step_when_one_is_asked_to(folder):
+    pair = start_pair(folder, "asked", "--save-every", "1000", "--max-steps", "100000")
+    wait_for_step(folder, "asked", 3, pair[0])
+    pair[1].send_signal(signal.SIGTERM)
+    finish(*pair, code=75)
+    steps = checkpoint_steps(folder / "asked" / "checkpoints")
+    assert len(steps) == 1 and 3 <= steps[0] < 100000
