@@ -16,6 +16,7 @@ from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.clip_vision import init_tower
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.progress import Progress
@@ -86,6 +87,16 @@ def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params
     return {"unet": init_unet(model.unet, key)}
 
 
+def make_loss(config: TrainConfig, model: ModelConfig) -> Loss:
+    """What an objective minimises."""
+    if config.objective == "autoencoder":
+        return autoencoder_loss(model.vae)
+    if config.objective == "tower":
+        return tower_loss(model.tower)
+    compute = Compute(dtype=jnp.dtype(config.dtype), remat=config.remat)
+    return unet_loss(model, config.diffusion, compute)
+
+
 def _batches(
     batch: Callable[[int, Rows], tuple[int, Any]], first: int, rows: Rows
 ) -> Iterator[tuple[int, Any]]:
@@ -116,7 +127,7 @@ def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Ob
     return Objective(
         model=model,
         fingerprint=pool.fingerprint(),
-        loss=autoencoder_loss(model.vae),
+        loss=make_loss(config, model),
         batches=partial(_batches, batch),
         batch_images=len,
         validate=lambda params: {"val_psnr": float(reconstruct(params))},
@@ -131,7 +142,7 @@ def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objectiv
         return count, np.stack([pool.images(objects, view) for view in views], axis=1)
 
     held_out = validation_images(config.data)
-    loss = tower_loss(model.tower)
+    loss = make_loss(config, model)
     validate = jax.jit(lambda params: loss(params, held_out, jax.random.key(0)))
     return Objective(
         model=model,
@@ -163,7 +174,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     return Objective(
         model=model,
         fingerprint=f"{pool.fingerprint()} encoded by {encoder.fingerprint()}",
-        loss=unet_loss(model, config.diffusion),
+        loss=make_loss(config, model),
         batches=partial(_batches, batch),
         batch_images=lambda views: views.frame_index.size,
         validate=_unet_validation(model, config.data, encoder, trained["vae_decoder"]),

@@ -22,10 +22,14 @@ MAPPED_TOKENS = 256
 
 @dataclass(frozen=True)
 class Compute:
-    """How a network computes: activations in `dtype` (norms and softmax are float32 whatever it is)."""
+    """How a network computes: activations in `dtype` (norms and softmax are float32 whatever it is).
+
+    With `remat`, the gradient keeps what enters the blocks of the UNet and computes their inside again.
+    """
 
     dtype: Any = jnp.float32
     reference: bool = False
+    remat: bool = False
 
     @property
     def precision(self) -> str | None:

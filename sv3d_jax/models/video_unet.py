@@ -58,12 +58,17 @@ class VideoUNet(nn.Module):
         label = Dense(width, compute=compute, name="label_emb_0_2")(nn.silu(label))
         embedding = time + label
 
+        ResBlock, Transformer = (
+            nn.remat(block) if compute.remat else block
+            for block in (VideoResBlock, SpatioTemporalTransformer)
+        )
+
         def res_block(x, level, name):
             features = config.model_channels * config.channel_mult[level]
-            return VideoResBlock(features, config.norm_groups, compute, name=name)(x, embedding, image_only)
+            return ResBlock(features, config.norm_groups, compute, name=name)(x, embedding, image_only)
 
         def transformer(x, name):
-            return SpatioTemporalTransformer(config, compute, name=name)(x, context, frame_index, image_only)
+            return Transformer(config, compute, name=name)(x, context, frame_index, image_only)
 
         x = _on_frames(Conv2d(config.model_channels, compute=compute, name="input_blocks_0_0"), x)
         skips = [x]
