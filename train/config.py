@@ -81,6 +81,8 @@ class TrainConfig(CommonConfig):
     """where rendered orbits are kept; several runs may share it (default: data in the output folder)"""
     export: Path | None = None
     """write the averaged weights of the last checkpoint into this folder, and stop"""
+    plan: bool = False
+    """print bytes per device of parameters, optimizer and activations for the mesh, be it here or not, and stop"""
     resume: str = "auto"
     """auto: go on from the last checkpoint, never: begin anew, N: go on from step N"""
     cast: bool = False

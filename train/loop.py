@@ -15,7 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Array, Params
 from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError, WeightsError
-from sv3d_jax.io.outputs import OutputFolder, check_output_parent, write_json
+from sv3d_jax.io.outputs import OutputFolder, write_json
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.parallel.devices import (
     device_mesh,
@@ -27,24 +27,25 @@ from sv3d_jax.parallel.devices import (
 )
 from sv3d_jax.parallel.rules import tree_shardings
 from sv3d_jax.progress import Progress
-from sv3d_jax.train.checkpoints import Checkpoints, checkpoint_steps
+from sv3d_jax.train.checkpoints import CHECKPOINTS, Checkpoints
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.export import PARTS, export_run
 from sv3d_jax.train.losses import Loss
-from sv3d_jax.train.objectives import Objective, init_params, make_objective, read_model
+from sv3d_jax.train.objectives import Objective, init_params, make_objective
 from sv3d_jax.train.optimizer import learning_rate, make_optimizer
+from sv3d_jax.train.plan import dry_run, plan_run
 from sv3d_jax.train.state import TrainState, new_state
 from sv3d_jax.train.step import train_step
 from sv3d_jax.train.watch import Meter, MetricsLog
-from sv3d_jax.weights.hub import find_weights, load_weights
+from sv3d_jax.weights.hub import load_weights
 
-CHECKPOINTS = "checkpoints"  # folder in that of the run
 MAX_SKIPPED_IN_ROW = 5
 MAX_FAILED_SAVES = 3  # in a row
 INIT_STREAM = 2**31  # far from the number of any step
 FIRST_STEPS = 10  # logged one by one, so that a run from the same seed can be compared at once
 NOT_RESULTS = (
     "export",
+    "plan",
     "resume",
     "cast",
     "mesh",
@@ -64,8 +65,10 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     """
     if config.export:
         return export_run(config, progress)
+    if config.plan:
+        return plan_run(config)
     if config.dry_run:
-        return plan(config)
+        return dry_run(config)
     mesh = device_mesh(config.mesh)
     _check_batch(config, mesh)
     objective = _lead_first(functools.partial(make_objective, config, progress))
@@ -153,25 +156,6 @@ def compiled_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
-
-
-def plan(config: TrainConfig) -> dict[str, Any]:
-    """What a run would do and take, from its settings alone."""
-    check_output_parent(config.output)
-    model = read_model(config.model)
-    if config.objective == "unet":
-        find_weights(config.weights)
-    shapes = jax.eval_shape(functools.partial(_fresh_params, config, model))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    data = config.data
-    return {
-        "objective": config.objective,
-        "parameters": parameters,
-        "state_mib": parameters * 4 * 4 >> 20,  # parameters, average and two moments, float32
-        "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
-        "steps": config.max_steps,
-        "checkpoints": checkpoint_steps(config.output / CHECKPOINTS),
-    }
 
 
 def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:

@@ -12,13 +12,14 @@ import numpy as np
 
 from sv3d_jax.io.outputs import check_output_parent
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.parallel.rules import param_spec
-from sv3d_jax.train.config import ParallelConfig, TrainConfig
+from sv3d_jax.parallel.devices import mesh_shape
+from sv3d_jax.parallel.rules import tree_specs
+from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps
+from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.cost import live_bytes, step_flop_counter
 from sv3d_jax.train.losses import OrbitBatch
 from sv3d_jax.train.objectives import init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer
-from sv3d_jax.train.state import checkpoint_steps
 from sv3d_jax.weights.hub import find_weights
 
 USABLE = 0.9  # of a device's memory; the rest goes to the runtime, collectives and gaps between buffers
@@ -51,9 +52,7 @@ def find_accelerator(device_kind: str) -> Accelerator | None:
 def plan_run(config: TrainConfig) -> dict[str, Any]:
     """Bytes per device and FLOP of a step for the mesh of the settings, and which devices hold that."""
     model = read_model(config.model)
-    parallel = config.parallel
-    mesh = {"data": parallel.data, "fsdp": parallel.fsdp, "tensor": parallel.tensor}
-    rows = _rows_per_device(config)
+    mesh = asked_mesh(config.mesh)
     params = jax.eval_shape(functools.partial(init_params, config.objective, model), jax.random.key(0))
     optimizer = jax.eval_shape(make_optimizer(config.optimizer, config.max_steps).init, params)
     parameters = sharded_bytes(params, mesh)
@@ -61,12 +60,12 @@ def plan_run(config: TrainConfig) -> dict[str, Any]:
         "parameters": parameters,
         "optimizer": sharded_bytes(optimizer, mesh),
         "ema": parameters,
-        "gradients": parameters * (2 if parallel.accumulate > 1 else 1),  # the sum beside those being added
+        "gradients": parameters * (2 if config.accumulate > 1 else 1),  # the sum beside those being added
     }
-    batch = batch_shapes(config, model, rows)
-    flop = step_flop_counter(make_loss(config, model), params)(batch) * parallel.accumulate
+    batch = batch_shapes(config, model, _rows_per_device(config, mesh))
+    flop = step_flop_counter(make_loss(config, model), params)(batch) * config.accumulate
     activations = {
-        name: activation_bytes(config, model, params, batch, remat=remat)
+        name: activation_bytes(dataclasses.replace(config, remat=remat), model, mesh, params, batch)
         for name, remat in (("remat", True), ("no remat", False))
     }
     totals = {
@@ -82,8 +81,8 @@ def plan_run(config: TrainConfig) -> dict[str, Any]:
         "mesh": mesh,
         "devices": math.prod(mesh.values()),
         "batch_per_device": [list(leaf.shape) for leaf in jax.tree.leaves(batch)][0],
-        "accumulate": parallel.accumulate,
-        "tflop_per_device": _short(flop / parallel.tensor / 1e12),
+        "accumulate": config.accumulate,
+        "tflop_per_device": _short(flop / mesh["tensor"] / 1e12),
         "gb_per_device": {name: _short(size / 1e9) for name, size in parts.items()}
         | {f"activations, {name}": _short(size / 1e9) for name, size in activations.items()},
         "total_gb": {name: _short(size / 1e9) for name, size in totals.items()},
@@ -101,33 +100,37 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     data = config.data
     return plan_run(config) | {
         "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
-        "checkpoints": checkpoint_steps(config.output / "checkpoints"),
+        "checkpoints": checkpoint_steps(config.output / CHECKPOINTS),
     }
+
+
+def asked_mesh(text: str) -> dict[str, int]:
+    """Sizes of the axes that `--mesh` names; an axis that it does not name has one device."""
+    return mesh_shape(text, math.prod(map(int, re.findall(r"=\s*(\d+)", text))))
 
 
 def sharded_bytes(tree: Any, mesh: Mapping[str, int]) -> int:
     """Bytes of a tree of shapes on each device, split as the sharding rules say."""
 
-    def one(path, leaf) -> int:
-        names = tuple(jax.tree_util.keystr(path, simple=True, separator="/").split("/"))
-        axes = [axis for part in param_spec(names, leaf.shape, mesh) for axis in _axes(part)]
-        split = math.prod(mesh[axis] for axis in axes)
+    def one(leaf, spec) -> int:
+        split = math.prod(mesh[axis] for part in spec for axis in _axes(part))
         return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize // split
 
-    return sum(one(path, leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree))
+    return sum(jax.tree.leaves(jax.tree.map(one, tree, tree_specs(tree, mesh))))
 
 
-def activation_bytes(config: TrainConfig, model: ModelConfig, params: Any, batch: Any, remat: bool) -> int:
+def activation_bytes(
+    config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int], params: Any, batch: Any
+) -> int:
     """What the gradient of one part of a device's batch keeps at its peak, besides the gradients.
 
     Copies of the weights in the compute type are split like the weights. The `tensor` axis is not credited here:
     part of the activations is whole on each of its devices.
     """
-    parallel = dataclasses.replace(config.parallel, remat=remat)
-    loss = make_loss(dataclasses.replace(config, parallel=parallel), model)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    peak = live_bytes(jax.value_and_grad(loss), params, batch, key)
-    return peak.activations + _copies(peak.weights, params, parallel)
+    peak = live_bytes(jax.value_and_grad(make_loss(config, model)), params, batch, key)
+    gradients = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(params))
+    return peak.activations + max(0, peak.weights - gradients) // (mesh["fsdp"] * mesh["tensor"])
 
 
 def batch_shapes(config: TrainConfig, model: ModelConfig, rows: int) -> Any:
@@ -157,21 +160,15 @@ def fits(size: float, accelerator: Accelerator) -> bool:
     return size <= USABLE * accelerator.memory_bytes
 
 
-def _rows_per_device(config: TrainConfig) -> int:
+def _rows_per_device(config: TrainConfig, mesh: Mapping[str, int]) -> int:
     """Rows of the batch that a device works on at once: all of them where they do not divide."""
-    parallel, diffusion = config.parallel, config.diffusion
-    rows = config.batch_size
+    rows, diffusion = config.batch_size, config.diffusion
     if config.objective == "unet" and diffusion.full_orbit_share:
         rows = max(1, round(rows * diffusion.frames_per_sample / config.data.num_frames))
-    rows = math.ceil(rows / parallel.accumulate)
-    parts = parallel.data * parallel.fsdp
+    if rows % config.accumulate == 0:
+        rows //= config.accumulate
+    parts = mesh["data"] * mesh["fsdp"]
     return rows // parts if rows % parts == 0 else rows
-
-
-def _copies(weights: int, params: Any, parallel: ParallelConfig) -> int:
-    """Of what is shaped like the weights at the peak, all but the gradients, which are counted by themselves."""
-    whole = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(params))
-    return max(0, weights - whole) // (parallel.fsdp * parallel.tensor)
 
 
 def _axes(part: Any) -> tuple[str, ...]:

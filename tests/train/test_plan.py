@@ -38,7 +38,7 @@ def test_a_plan_adds_up(tiny_plan):
 
 
 def test_a_mesh_that_is_not_here_divides_the_batch_and_the_state(tiny_plan):
-    one, many = tiny_plan(), tiny_plan(parallel={"data": 2, "fsdp": 4, "accumulate": 3})
+    one, many = tiny_plan(), tiny_plan(mesh="data=2,fsdp=4", accumulate=3)
     assert many["devices"] == 8 > jax.device_count()
     assert (one["batch_per_device"][0], many["batch_per_device"][0]) == (24, 1)
     assert many["tflop_per_device"] == pytest.approx(one["tflop_per_device"] / 8, rel=0.02)
@@ -46,7 +46,7 @@ def test_a_mesh_that_is_not_here_divides_the_batch_and_the_state(tiny_plan):
 
 
 def test_a_batch_that_does_not_divide_is_whole_on_every_device(tiny_plan):
-    assert tiny_plan(parallel={"data": 5})["batch_per_device"][0] == 24
+    assert tiny_plan(mesh="data=5")["batch_per_device"][0] == 24
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,8 @@ def test_the_published_model_fits_a_tpu_v5p_when_sharded(tmp_path):
         "model": "sv3d_p",
         "data": {"size": 576},
         "diffusion": {"frames_per_sample": 21},
-        "parallel": {"data": 8, "fsdp": 4, "dtype": "bfloat16"},
+        "mesh": "data=8,fsdp=4",
+        "dtype": "bfloat16",
     }
     report = plan_run(tiny_config(tmp_path, batch_size=32, **settings))
     assert report["parameters"] == 1_525_278_442
