@@ -34,6 +34,7 @@ from sv3d_jax.train.losses import (
     unet_loss,
     video_losses,
 )
+from sv3d_jax.train.samples import sheet_maker
 from sv3d_jax.weights.hub import load_weights
 
 Rows = Callable[[int], slice]
@@ -55,6 +56,7 @@ class Objective(NamedTuple):
     batches: Batches
     batch_images: Callable[[Any], int]
     validate: Callable[[Params], dict[str, float]]
+    sheet: Callable[[Params], tuple[np.ndarray, float]] | None = None  # of a held-out orbit, and its PSNR
 
 
 def make_objective(config: TrainConfig, progress: Progress) -> Objective:
@@ -160,6 +162,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     encoder = Encoder(trained, model)
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
+    validate, sheet = _unet_validation(model, config.data, encoder, trained["vae_decoder"])
     whole_from = round(config.max_steps * (1.0 - config.diffusion.full_orbit_share))
 
     def batch(step: int, rows: Rows) -> tuple[int, OrbitBatch]:
@@ -177,14 +180,18 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
         loss=make_loss(config, model),
         batches=partial(_batches, batch),
         batch_images=lambda views: views.frame_index.size,
-        validate=_unet_validation(model, config.data, encoder, trained["vae_decoder"]),
+        validate=validate,
+        sheet=sheet,
     )
 
 
 def _unet_validation(
     model: ModelConfig, data: DataConfig, encoder: Encoder, decoder: Params
-) -> Callable[[Params], dict[str, float]]:
-    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects."""
+) -> tuple[Callable[[Params], dict[str, float]], Callable[[Params], tuple[np.ndarray, float]]]:
+    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects.
+
+    And a sheet of the first of these orbits, sampled.
+    """
     count = VALIDATION_OBJECTS // 2
     seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + count)
     orbits = [training_orbit(int(seed), data) for seed in seeds]
@@ -216,7 +223,8 @@ def _unet_validation(
         values = one_step(params, decoder, batch, pixels)
         return report | {f"val_psnr_{name}": float(v) for name, v in zip(shown, values, strict=True)}
 
-    return validate
+    first = jax.tree.map(lambda leaf: leaf[:1], batch)
+    return validate, sheet_maker(model, decoder, first, images[0])
 
 
 def validation_images(data: DataConfig) -> np.ndarray:
