@@ -20,6 +20,7 @@ from sv3d_jax.errors import CheckpointError
 from sv3d_jax.io.outputs import free_bytes
 from sv3d_jax.parallel.devices import same_for_all
 
+CHECKPOINTS = "checkpoints"  # folder in that of the run
 KEPT_CHECKPOINTS = 2
 ROOM = 1.1  # free space that a save must find, in sizes of the state
 

@@ -1,5 +1,6 @@
 """Settings of a training run: data, optimiser and one of three objectives. Importable without jax."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -65,6 +66,31 @@ class DiffusionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What a run shows of itself besides metrics.jsonl; none of it changes the result."""
+
+    tensorboard: bool = False
+    """write TensorBoard events into the folder tensorboard of the run (extra `log`)"""
+    wandb: str | None = None
+    """project of Weights & Biases that metrics and sheets are sent to (extra `log`)"""
+    samples_every: int = 1000
+    """steps between sheets of a sampled held-out orbit, samples/step-N.png; 0: none"""
+    profile: str | None = None
+    """START:STOP, steps that jax.profiler records into the folder profile of the run, counted from 0"""
+
+    def __post_init__(self):
+        check_range("watch.samples_every", self.samples_every, 0, 10**9)
+        if self.profile is not None and not self.profile_steps:
+            raise InputError(f"--watch.profile {self.profile}: expected START:STOP, for example 20:25")
+
+    @property
+    def profile_steps(self) -> range:
+        """The steps to record."""
+        match = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
+        return range(int(match[1]), int(match[2])) if match else range(0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommonConfig):
     """Train the autoencoder, the image tower or the UNet of a model."""
 
@@ -81,6 +107,8 @@ class TrainConfig(CommonConfig):
     """where rendered orbits are kept; several runs may share it (default: data in the output folder)"""
     export: Path | None = None
     """write the averaged weights of the last checkpoint into this folder, and stop"""
+    plan: bool = False
+    """print bytes per device of parameters, optimizer and activations for the mesh, be it here or not, and stop"""
     resume: str = "auto"
     """auto: go on from the last checkpoint, never: begin anew, N: go on from step N"""
     cast: bool = False
@@ -103,6 +131,7 @@ class TrainConfig(CommonConfig):
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    watch: WatchConfig = WatchConfig()
 
     def __post_init__(self):
         check_range("batch_size", self.batch_size, 1, 4096)

@@ -10,10 +10,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Params
 from sv3d_jax.cameras.orbit import static_azimuths_deg
-from sv3d_jax.diffusion.denoiser import denoise, guided_denoiser
-from sv3d_jax.diffusion.guidance import triangular_scale
-from sv3d_jax.diffusion.sampler import sample
-from sv3d_jax.diffusion.schedule import karras_sigmas
+from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
 from sv3d_jax.progress import Progress
@@ -22,6 +19,7 @@ from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, gather_views
 from sv3d_jax.train.data.orbits import Orbit, render_objects
 from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network, to_pixels
 from sv3d_jax.train.objectives import psnr
+from sv3d_jax.train.samples import sample_latents
 
 BATCH = 8
 RETRIEVAL_OBJECTS = 24
@@ -172,11 +170,7 @@ def _one_step(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Arra
 
 
 def _sampled(model: ModelConfig, num_steps: int, params: Params, batch: OrbitBatch, noise: Array) -> Array:
-    network = orbit_network(model, params["unet"], jnp.concatenate([batch.frame_index] * 2))
-    scale = triangular_scale(noise.shape[1], model.cfg_min, model.cfg_max)
-    denoiser = guided_denoiser(network, orbit_conditioning(model, batch), scale)
-    sigmas = karras_sigmas(num_steps, model.sigma_min, model.sigma_max, model.rho)
-    return _pictures(model, params, sample(denoiser, noise, sigmas))
+    return _pictures(model, params, sample_latents(model, params, batch, noise, num_steps))
 
 
 def _reconstruct(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Array) -> Array:

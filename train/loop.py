@@ -3,7 +3,6 @@
 import functools
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Array, Params
 from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError, WeightsError
-from sv3d_jax.io.outputs import OutputFolder, check_output_parent, write_json
+from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.parallel.devices import (
     device_mesh,
@@ -27,24 +26,27 @@ from sv3d_jax.parallel.devices import (
 )
 from sv3d_jax.parallel.rules import tree_shardings
 from sv3d_jax.progress import Progress
-from sv3d_jax.train.checkpoints import Checkpoints, checkpoint_steps
+from sv3d_jax.train.checkpoints import CHECKPOINTS, Checkpoints
 from sv3d_jax.train.config import TrainConfig
+from sv3d_jax.train.cost import step_flop_counter
+from sv3d_jax.train.debug import REPORT, debug_report, write_debug_bundle
 from sv3d_jax.train.export import PARTS, export_run
 from sv3d_jax.train.losses import Loss
-from sv3d_jax.train.objectives import Objective, init_params, make_objective, read_model
+from sv3d_jax.train.objectives import Objective, init_params, make_objective
 from sv3d_jax.train.optimizer import learning_rate, make_optimizer
+from sv3d_jax.train.plan import dry_run, plan_run
 from sv3d_jax.train.state import TrainState, new_state
 from sv3d_jax.train.step import train_step
-from sv3d_jax.train.watch import Meter, MetricsLog
-from sv3d_jax.weights.hub import find_weights, load_weights
+from sv3d_jax.train.watch import Watch, check_recorders
+from sv3d_jax.weights.hub import load_weights
 
-CHECKPOINTS = "checkpoints"  # folder in that of the run
 MAX_SKIPPED_IN_ROW = 5
 MAX_FAILED_SAVES = 3  # in a row
 INIT_STREAM = 2**31  # far from the number of any step
 FIRST_STEPS = 10  # logged one by one, so that a run from the same seed can be compared at once
 NOT_RESULTS = (
     "export",
+    "plan",
     "resume",
     "cast",
     "mesh",
@@ -53,6 +55,7 @@ NOT_RESULTS = (
     "log_every",
     "validate_every",
     "save_every",
+    "watch",
 )
 
 
@@ -64,8 +67,11 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     """
     if config.export:
         return export_run(config, progress)
+    if config.plan:
+        return plan_run(config)
     if config.dry_run:
-        return plan(config)
+        return dry_run(config)
+    check_recorders(config.watch)
     mesh = device_mesh(config.mesh)
     _check_batch(config, mesh)
     objective = _lead_first(functools.partial(make_objective, config, progress))
@@ -78,9 +84,9 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     ):
         optimizer = make_optimizer(config.optimizer, config.max_steps)
         state = _restored_state(config, objective.model, optimizer, mesh, checkpoints, settings)
-        with MetricsLog(config.output, int(state.step)) if is_lead() else nullcontext() as log:
+        with Watch(config, int(state.step), is_lead()) as watch:
             state = _train(
-                config, objective, optimizer, state, mesh, checkpoints, settings, log, stop, progress
+                config, objective, optimizer, state, mesh, checkpoints, settings, watch, stop, progress
             )
         if folder is not None:
             folder.write_run_json(objective=config.objective, model=objective.model.to_dict())
@@ -99,7 +105,7 @@ def _train(
     mesh: Mesh,
     checkpoints: Checkpoints,
     settings: dict[str, Any],
-    log: MetricsLog | None,
+    watch: Watch,
     stop: "_StopSignal",
     progress: Progress,
 ) -> TrainState:
@@ -110,27 +116,30 @@ def _train(
     progress.stage("train", total=config.max_steps)
     progress.advance(first := int(state.step))
     batches = objective.batches(first, functools.partial(local_rows, mesh))
-    meter = Meter()
+    step_flop = step_flop_counter(objective.loss, state.params)
     for index in range(first, config.max_steps):
-        began = time.perf_counter()
-        rows, batch = next(batches)
-        images = objective.batch_images(batch)
-        batch = global_batch(batch, mesh, rows)
-        loaded = time.perf_counter()
-        state, metrics = step(state, batch, jax.random.fold_in(key, index))
+        watch.begin(index)
+        rows, local = next(batches)
+        batch = global_batch(local, mesh, rows)
+        watch.loaded()
+        step_key = jax.random.fold_in(key, index)
+        state, metrics = step(state, batch, step_key)
         metrics = jax.device_get(metrics)
-        meter.add(images, loaded - began, time.perf_counter() - began)
+        watch.end(images=objective.batch_images(batch), samples=rows, flop=step_flop(batch))
         progress.advance()
         done, last = index + 1, index + 1 == config.max_steps
         if metrics["skipped_in_row"] >= MAX_SKIPPED_IN_ROW:
-            _give_up(config.output, done, metrics)
-        if log and (done <= FIRST_STEPS or done % config.log_every == 0 or last):
+            report = debug_report(objective.loss, state.params, state.ema, batch, step_key, metrics)
+            _give_up(config, index, report, local)
+        if done <= FIRST_STEPS or done % config.log_every == 0 or last:
             numbers = {name: float(value) for name, value in metrics.items()}
-            log.write(step=done, **numbers, learning_rate=float(rate(index)), **meter.take())
+            watch.log(done, **numbers, learning_rate=float(rate(index)))
         if done % config.validate_every == 0 or last:
-            report = objective.validate(state.ema)
-            if log:
-                log.write(step=done, **report)
+            watch.write(done, **objective.validate(state.ema))
+        if objective.sheet is not None and watch.samples_due(done):
+            sheet, score = objective.sheet(state.ema)
+            watch.write(done, sample_psnr=score)
+            watch.sheet(done, sheet)
         stopping = stop.asked(done)
         if done % config.save_every == 0 or last or stopping:
             saver.save(done, state, must=last or stopping)
@@ -153,25 +162,6 @@ def compiled_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
-
-
-def plan(config: TrainConfig) -> dict[str, Any]:
-    """What a run would do and take, from its settings alone."""
-    check_output_parent(config.output)
-    model = read_model(config.model)
-    if config.objective == "unet":
-        find_weights(config.weights)
-    shapes = jax.eval_shape(functools.partial(_fresh_params, config, model))
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
-    data = config.data
-    return {
-        "objective": config.objective,
-        "parameters": parameters,
-        "state_mib": parameters * 4 * 4 >> 20,  # parameters, average and two moments, float32
-        "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
-        "steps": config.max_steps,
-        "checkpoints": checkpoint_steps(config.output / CHECKPOINTS),
-    }
 
 
 def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
@@ -309,11 +299,12 @@ class _StopSignal:
         signal.signal(number, self._previous)
 
 
-def _give_up(directory: Path, step: int, metrics: dict[str, Any]) -> None:
+def _give_up(config: TrainConfig, index: int, report: dict[str, Any], rows: Any) -> None:
     """Leave what is needed to look into it, and stop; the last good checkpoint stays."""
-    values = {name: repr(float(value)) for name, value in metrics.items()}
-    write_json(directory / "not_finite.json", {"step": step, "batch": step - 1, **values})
+    facts = {"step": index + 1, "batch_index": index, "seed": config.seed}
+    if is_lead():
+        write_debug_bundle(config.output, facts | report, rows)
     raise SV3DError(
-        f"loss or gradient was not finite {MAX_SKIPPED_IN_ROW} steps in a row, up to step {step}",
-        hint=f"see {directory / 'not_finite.json'}; a lower learning rate may help",
+        f"loss or gradient was not finite {MAX_SKIPPED_IN_ROW} steps in a row, up to step {index + 1}",
+        hint=f"see {config.output / REPORT}; a lower learning rate may help",
     )

@@ -14,6 +14,7 @@ from sv3d_jax.diffusion.loss import denoising_loss
 from sv3d_jax.diffusion.schedule import log_normal_sigmas
 from sv3d_jax.models.clip_vision import embed_image
 from sv3d_jax.models.config import ModelConfig, TowerConfig, VAEConfig
+from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.train.config import DiffusionConfig
@@ -72,7 +73,7 @@ def tower_loss(config: TowerConfig) -> Loss:
     return loss
 
 
-def unet_loss(model: ModelConfig, config: DiffusionConfig) -> Loss:
+def unet_loss(model: ModelConfig, config: DiffusionConfig, compute: Compute = Compute()) -> Loss:
     """Denoising loss with one noise level per video; token and conditioning latent are dropped per video."""
 
     def loss(params: Params, batch: OrbitBatch, key: PRNGKeyArray) -> Scalar:
@@ -82,7 +83,7 @@ def unet_loss(model: ModelConfig, config: DiffusionConfig) -> Loss:
         noise = jax.random.normal(noise_key, batch.latents.shape)
         kept = jax.random.uniform(drop_key, (2, videos)) >= config.dropout
         condition = drop_image(orbit_conditioning(model, batch), kept[0], kept[1])
-        return video_losses(model, params, batch, condition, sigma, noise).mean()
+        return video_losses(model, params, batch, condition, sigma, noise, compute).mean()
 
     return loss
 
@@ -94,17 +95,20 @@ def video_losses(
     condition: Conditioning,
     sigma: Float[Array, "b"],
     noise: Float[Array, "b f h w c"],
+    compute: Compute = Compute(),
 ) -> Float[Array, "b f"]:
     """Denoising loss of every frame at one noise level per video; params holds the `unet` tree."""
-    network = orbit_network(model, params["unet"], batch.frame_index)
+    network = orbit_network(model, params["unet"], batch.frame_index, compute)
     latents = batch.latents * jnp.asarray(model.latent_factor)
     levels = jnp.broadcast_to(sigma[:, None], latents.shape[:2])
     return denoising_loss(network, latents, noise, levels, condition)
 
 
-def orbit_network(model: ModelConfig, params: Params, frame_index: Float[Array, "b f"]) -> Network:
+def orbit_network(
+    model: ModelConfig, params: Params, frame_index: Float[Array, "b f"], compute: Compute = Compute()
+) -> Network:
     """The UNet as the denoiser takes it, for frames at the given places of their orbits."""
-    network = VideoUNet(model.unet)
+    network = VideoUNet(model.unet, compute)
 
     def run(x, c_noise, context, vector):
         return network.apply({"params": params}, x, c_noise, context, vector, frame_index=frame_index)

@@ -16,6 +16,7 @@ from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.clip_vision import init_tower
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.progress import Progress
@@ -33,6 +34,7 @@ from sv3d_jax.train.losses import (
     unet_loss,
     video_losses,
 )
+from sv3d_jax.train.samples import sheet_maker
 from sv3d_jax.weights.hub import load_weights
 
 Rows = Callable[[int], slice]
@@ -54,6 +56,7 @@ class Objective(NamedTuple):
     batches: Batches
     batch_images: Callable[[Any], int]
     validate: Callable[[Params], dict[str, float]]
+    sheet: Callable[[Params], tuple[np.ndarray, float]] | None = None  # of a held-out orbit, and its PSNR
 
 
 def make_objective(config: TrainConfig, progress: Progress) -> Objective:
@@ -86,6 +89,16 @@ def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params
     return {"unet": init_unet(model.unet, key)}
 
 
+def make_loss(config: TrainConfig, model: ModelConfig) -> Loss:
+    """What an objective minimises."""
+    if config.objective == "autoencoder":
+        return autoencoder_loss(model.vae)
+    if config.objective == "tower":
+        return tower_loss(model.tower)
+    compute = Compute(dtype=jnp.dtype(config.dtype), remat=config.remat)
+    return unet_loss(model, config.diffusion, compute)
+
+
 def _batches(
     batch: Callable[[int, Rows], tuple[int, Any]], first: int, rows: Rows
 ) -> Iterator[tuple[int, Any]]:
@@ -116,7 +129,7 @@ def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Ob
     return Objective(
         model=model,
         fingerprint=pool.fingerprint(),
-        loss=autoencoder_loss(model.vae),
+        loss=make_loss(config, model),
         batches=partial(_batches, batch),
         batch_images=len,
         validate=lambda params: {"val_psnr": float(reconstruct(params))},
@@ -131,7 +144,7 @@ def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objectiv
         return count, np.stack([pool.images(objects, view) for view in views], axis=1)
 
     held_out = validation_images(config.data)
-    loss = tower_loss(model.tower)
+    loss = make_loss(config, model)
     validate = jax.jit(lambda params: loss(params, held_out, jax.random.key(0)))
     return Objective(
         model=model,
@@ -149,6 +162,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     encoder = Encoder(trained, model)
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
+    validate, sheet = _unet_validation(model, config.data, encoder, trained["vae_decoder"])
     whole_from = round(config.max_steps * (1.0 - config.diffusion.full_orbit_share))
 
     def batch(step: int, rows: Rows) -> tuple[int, OrbitBatch]:
@@ -163,17 +177,21 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     return Objective(
         model=model,
         fingerprint=f"{pool.fingerprint()} encoded by {encoder.fingerprint()}",
-        loss=unet_loss(model, config.diffusion),
+        loss=make_loss(config, model),
         batches=partial(_batches, batch),
         batch_images=lambda views: views.frame_index.size,
-        validate=_unet_validation(model, config.data, encoder, trained["vae_decoder"]),
+        validate=validate,
+        sheet=sheet,
     )
 
 
 def _unet_validation(
     model: ModelConfig, data: DataConfig, encoder: Encoder, decoder: Params
-) -> Callable[[Params], dict[str, float]]:
-    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects."""
+) -> tuple[Callable[[Params], dict[str, float]], Callable[[Params], tuple[np.ndarray, float]]]:
+    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects.
+
+    And a sheet of the first of these orbits, sampled.
+    """
     count = VALIDATION_OBJECTS // 2
     seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + count)
     orbits = [training_orbit(int(seed), data) for seed in seeds]
@@ -205,7 +223,8 @@ def _unet_validation(
         values = one_step(params, decoder, batch, pixels)
         return report | {f"val_psnr_{name}": float(v) for name, v in zip(shown, values, strict=True)}
 
-    return validate
+    first = jax.tree.map(lambda leaf: leaf[:1], batch)
+    return validate, sheet_maker(model, decoder, first, images[0])
 
 
 def validation_images(data: DataConfig) -> np.ndarray:

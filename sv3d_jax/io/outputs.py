@@ -230,13 +230,13 @@ def platform_facts() -> dict[str, Any]:
         "packages": packages,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "peak_memory_bytes": _peak_memory(),
+        "peak_memory_bytes": peak_memory(),
     }
     if "jax" in sys.modules:
         devices = sys.modules["jax"].local_devices()
         facts["devices"] = [f"{device.platform}:{device.id} {device.device_kind}" for device in devices]
         peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
-        facts["device_peak_memory_bytes"] = [peak for peak in peaks if peak is not None]
+        facts["devicepeak_memory_bytes"] = [peak for peak in peaks if peak is not None]
     return facts
 
 
@@ -247,7 +247,8 @@ def free_bytes(path: Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def _peak_memory() -> int | None:
+def peak_memory() -> int | None:
+    """Most bytes that this process has held, None where the system does not tell."""
     try:
         import resource
     except ImportError:  # Windows

@@ -128,5 +128,6 @@ def test_five_steps_in_a_row_that_are_not_finite_end_the_run(whole, monkeypatch)
     monkeypatch.setattr(loop, "make_objective", broken)
     with pytest.raises(SV3DError, match="5 steps in a row, up to step 5"):
         train(whole, "nan")
-    assert json.loads((whole / "nan" / "not_finite.json").read_text())["step"] == 5
+    report = json.loads((whole / "nan" / "not_finite.json").read_text())
+    assert (report["step"], report["batch_index"]) == (5, 4) and report["norms"]["gradient"]
     assert not checkpoint_steps(whole / "nan" / "checkpoints")

@@ -27,6 +27,7 @@ def tiny_config(folder: Path, output: str = "run", **changes) -> TrainConfig:
         "save_every": 100,
         "data": DATA,
         "diffusion": {"frames_per_sample": 3},
+        "watch": {"samples_every": 0},
     }
     return load_config(TrainConfig, None, values | changes)
 

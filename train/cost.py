@@ -1,0 +1,146 @@
+"""What a traced function costs: operations of its products, and bytes that are live at once. Nothing is computed."""
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+from sv3d_jax.arrays import Params
+from sv3d_jax.train.losses import Loss
+
+# The inside of these stands for their outputs, which it makes itself.
+CALLS = (
+    "jit",
+    "pjit",
+    "closed_call",
+    "remat2",
+    "checkpoint",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "custom_lin",
+)
+
+
+def step_flop_counter(loss: Loss, params: Params) -> Callable[[Any], float]:
+    """A function of a batch: model FLOP of a training step on it, three times those of the loss.
+
+    Backward is two products for each of forward's; what rematerialisation computes again does not count. One
+    multiply-add is two FLOP. Each shape of batch is traced once.
+    """
+    params, key = jax.eval_shape(lambda: (params, jax.random.key(0)))
+
+    @functools.cache
+    def count(structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> float:
+        batch = jax.tree.unflatten(structure, leaves)
+        return 3.0 * product_flop(jax.make_jaxpr(loss)(params, batch, key).jaxpr)
+
+    def of(batch: Any) -> float:
+        leaves, structure = jax.tree.flatten(batch)
+        return count(structure, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves))
+
+    return of
+
+
+def product_flop(jaxpr: Jaxpr) -> float:
+    """FLOP of all matrix products and convolutions, loops included; everything else is left out."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = [product_flop(each) for each in _inside(equation)]
+        if equation.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * equation.params.get("length", 1)
+        if equation.primitive.name == "dot_general":
+            left = equation.invars[0].aval.shape
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) / features
+    return total
+
+
+class LiveBytes(NamedTuple):
+    """Bytes at the moment when most are live, arguments aside."""
+
+    activations: int
+    weights: int  # shaped like the parameters: results (gradients), and copies in another precision
+
+    @property
+    def total(self) -> int:
+        return self.activations + self.weights
+
+
+def live_bytes(function: Callable, params: Any, *arguments: Any) -> LiveBytes:
+    """What `function(params, *arguments)` keeps at its peak, in the order in which it was traced.
+
+    A value is live from where it is made to its last use. That is what remains of the program before the compiler
+    fuses and reorders: fusion takes some of it away, padding adds some.
+    """
+    closed = jax.make_jaxpr(function)(params, *arguments)
+    weights = set(closed.jaxpr.invars[: len(jax.tree.leaves(params))])
+    return _peak(closed.jaxpr, weights)
+
+
+def _peak(jaxpr: Jaxpr, weights: set) -> LiveBytes:
+    """Peak of one program, some of whose arguments are weights."""
+    last_use = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if not isinstance(v, Literal)}
+    results = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    last_use |= dict.fromkeys(results, len(jaxpr.eqns))
+    ends: dict[int, list] = {}
+    for variable, index in last_use.items():
+        ends.setdefault(index, []).append(variable)
+
+    weights = weights | results  # and what is made of weights alone
+    made: set = set()
+    live = top = LiveBytes(0, 0)
+    for index, equation in enumerate(jaxpr.eqns):
+        sources = {v for v in equation.invars if not isinstance(v, Literal)}
+        if sources and sources <= weights:
+            weights |= set(equation.outvars)
+        kept = [v for v in equation.outvars if v in last_use]
+        outputs = _split(kept, weights)
+        inner = _inner_peak(equation)
+        if equation.primitive.name in CALLS:
+            inner = max(0, inner - outputs.total)
+        now = LiveBytes(live.activations + outputs.activations + inner, live.weights + outputs.weights)
+        top = max(top, now, key=lambda at: at.total)
+        made |= set(kept)
+        ended = _split([v for v in ends.get(index, ()) if v in made], weights)
+        live = LiveBytes(
+            live.activations + outputs.activations - ended.activations,
+            live.weights + outputs.weights - ended.weights,
+        )
+    return top
+
+
+def _inner_peak(equation: Any) -> int:
+    """Bytes live inside a call or one round of a loop, its outputs included."""
+    return max((_peak(each, set()).total for each in _inside(equation)), default=0)
+
+
+def _split(variables: list, weights: set) -> LiveBytes:
+    shared = sum(_bytes(v) for v in variables if v in weights)
+    return LiveBytes(sum(map(_bytes, variables)) - shared, shared)
+
+
+def _inside(equation: Any) -> Iterator[Jaxpr]:
+    """The programs that an equation holds: a called function, the body of a loop, branches."""
+    for value in equation.params.values():
+        for each in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(each, ClosedJaxpr):
+                yield each.jaxpr
+            elif isinstance(each, Jaxpr):
+                yield each
+
+
+def _bytes(variable: Any) -> int:
+    aval = variable.aval
+    if jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended):  # keys of random numbers
+        return 16
+    return math.prod(aval.shape) * np.dtype(aval.dtype).itemsize

@@ -1,0 +1,180 @@
+"""What a training run takes per device, for a mesh that may be elsewhere: from shapes alone, nothing is allocated."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from sv3d_jax.io.outputs import check_output_parent
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.parallel.devices import mesh_shape
+from sv3d_jax.parallel.rules import tree_specs
+from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps
+from sv3d_jax.train.config import TrainConfig
+from sv3d_jax.train.cost import live_bytes, step_flop_counter
+from sv3d_jax.train.losses import OrbitBatch
+from sv3d_jax.train.objectives import init_params, make_loss, read_model
+from sv3d_jax.train.optimizer import make_optimizer
+from sv3d_jax.weights.hub import find_weights
+
+USABLE = 0.9  # of a device's memory; the rest goes to the runtime, collectives and gaps between buffers
+
+
+class Accelerator(NamedTuple):
+    """One kind of device."""
+
+    name: str
+    kind: str  # pattern of what jax calls it
+    peak_flops: float  # dense bfloat16
+    memory_bytes: float
+
+
+ACCELERATORS = (
+    Accelerator("A100", r"\bA100", 312e12, 80e9),
+    Accelerator("H100", r"\bH100", 989e12, 80e9),
+    Accelerator("H200", r"\bH200", 790e12, 141e9),  # what it holds under load; its data sheet says 989
+    Accelerator("TPU v5e", r"TPU v5 ?(lite|e)", 197e12, 16e9),
+    Accelerator("TPU v5p", r"TPU v5(p|$)", 459e12, 95e9),
+    Accelerator("TPU v6e", r"TPU v6 ?(lite|e)", 918e12, 32e9),
+)
+
+
+def find_accelerator(device_kind: str) -> Accelerator | None:
+    """The entry of the table for what jax calls a device, None if it is not there."""
+    return next((each for each in ACCELERATORS if re.search(each.kind, device_kind, re.IGNORECASE)), None)
+
+
+def plan_run(config: TrainConfig) -> dict[str, Any]:
+    """Bytes per device and FLOP of a step for the mesh of the settings, and which devices hold that."""
+    model = read_model(config.model)
+    mesh = asked_mesh(config.mesh)
+    params = jax.eval_shape(functools.partial(init_params, config.objective, model), jax.random.key(0))
+    optimizer = jax.eval_shape(make_optimizer(config.optimizer, config.max_steps).init, params)
+    parameters = sharded_bytes(params, mesh)
+    parts = {
+        "parameters": parameters,
+        "optimizer": sharded_bytes(optimizer, mesh),
+        "ema": parameters,
+        "gradients": parameters * (2 if config.accumulate > 1 else 1),  # the sum beside those being added
+    }
+    batch = batch_shapes(config, model, _rows_per_device(config, mesh))
+    flop = step_flop_counter(make_loss(config, model), params)(batch) * config.accumulate
+    activations = {
+        name: activation_bytes(dataclasses.replace(config, remat=remat), model, mesh, params, batch)
+        for name, remat in (("remat", True), ("no remat", False))
+    }
+    totals = {
+        f"{remat}, {ema}": sum(parts.values()) - (parts["ema"] if ema == "no EMA" else 0) + size
+        for remat, size in activations.items()
+        for ema in ("EMA", "no EMA")
+    }
+    return {
+        "objective": config.objective,
+        "model": model.name,
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        "steps": config.max_steps,
+        "mesh": mesh,
+        "devices": math.prod(mesh.values()),
+        "batch_per_device": [list(leaf.shape) for leaf in jax.tree.leaves(batch)][0],
+        "accumulate": config.accumulate,
+        "tflop_per_device": _short(flop / mesh["tensor"] / 1e12),
+        "gb_per_device": {name: _short(size / 1e9) for name, size in parts.items()}
+        | {f"activations, {name}": _short(size / 1e9) for name, size in activations.items()},
+        "total_gb": {name: _short(size / 1e9) for name, size in totals.items()},
+        "fits": {
+            name: [each.name for each in ACCELERATORS if fits(size, each)] for name, size in totals.items()
+        },
+    }
+
+
+def dry_run(config: TrainConfig) -> dict[str, Any]:
+    """The plan of a run whose inputs and output folder have been checked, and what is there already."""
+    check_output_parent(config.output)
+    if config.objective == "unet":
+        find_weights(config.weights)
+    data = config.data
+    return plan_run(config) | {
+        "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
+        "checkpoints": checkpoint_steps(config.output / CHECKPOINTS),
+    }
+
+
+def asked_mesh(text: str) -> dict[str, int]:
+    """Sizes of the axes that `--mesh` names; an axis that it does not name has one device."""
+    return mesh_shape(text, math.prod(map(int, re.findall(r"=\s*(\d+)", text))))
+
+
+def sharded_bytes(tree: Any, mesh: Mapping[str, int]) -> int:
+    """Bytes of a tree of shapes on each device, split as the sharding rules say."""
+
+    def one(leaf, spec) -> int:
+        split = math.prod(mesh[axis] for part in spec for axis in _axes(part))
+        return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize // split
+
+    return sum(jax.tree.leaves(jax.tree.map(one, tree, tree_specs(tree, mesh))))
+
+
+def activation_bytes(
+    config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int], params: Any, batch: Any
+) -> int:
+    """What the gradient of one part of a device's batch keeps at its peak, besides the gradients.
+
+    Copies of the weights in the compute type are split like the weights. The `tensor` axis is not credited here:
+    part of the activations is whole on each of its devices.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    peak = live_bytes(jax.value_and_grad(make_loss(config, model)), params, batch, key)
+    gradients = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(params))
+    return peak.activations + max(0, peak.weights - gradients) // (mesh["fsdp"] * mesh["tensor"])
+
+
+def batch_shapes(config: TrainConfig, model: ModelConfig, rows: int) -> Any:
+    """A batch of `rows` at the model's own size; of the UNet's two kinds of samples, the larger."""
+    size, float32 = model.native_size, np.float32
+    if config.objective == "autoencoder":
+        return jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
+    if config.objective == "tower":
+        return jax.ShapeDtypeStruct((rows, 2, size, size, 3), np.uint8)
+    side = size // model.vae.downsampling
+    frames = (
+        config.data.num_frames if config.diffusion.full_orbit_share else config.diffusion.frames_per_sample
+    )
+    latent = (side, side, model.vae.latent_channels)
+    return OrbitBatch(
+        latents=jax.ShapeDtypeStruct((rows, frames, *latent), float32),
+        input_latents=jax.ShapeDtypeStruct((rows, *latent), float32),
+        tokens=jax.ShapeDtypeStruct((rows, model.unet.context_width), float32),
+        polar_rad=jax.ShapeDtypeStruct((rows, frames), float32),
+        azimuth_rad=jax.ShapeDtypeStruct((rows, frames), float32),
+        frame_index=jax.ShapeDtypeStruct((rows, frames), float32),
+    )
+
+
+def fits(size: float, accelerator: Accelerator) -> bool:
+    """Whether so many bytes leave the device the room that its runtime needs."""
+    return size <= USABLE * accelerator.memory_bytes
+
+
+def _rows_per_device(config: TrainConfig, mesh: Mapping[str, int]) -> int:
+    """Rows of the batch that a device works on at once: all of them where they do not divide."""
+    rows, diffusion = config.batch_size, config.diffusion
+    if config.objective == "unet" and diffusion.full_orbit_share:
+        rows = max(1, round(rows * diffusion.frames_per_sample / config.data.num_frames))
+    if rows % config.accumulate == 0:
+        rows //= config.accumulate
+    parts = mesh["data"] * mesh["fsdp"]
+    return rows // parts if rows % parts == 0 else rows
+
+
+def _axes(part: Any) -> tuple[str, ...]:
+    """Mesh axes of one dimension of a PartitionSpec."""
+    return () if part is None else (part,) if isinstance(part, str) else tuple(part)
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -1,0 +1,59 @@
+"""Whole orbits from the model: sampled latents, their pictures, and sheets of them above the true views."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sv3d_jax.arrays import Array, Float, Params, UInt8
+from sv3d_jax.diffusion.denoiser import guided_denoiser
+from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.diffusion.sampler import sample
+from sv3d_jax.diffusion.schedule import karras_sigmas
+from sv3d_jax.io.video import contact_sheet, frame_labels
+from sv3d_jax.metrics.images import psnr
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.vae import decode
+from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network
+
+NOISE_SEED = 2  # every sheet of a run begins from the same noise, so that sheets can be compared
+
+
+def sample_latents(
+    model: ModelConfig, params: Params, batch: OrbitBatch, noise: Float[Array, "b f h w c"], num_steps: int
+) -> Float[Array, "b f h w c"]:
+    """Guided samples of the orbits of a batch; params holds the `unet` tree."""
+    network = orbit_network(model, params["unet"], jnp.concatenate([batch.frame_index] * 2))
+    scale = triangular_scale(noise.shape[1], model.cfg_min, model.cfg_max)
+    denoiser = guided_denoiser(network, orbit_conditioning(model, batch), scale)
+    sigmas = karras_sigmas(num_steps, model.sigma_min, model.sigma_max, model.rho)
+    return sample(denoiser, noise, sigmas)
+
+
+def sheet_maker(
+    model: ModelConfig, decoder: Params, orbit: OrbitBatch, truth: UInt8[np.ndarray, "f h w 3"]
+) -> Callable[[Params], tuple[np.ndarray, float]]:
+    """A function of the UNet's weights: a sheet of one orbit, sampled above true views, and their PSNR in dB.
+
+    `orbit` is a batch of one whose last frame is the input view; the PSNR leaves that frame out.
+    """
+    noise = jax.random.normal(jax.random.key(NOISE_SEED), orbit.latents.shape)
+    labels = frame_labels(
+        np.rad2deg(np.asarray(orbit.azimuth_rad[0])), 90.0 - np.rad2deg(np.asarray(orbit.polar_rad[0]))
+    )
+
+    @jax.jit
+    def frames(params, decoder):
+        latents = sample_latents(model, params, orbit, noise, model.num_steps)[0]
+        latents = latents / jnp.asarray(model.latent_factor)
+        # One frame at a time: a decoder at full size needs gigabytes for each.
+        pixels = jax.lax.map(lambda frame: decode(decoder, model.vae, frame[None])[0], latents)
+        return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+
+    def make(params: Params) -> tuple[np.ndarray, float]:
+        sampled = np.asarray(frames(params, decoder))
+        score = psnr(sampled[:-1] / np.float32(255), truth[:-1] / np.float32(255)).mean()
+        return contact_sheet(np.concatenate([sampled, truth], axis=1), labels), float(score)
+
+    return make
