@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, encode_pool, gather_views, sample_views
-from sv3d_jax.train.data.orbits import OrbitPool, render_objects, render_pool, training_orbit
+from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, Views, draw_views, encode_pool, gather_views
+from sv3d_jax.train.data.orbits import Orbit, OrbitPool, render_objects, render_pool, training_orbit
 from sv3d_jax.train.losses import (
     Loss,
     OrbitBatch,
@@ -37,6 +37,7 @@ from sv3d_jax.weights.hub import load_weights
 
 VALIDATION_OBJECTS = 32
 VALIDATION_SIGMAS = (0.6, 2.0, 6.0, 30.0)
+NOISE_STREAM = 2  # keeps the noise on input pictures apart from the choice of views
 
 
 class Objective(NamedTuple):
@@ -93,9 +94,9 @@ def step_rng(config: TrainConfig, step: int) -> np.random.Generator:
 def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
     def batch(step: int, rows: slice) -> np.ndarray:
         rng = step_rng(config, step)
-        objects = rng.integers(0, config.data.objects, config.batch_size)
+        orbits = rng.integers(0, len(pool.orbits), config.batch_size)
         views = rng.integers(0, config.data.num_frames, config.batch_size)
-        return pool.images(objects[rows], views[rows])
+        return pool.images(orbits[rows], views[rows])
 
     held_out = validation_images(config.data)[:, 0]
 
@@ -120,7 +121,8 @@ def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objectiv
         rng = step_rng(config, step)
         objects = rng.choice(config.data.objects, config.batch_size, replace=False)[rows]
         views = rng.integers(0, config.data.num_frames, (2, config.batch_size))[:, rows]
-        return np.stack([pool.images(objects, view) for view in views], axis=1)
+        first_orbits = objects * config.data.orbits_per_object
+        return np.stack([pool.images(first_orbits, view) for view in views], axis=1)
 
     held_out = validation_images(config.data)
     loss = tower_loss(model.tower)
@@ -150,7 +152,21 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
         videos = config.batch_size
         if whole:
             videos = max(1, round(videos * config.diffusion.frames_per_sample / frames))
-        return sample_views(step_rng(config, step), encoded, videos, frames, rows)
+        drawn = draw_views(
+            step_rng(config, step),
+            len(encoded.orbits),
+            config.data.num_frames,
+            videos,
+            frames,
+            config.data.any_input,
+        )
+        views = Views(*(part[rows] for part in drawn))
+        batch = gather_views(encoded, views)
+        if (mean := config.diffusion.cond_aug_mean) is None:
+            return batch
+        images = pool.images(views.orbits, views.inputs)
+        seeds = [[config.seed, step, row] for row in range(videos)[rows]]
+        return noisy_inputs(batch, images, seeds, encoder, mean, config.diffusion.cond_aug_std)
 
     return Objective(
         model=model,
@@ -162,48 +178,91 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     )
 
 
+def noisy_inputs(
+    batch: OrbitBatch,
+    images: np.ndarray,
+    seeds: Sequence[Sequence[int]],
+    encoder: Encoder,
+    mean: float,
+    std: float,
+) -> OrbitBatch:
+    """The batch with noise of log-normal level on its input pictures uint8 `b h w 3`; a row follows from its seed."""
+    rngs = [np.random.default_rng([NOISE_STREAM, *seed]) for seed in seeds]
+    levels = [np.exp(mean + std * rng.standard_normal()) for rng in rngs]
+    cond_aug = np.array(levels, np.float32)
+    noise = np.stack([rng.standard_normal(images.shape[1:], np.float32) for rng in rngs])
+    latents = encoder.noisy_latents(images, cond_aug[:, None, None, None] * noise)
+    return batch._replace(input_latents=latents, cond_aug=cond_aug)
+
+
 def _unet_validation(
     model: ModelConfig, data: DataConfig, encoder: Encoder, decoder: Params
 ) -> Callable[[Params], dict[str, float]]:
-    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects."""
-    count = VALIDATION_OBJECTS // 2
-    seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + count)
-    orbits = [training_orbit(int(seed), data) for seed in seeds]
-    images = render_objects(seeds, orbits, data.size)
-    last = np.full(count, data.num_frames - 1)
-    places = np.tile(np.arange(data.num_frames), (count, 1))
-    batch = gather_views(EncodedOrbits(*encoder(images), orbits), np.arange(count), last, places)
+    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits that are never trained on.
+
+    `val_loss` and `val_psnr` are the means over the levels and over all frames but the input view.
+    """
+    seeds, orbits = validation_orbits(data, VALIDATION_OBJECTS // 2)
+    images = render_objects(seeds, orbits, data.size, data.family)
+    batch = whole_orbits(EncodedOrbits(*encoder(images), orbits))
     noise = jax.random.normal(jax.random.key(1), batch.latents.shape)
     shown = {"first": 0, "opposite": data.num_frames // 2, "last": data.num_frames - 2}
 
-    @jax.jit
-    def losses(params, batch, sigma):
-        levels = jnp.full(count, sigma)
-        return video_losses(model, params, batch, orbit_conditioning(model, batch), levels, noise).mean()
+    def judge(params, decoder, video):
+        """Losses at the levels, and PSNR of every frame, of one orbit."""
+        batch, noise, images = jax.tree.map(lambda leaf: leaf[None], video)
+        condition = orbit_conditioning(model, batch)
 
-    @jax.jit
-    def one_step(params, decoder, batch, pixels):
+        def loss(sigma):
+            levels = jnp.full(noise.shape[:2], sigma)
+            return video_losses(model, params, batch, condition, levels, noise).mean()
+
         network = orbit_network(model, params["unet"], batch.frame_index)
-        sigma = jnp.full(batch.latents.shape[:2], model.sigma_max)
-        latents = denoise(network, noise * model.sigma_max, sigma, orbit_conditioning(model, batch))
-        latents = latents[:, list(shown.values())] / jnp.asarray(model.latent_factor)
-        decoded = decode(decoder, model.vae, latents.reshape(-1, *latents.shape[2:]))
-        return psnr(decoded.reshape(pixels.shape), pixels).mean(0)
+        sigma = jnp.full(noise.shape[:2], model.sigma_max)
+        latents = denoise(network, noise * model.sigma_max, sigma, condition)[0] / jnp.asarray(
+            model.latent_factor
+        )
+        losses = jax.lax.map(loss, jnp.array(VALIDATION_SIGMAS))
+        return losses, psnr(decode(decoder, model.vae, latents), to_pixels(images[0]))
 
-    pixels = to_pixels(images[:, list(shown.values())])
+    # One orbit after the other: all at once would need many times the memory of a training step.
+    judge_all = jax.jit(
+        lambda params, decoder, videos: jax.tree.map(
+            lambda values: values.mean(0), jax.lax.map(partial(judge, params, decoder), videos)
+        )
+    )
 
     def validate(params: Params) -> dict[str, float]:
-        report = {f"val_loss_{sigma:g}": float(losses(params, batch, sigma)) for sigma in VALIDATION_SIGMAS}
-        values = one_step(params, decoder, batch, pixels)
-        return report | {f"val_psnr_{name}": float(v) for name, v in zip(shown, values, strict=True)}
+        losses, values = jax.device_get(judge_all(params, decoder, (batch, noise, images)))
+        report = {"val_loss": losses.mean(), "val_psnr": values[:-1].mean()}
+        report |= {f"val_loss_{sigma:g}": loss for sigma, loss in zip(VALIDATION_SIGMAS, losses, strict=True)}
+        report |= {f"val_psnr_{name}": values[frame] for name, frame in shown.items()}
+        return {name: float(value) for name, value in report.items()}
 
     return validate
 
 
+def whole_orbits(encoded: EncodedOrbits) -> OrbitBatch:
+    """All frames of all orbits, the last view of each its input."""
+    count, num_frames = encoded.latents.shape[:2]
+    last = np.full(count, num_frames - 1)
+    return gather_views(encoded, Views(np.arange(count), last, np.tile(np.arange(num_frames), (count, 1))))
+
+
+def validation_orbits(data: DataConfig, count: int) -> tuple[list[int], list[Orbit]]:
+    """Seeds and cameras that no run trains on: orbits of other objects, or further ones of the same objects."""
+    if data.validation == "objects":
+        seeds = [EVALUATION_SEED + index for index in range(count)]
+        return seeds, [training_orbit(seed, data) for seed in seeds]
+    places = [divmod(index, data.objects) for index in range(count)]
+    seeds = [data.first_seed + place for _, place in places]
+    numbers = [data.orbits_per_object + further for further, _ in places]
+    return seeds, [training_orbit(s, data, n) for s, n in zip(seeds, numbers, strict=True)]
+
+
 def validation_images(data: DataConfig) -> np.ndarray:
     """Pictures uint8 `n 2 h w 3`: two views of objects that are never trained on."""
-    seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + VALIDATION_OBJECTS)
-    images = render_objects(seeds, [training_orbit(int(seed), data) for seed in seeds], data.size)
+    images = render_objects(*validation_orbits(data, VALIDATION_OBJECTS), data.size, data.family)
     return images[:, [0, data.num_frames // 3]]
 
 
