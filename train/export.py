@@ -17,16 +17,19 @@ from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.data.latents import measure_latent_factor
 from sv3d_jax.train.data.orbits import render_pool
+from sv3d_jax.train.initial import PARTS, first_trainable
 from sv3d_jax.train.objectives import init_params, read_model
 from sv3d_jax.train.state import checkpoint_steps, read_checkpoint
+from sv3d_jax.train.trainable import fingerprint
 from sv3d_jax.weights.hub import load_weights, write_shipped
 
 LOG_LINES = 400
-PARTS = {"autoencoder": ("vae_encoder", "vae_decoder"), "tower": ("image_tower",), "unet": ("unet",)}
 
 
 def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     """Write the averaged weights of the run's last checkpoint into the model folder `config.export`.
+
+    Low-rank changes are merged into the kernels that they change.
 
     Parts that the run did not train stay as the folder has them; in a new folder they are fresh. `model.toml`
     says how each part came to be, and `<objective>[_continued]_log.jsonl` holds the metrics.
@@ -38,6 +41,14 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     arrays, settings = read_checkpoint(checkpoints, steps[-1])
     trained = _tree({name.removeprefix("ema/"): a for name, a in arrays.items() if name.startswith("ema/")})
 
+    if config.trainable.layers != "all":
+        trainable = first_trainable(config, read_model(config.model))
+        if fingerprint(trainable.frozen) != settings["frozen_fingerprint"]:
+            raise CheckpointError(
+                f"{config.initial} is not what {run} started from, so its frozen layers are lost",
+                hint="give the same --initial and settings as for the run",
+            )
+        trained = trainable.join(trained, trainable.frozen)
     # A run that started from given weights does not replace the record of the run that made them.
     stage = f"{objective}_continued" if "initial" in settings else objective
     model = read_model(config.model)

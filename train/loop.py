@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sv3d_jax.arrays import Params
-from sv3d_jax.errors import OutputError, Preempted, SV3DError, WeightsError
+from sv3d_jax.errors import OutputError, Preempted, SV3DError
 from sv3d_jax.io.outputs import OutputFolder, check_output_parent, write_json
-from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import TrainConfig
-from sv3d_jax.train.export import PARTS, export_run
-from sv3d_jax.train.objectives import Objective, init_params, make_objective, read_model
+from sv3d_jax.train.export import export_run
+from sv3d_jax.train.initial import first_trainable, fresh_params
+from sv3d_jax.train.objectives import Objective, make_objective, read_model
 from sv3d_jax.train.optimizer import learning_rate, make_optimizer
 from sv3d_jax.train.state import (
     checkpoint_steps,
@@ -29,12 +27,12 @@ from sv3d_jax.train.state import (
     save_checkpoint,
 )
 from sv3d_jax.train.step import train_step
+from sv3d_jax.train.trainable import Trainable, fingerprint
 from sv3d_jax.train.watch import Meter, MetricsLog
-from sv3d_jax.weights.hub import find_weights, load_weights
+from sv3d_jax.weights.hub import find_weights
 
 MAX_SKIPPED_IN_ROW = 5
 MAX_FAILED_SAVES = 3  # in a row
-INIT_STREAM = 2**31  # far from the number of any step
 FIRST_STEPS = 10  # logged one by one, so that a run from the same seed can be compared at once
 NOT_RESULTS = ("export", "resume", "data_dir", "log_every", "validate_every", "save_every")
 
@@ -47,28 +45,34 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         return plan(config)
     objective = make_objective(config, progress)
     optimizer = make_optimizer(config.optimizer, config.max_steps)
-    settings = run_settings(config, objective)
+    trainable = first_trainable(config, objective.model)
+    settings = run_settings(config, objective, trainable)
     directory = config.output / "checkpoints"
     key = jax.random.key(config.seed)
 
     with OutputFolder(config.output, settings, config.overwrite) as folder:
         if config.overwrite or config.resume == "never":
             shutil.rmtree(directory, ignore_errors=True)
-        state = new_state(_first_params(config, objective.model), optimizer)
+        state = new_state(trainable.initial, optimizer)
         if config.resume == "auto":
             state = load_latest(directory, state, settings) or state
         elif config.resume != "never":
             state = load_checkpoint(directory, state, int(config.resume), settings)
         mesh = Mesh(np.array(jax.devices()), ("data",))
         everywhere = NamedSharding(mesh, PartitionSpec())
-        state = jax.device_put(state, everywhere)
-        step = jax.jit(
-            functools.partial(
-                train_step, loss=objective.loss, optimizer=optimizer, ema_decay=config.optimizer.ema_decay
-            ),
-            donate_argnums=0,
-            out_shardings=everywhere,
-        )
+        state, frozen = jax.device_put((state, trainable.frozen), everywhere)
+
+        def take_step(state, frozen, batch, key):
+            return train_step(
+                state,
+                batch,
+                key,
+                loss=lambda params, *given: objective.loss(trainable.join(params, frozen), *given),
+                optimizer=optimizer,
+                ema_decay=config.optimizer.ema_decay,
+            )
+
+        step = jax.jit(take_step, donate_argnums=0, out_shardings=everywhere)
         rate = learning_rate(config.optimizer, config.max_steps)
         with _SignalFlag(signal.SIGTERM) as stop, MetricsLog(config.output, int(state.step)) as log:
             progress.stage("train", total=config.max_steps)
@@ -82,7 +86,7 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
                 images = objective.batch_images(batch)
                 batch = _shared_out(batch, mesh)
                 loaded = time.perf_counter()
-                state, metrics = step(state, batch, jax.random.fold_in(key, index))
+                state, metrics = step(state, frozen, batch, jax.random.fold_in(key, index))
                 metrics = jax.device_get(metrics)
                 meter.add(images, loaded - began, time.perf_counter() - began)
                 progress.advance()
@@ -100,7 +104,7 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
                         skipped=int(state.skipped),
                     )
                 if done % config.validate_every == 0 or done == config.max_steps:
-                    log.write(step=done, **objective.validate(state.ema))
+                    log.write(step=done, **objective.validate(trainable.join(state.ema, frozen)))
                 if done % config.save_every == 0 or done == config.max_steps or stop.raised:
                     try:
                         save_checkpoint(directory, state, settings)
@@ -122,7 +126,7 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     model = read_model(config.model)
     if config.objective == "unet":
         find_weights(config.weights)
-    shapes = jax.eval_shape(functools.partial(_fresh_params, config, model))
+    shapes = jax.eval_shape(functools.partial(fresh_params, config, model))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     data = config.data
     return {
@@ -135,13 +139,15 @@ def plan(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
-    """What decides the result of a run: settings, widths of the model, fingerprint of the data."""
+def run_settings(config: TrainConfig, objective: Objective, trainable: Trainable) -> dict[str, Any]:
+    """What decides the result of a run: settings, widths of the model, fingerprints of data and frozen weights."""
     own = {
         name: value
         for name, value in config.settings().items()
         if name not in NOT_RESULTS and value is not None
     }
+    if trainable.frozen:
+        own["frozen_fingerprint"] = fingerprint(trainable.frozen)
     return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}
 
 
@@ -150,22 +156,6 @@ def _shared_out(batch: Any, mesh: Mesh) -> Any:
     videos = len(jax.tree.leaves(batch)[0])
     parts = PartitionSpec("data") if videos % mesh.size == 0 else PartitionSpec()
     return jax.device_put(batch, NamedSharding(mesh, parts))
-
-
-def _first_params(config: TrainConfig, model: ModelConfig) -> Params:
-    """The weights that the settings name, else fresh ones."""
-    if config.initial is None:
-        return _fresh_params(config, model)
-    given, given_model, _ = load_weights(config.initial, dtype="float32")
-    part = {"autoencoder": "vae", "tower": "tower", "unet": "unet"}[config.objective]
-    if getattr(given_model, part) != getattr(model, part):
-        raise WeightsError(f"{config.initial} has another {config.objective} than the model {config.model}")
-    return jax.tree.map(jnp.asarray, {name: given[name] for name in PARTS[config.objective]})
-
-
-def _fresh_params(config: TrainConfig, model: ModelConfig) -> Params:
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    return jax.jit(functools.partial(init_params, config.objective, model))(key)
 
 
 class _SignalFlag:
