@@ -174,7 +174,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
         loss=unet_loss(model, config.diffusion),
         batches=partial(_batches, batch),
         batch_images=lambda views: views.frame_index.size,
-        validate=_unet_validation(model, config.data, encoder, trained["vae_decoder"]),
+        validate=_unet_validation(model, *_held_out(config.data, encoder), trained["vae_decoder"]),
     )
 
 
@@ -195,22 +195,27 @@ def noisy_inputs(
     return batch._replace(input_latents=latents, cond_aug=cond_aug)
 
 
+def _held_out(data: DataConfig, encoder: Encoder) -> tuple[OrbitBatch, Array]:
+    """Whole orbits that are never trained on, and their pixels."""
+    seeds, orbits = validation_orbits(data, VALIDATION_OBJECTS // 2)
+    images = render_objects(seeds, orbits, data.size, data.family)
+    return whole_orbits(EncodedOrbits(*encoder(images), orbits)), to_pixels(images)
+
+
 def _unet_validation(
-    model: ModelConfig, data: DataConfig, encoder: Encoder, decoder: Params
+    model: ModelConfig, batch: OrbitBatch, pixels: Array, decoder: Params
 ) -> Callable[[Params], dict[str, float]]:
-    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits that are never trained on.
+    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits.
 
     `val_loss` and `val_psnr` are the means over the levels and over all frames but the input view.
     """
-    seeds, orbits = validation_orbits(data, VALIDATION_OBJECTS // 2)
-    images = render_objects(seeds, orbits, data.size, data.family)
-    batch = whole_orbits(EncodedOrbits(*encoder(images), orbits))
+    num_frames = batch.latents.shape[1]
     noise = jax.random.normal(jax.random.key(1), batch.latents.shape)
-    shown = {"first": 0, "opposite": data.num_frames // 2, "last": data.num_frames - 2}
+    shown = {"first": 0, "opposite": num_frames // 2, "last": num_frames - 2}
 
     def judge(params, decoder, video):
         """Losses at the levels, and PSNR of every frame, of one orbit."""
-        batch, noise, images = jax.tree.map(lambda leaf: leaf[None], video)
+        batch, noise, pixels = jax.tree.map(lambda leaf: leaf[None], video)
         condition = orbit_conditioning(model, batch)
 
         def loss(sigma):
@@ -223,7 +228,7 @@ def _unet_validation(
             model.latent_factor
         )
         losses = jax.lax.map(loss, jnp.array(VALIDATION_SIGMAS))
-        return losses, psnr(decode(decoder, model.vae, latents), to_pixels(images[0]))
+        return losses, psnr(decode(decoder, model.vae, latents), pixels[0])
 
     # One orbit after the other: all at once would need many times the memory of a training step.
     judge_all = jax.jit(
@@ -233,7 +238,7 @@ def _unet_validation(
     )
 
     def validate(params: Params) -> dict[str, float]:
-        losses, values = jax.device_get(judge_all(params, decoder, (batch, noise, images)))
+        losses, values = jax.device_get(judge_all(params, decoder, (batch, noise, pixels)))
         report = {"val_loss": losses.mean(), "val_psnr": values[:-1].mean()}
         report |= {f"val_loss_{sigma:g}": loss for sigma, loss in zip(VALIDATION_SIGMAS, losses, strict=True)}
         report |= {f"val_psnr_{name}": values[frame] for name, frame in shown.items()}
