@@ -73,9 +73,9 @@ def report(result: dict, as_json: bool) -> None:
 
 
 class Worker:
-    """One side in a process of its own, warmed up, that runs a forward pass when asked."""
+    """One side of a script in a process of its own, warmed up, that runs a pass when asked."""
 
-    def __init__(self, side: str, args: argparse.Namespace, cache: str):
+    def __init__(self, side: str, args: argparse.Namespace, cache: str, script: str = __file__):
         values = {
             name: getattr(args, name) for name in ("width", "frames", "side", "batch", "threads", "device")
         }
@@ -84,7 +84,7 @@ class Worker:
         if args.device == "cpu":
             environment["JAX_PLATFORMS"] = "cpu"
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", side, *flags],
+            [sys.executable, script, "--worker", side, *flags],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -109,7 +109,7 @@ class Worker:
 
 
 def serve(side: tuple) -> None:
-    """Answer each line on standard input with the time of one forward pass."""
+    """Answer each line on standard input with the time of one pass."""
     forward, ready = side
     forward()
     print(json.dumps(ready), flush=True)

@@ -13,10 +13,20 @@ EVALUATION_SEED = 10_000_000  # objects from this seed on are never trained on
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Rendered orbits of procedural figures: object i has seed i, its orbit is a function of that seed too."""
+    """Rendered orbits of procedural objects: object and orbits are functions of a seed."""
 
+    family: Literal["figures", "mixed"] = "figures"
+    """kind of the objects, as for sv3d data objects"""
+    first_seed: int = 0
+    """seed of the first object, the next ones count up; from 10000000 up they are for evaluation"""
     objects: int = 6144
-    """objects to train on, seeds 0, 1, .."""
+    """objects to train on"""
+    orbits_per_object: int = 1
+    """orbits of each object, at elevations and azimuths of their own"""
+    any_input: bool = True
+    """any view of an orbit can be the input view; false: it is always the last"""
+    validation: Literal["objects", "orbits"] = "objects"
+    """objects: validate on objects kept for evaluation; orbits: on further orbits of the objects trained on"""
     size: int = 64
     """side of the pictures in pixels"""
     num_frames: int = 21
@@ -34,6 +44,8 @@ class DataConfig:
     def __post_init__(self):
         if not 1 <= self.objects <= EVALUATION_SEED:
             raise InputError(f"data.objects {self.objects}: must lie between 1 and {EVALUATION_SEED}")
+        check_range("data.first_seed", self.first_seed, 0, 2**62)
+        check_range("data.orbits_per_object", self.orbits_per_object, 1, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +65,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """The objective of the UNet (EDM with velocity weighting, one noise level per video)."""
+    """The objective of the UNet: how noisy, what is dropped, how the error is weighted."""
 
     frames_per_sample: int = 7
     """views of an orbit in one sample, the input view among them"""
@@ -61,8 +73,43 @@ class DiffusionConfig:
     """last share of the steps in which samples are whole orbits"""
     p_mean: float = 1.2
     p_std: float = 1.3
-    dropout: float = 0.08
-    """rate of the image token and, independently, of the conditioning latent; the camera is never dropped"""
+    """noise levels are exp(p_mean + p_std n), n standard normal"""
+    levels: Literal["video", "frame"] = "video"
+    """one noise level for all frames of a video, as in sampling, or one for each frame"""
+    weighting: Literal["v", "edm", "eps", "unit"] = "v"
+    """weight of the squared error at level s: (1 + s^2) / s^2, (s^2 + 1/4) / (s/2)^2, 1 / s^2 or 1"""
+    token_dropout: float = 0.08
+    """share of videos that do not see the image token; the camera is never dropped"""
+    latent_dropout: float = 0.08
+    """share of videos that do not see the conditioning latent, whether they see the token or not"""
+    cond_aug_mean: float | None = None
+    """mean of the logarithm of the noise on the input picture, SVD: -3 (default: the model's fixed cond_aug)"""
+    cond_aug_std: float = 0.5
+    """deviation of that logarithm from picture to picture; 0: one level for all"""
+    near_weight: float = 1.0
+    """weight of a frame at the input view's azimuth, as a part of that of one opposite"""
+    near_power: float = 1.0
+    """the weight rises between the two like ((1 - cos azimuth) / 2)^near_power"""
+
+    def __post_init__(self):
+        for name in ("token_dropout", "latent_dropout", "near_weight"):
+            check_range(f"diffusion.{name}", getattr(self, name), 0.0, 1.0)
+        check_range("diffusion.near_power", self.near_power, 0.0, 100.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainableConfig:
+    """Which parameters change; the others keep their bits."""
+
+    layers: Literal["all", "temporal", "lora"] = "all"
+    """all; those over time alone; or low-rank changes of the linear layers of all transformers"""
+    rank: int = 8
+    """rank of the low-rank changes"""
+    alpha: float = 8.0
+    """their scale is alpha / rank"""
+
+    def __post_init__(self):
+        check_range("trainable.rank", self.rank, 1, 4096)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +179,7 @@ class TrainConfig(CommonConfig):
     optimizer: OptimizerConfig = OptimizerConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     watch: WatchConfig = WatchConfig()
+    trainable: TrainableConfig = TrainableConfig()
 
     def __post_init__(self):
         check_range("batch_size", self.batch_size, 1, 4096)
@@ -144,5 +192,7 @@ class TrainConfig(CommonConfig):
                 f"diffusion.frames_per_sample {self.diffusion.frames_per_sample}: must lie between 2 and "
                 f"data.num_frames {self.data.num_frames}"
             )
+        if self.objective != "unet" and self.trainable.layers != "all":
+            raise InputError(f"trainable.layers {self.trainable.layers}: only the UNet is trained in part")
         if self.resume not in ("auto", "never") and not self.resume.isdigit():
             raise InputError(f"--resume {self.resume}: auto, never or the number of a step")

@@ -15,10 +15,10 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, gather_views
+from sv3d_jax.train.data.latents import EncodedOrbits, Encoder
 from sv3d_jax.train.data.orbits import Orbit, render_objects
 from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network, to_pixels
-from sv3d_jax.train.objectives import psnr
+from sv3d_jax.train.objectives import psnr, whole_orbits
 from sv3d_jax.train.samples import sample_latents
 
 BATCH = 8
@@ -70,20 +70,13 @@ def evaluate(
     """
     images, orbits = held_out
     count, num_frames = images.shape[:2]
-    if count % BATCH:
+    size = min(BATCH, count)
+    if count % size:
         raise ValueError(f"the number of objects must be a multiple of {BATCH}, got {count}")
     views = num_frames - 1
     truth = np.asarray(to_pixels(images))
-    encoded = EncodedOrbits(*Encoder(params, model)(images), orbits)
-    batches = [
-        gather_views(
-            encoded,
-            np.arange(i, i + BATCH),
-            np.full(BATCH, views),
-            np.tile(np.arange(num_frames), (BATCH, 1)),
-        )
-        for i in range(0, count, BATCH)
-    ]
+    whole = whole_orbits(EncodedOrbits(*Encoder(params, model)(images), orbits))
+    batches = [jax.tree.map(lambda leaf, i=i: leaf[i : i + size], whole) for i in range(0, count, size)]
     key = jax.random.key(0)
 
     def run(name: str, generate, change=lambda batch: batch) -> np.ndarray:

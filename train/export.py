@@ -18,18 +18,20 @@ from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.data.latents import measure_latent_factor
 from sv3d_jax.train.data.orbits import render_pool
+from sv3d_jax.train.initial import PARTS, first_trainable
 from sv3d_jax.train.objectives import init_params, read_model
+from sv3d_jax.train.trainable import fingerprint
 from sv3d_jax.weights.hub import load_weights, write_shipped
 
 LOG_LINES = 400
-PARTS = {"autoencoder": ("vae_encoder", "vae_decoder"), "tower": ("image_tower",), "unet": ("unet",)}
 
 
 def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     """Write the averaged weights of the run's last checkpoint into the model folder `config.export`.
 
-    Parts that the run did not train stay as the folder has them; in a new folder they are fresh. `model.toml`
-    says how each part came to be, and `<objective>[_continued]_log.jsonl` holds the metrics.
+    Low-rank changes are merged into the kernels that they change. Parts that the run did not train stay as the folder
+    has them; in a new folder they are those that the UNet was trained on, and fresh for the other objectives.
+    `model.toml` says how each part came to be, and `<objective>[_continued]_log.jsonl` holds the metrics.
     """
     objective, target, run = config.objective, Path(config.export), config.output
     checkpoints = run / "checkpoints"
@@ -37,6 +39,14 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         raise CheckpointError(f"{run} has no checkpoint to export")
     arrays, settings = read_checkpoint(checkpoints, steps[-1])
     trained = _tree({name.removeprefix("ema/"): a for name, a in arrays.items() if name.startswith("ema/")})
+    if config.trainable.layers != "all":
+        trainable = first_trainable(config, read_model(config.model))
+        if fingerprint(trainable.frozen) != settings["frozen_fingerprint"]:
+            raise CheckpointError(
+                f"{config.initial} is not what {run} started from, so its frozen layers are lost",
+                hint="give the same --initial and settings as for the run",
+            )
+        trained = trainable.join(trained, trainable.frozen)
 
     # A run that started from given weights does not replace the record of the run that made them.
     stage = f"{objective}_continued" if "initial" in settings else objective
@@ -44,6 +54,8 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     logs = {path.name: path.read_bytes() for path in target.glob("*_log.jsonl")}
     if (target / "model.toml").exists():
         params, earlier, _ = load_weights(str(target), dtype="float32")
+    elif objective == "unet":
+        params, earlier, _ = load_weights(config.weights, dtype="float32")
     else:
         params, earlier = _fresh(model), model
     # The scale of the latents belongs to the autoencoder.

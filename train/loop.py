@@ -13,9 +13,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Array, Params
-from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError, WeightsError
+from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError
 from sv3d_jax.io.outputs import OutputFolder
-from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.parallel.devices import (
     device_mesh,
     global_batch,
@@ -30,19 +29,19 @@ from sv3d_jax.train.checkpoints import CHECKPOINTS, Checkpoints
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.cost import step_flop_counter
 from sv3d_jax.train.debug import REPORT, debug_report, write_debug_bundle
-from sv3d_jax.train.export import PARTS, export_run
+from sv3d_jax.train.export import export_run
+from sv3d_jax.train.initial import first_trainable
 from sv3d_jax.train.losses import Loss
-from sv3d_jax.train.objectives import Objective, init_params, make_objective
+from sv3d_jax.train.objectives import Objective, make_objective
 from sv3d_jax.train.optimizer import learning_rate, make_optimizer
 from sv3d_jax.train.plan import dry_run, plan_run
 from sv3d_jax.train.state import TrainState, new_state
 from sv3d_jax.train.step import train_step
+from sv3d_jax.train.trainable import Trainable, fingerprint
 from sv3d_jax.train.watch import Watch, check_recorders
-from sv3d_jax.weights.hub import load_weights
 
 MAX_SKIPPED_IN_ROW = 5
 MAX_FAILED_SAVES = 3  # in a row
-INIT_STREAM = 2**31  # far from the number of any step
 FIRST_STEPS = 10  # logged one by one, so that a run from the same seed can be compared at once
 NOT_RESULTS = (
     "export",
@@ -75,7 +74,8 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     mesh = device_mesh(config.mesh)
     _check_batch(config, mesh)
     objective = _lead_first(functools.partial(make_objective, config, progress))
-    settings = run_settings(config, objective)
+    trainable = first_trainable(config, objective.model)
+    settings = run_settings(config, objective, trainable)
 
     with (
         _output_folder(config, settings) as folder,
@@ -83,11 +83,12 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         _StopSignal(checkpoints) as stop,
     ):
         optimizer = make_optimizer(config.optimizer, config.max_steps)
-        state = _restored_state(config, objective.model, optimizer, mesh, checkpoints, settings)
+        state = _first_state(config, trainable.initial, optimizer, mesh, checkpoints, settings)
+        frozen = place_tree(trainable.frozen, tree_shardings(trainable.frozen, mesh))
+        trainable = trainable._replace(initial={}, frozen=frozen)  # the state has what is trained
         with Watch(config, int(state.step), is_lead()) as watch:
-            state = _train(
-                config, objective, optimizer, state, mesh, checkpoints, settings, watch, stop, progress
-            )
+            saver = _Saver(checkpoints, settings, progress)
+            state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, stop, progress)
         if folder is not None:
             folder.write_run_json(objective=config.objective, model=objective.model.to_dict())
     return {
@@ -100,83 +101,100 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
 def _train(
     config: TrainConfig,
     objective: Objective,
+    trainable: Trainable,
     optimizer: optax.GradientTransformation,
     state: TrainState,
     mesh: Mesh,
-    checkpoints: Checkpoints,
-    settings: dict[str, Any],
+    saver: "_Saver",
     watch: Watch,
     stop: "_StopSignal",
     progress: Progress,
 ) -> TrainState:
     key = jax.random.key(config.seed)
     rate = learning_rate(config.optimizer, config.max_steps)
-    step = compiled_step(config, objective.loss, optimizer, state)
-    saver = _Saver(checkpoints, settings, progress)
+    frozen = trainable.frozen
+
+    def whole(params: Params) -> Params:
+        return trainable.join(params, frozen)
+
+    step = compiled_step(config, objective.loss, trainable.join, optimizer, state)
+    step_flop = step_flop_counter(objective.loss, jax.eval_shape(whole, state.params))
     progress.stage("train", total=config.max_steps)
     progress.advance(first := int(state.step))
     batches = objective.batches(first, functools.partial(local_rows, mesh))
-    step_flop = step_flop_counter(objective.loss, state.params)
     for index in range(first, config.max_steps):
         watch.begin(index)
         rows, local = next(batches)
         batch = global_batch(local, mesh, rows)
         watch.loaded()
         step_key = jax.random.fold_in(key, index)
-        state, metrics = step(state, batch, step_key)
+        state, metrics = step(state, frozen, batch, step_key)
         metrics = jax.device_get(metrics)
         watch.end(images=objective.batch_images(batch), samples=rows, flop=step_flop(batch))
         progress.advance()
         done, last = index + 1, index + 1 == config.max_steps
         if metrics["skipped_in_row"] >= MAX_SKIPPED_IN_ROW:
-            report = debug_report(objective.loss, state.params, state.ema, batch, step_key, metrics)
+            report = debug_report(
+                objective.loss, whole(state.params), whole(state.ema), batch, step_key, metrics
+            )
             _give_up(config, index, report, local)
         if done <= FIRST_STEPS or done % config.log_every == 0 or last:
             numbers = {name: float(value) for name, value in metrics.items()}
             watch.log(done, **numbers, learning_rate=float(rate(index)))
         if done % config.validate_every == 0 or last:
-            watch.write(done, **objective.validate(state.ema))
+            watch.write(done, **objective.validate(whole(state.ema)))
         if objective.sheet is not None and watch.samples_due(done):
-            sheet, score = objective.sheet(state.ema)
+            sheet, score = objective.sheet(whole(state.ema))
             watch.write(done, sample_psnr=score)
             watch.sheet(done, sheet)
         stopping = stop.asked(done)
         if done % config.save_every == 0 or last or stopping:
             saver.save(done, state, must=last or stopping)
         if stopping and not last:
-            raise Preempted(f"stopped after step {done}; its state is saved in {checkpoints.directory}")
+            raise Preempted(f"stopped after step {done}; its state is saved in {config.output / CHECKPOINTS}")
     return state
 
 
 def compiled_step(
-    config: TrainConfig, loss: Loss, optimizer: optax.GradientTransformation, state: TrainState
+    config: TrainConfig,
+    loss: Loss,
+    join: Callable[[Params, Params], Params],
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """`train_step` as one program over the devices of the state, whose memory it takes over."""
-    step = functools.partial(
-        train_step,
-        loss=loss,
-        optimizer=optimizer,
-        ema_decay=config.optimizer.ema_decay,
-        accumulate=config.accumulate,
-    )
+    """`train_step` of (state, frozen, batch, key) as one program over the devices of the state, whose memory it takes."""
+
+    def step(state, frozen, batch, key):
+        return train_step(
+            state,
+            batch,
+            key,
+            loss=lambda params, *given: loss(join(params, frozen), *given),
+            optimizer=optimizer,
+            ema_decay=config.optimizer.ema_decay,
+            accumulate=config.accumulate,
+        )
+
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
-def run_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
-    """What decides the result of a run: settings, widths of the model, fingerprint of the data."""
+def run_settings(config: TrainConfig, objective: Objective, trainable: Trainable) -> dict[str, Any]:
+    """What decides the result of a run: settings, widths of the model, fingerprints of data and frozen weights."""
     own = {
         name: value
         for name, value in config.settings().items()
         if name not in NOT_RESULTS and value is not None
     }
+    if trainable.frozen:
+        own["frozen_fingerprint"] = fingerprint(trainable.frozen)
     return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}
 
 
-def _restored_state(
+def _first_state(
     config: TrainConfig,
-    model: ModelConfig,
+    params: Params,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     checkpoints: Checkpoints,
@@ -184,7 +202,7 @@ def _restored_state(
 ) -> TrainState:
     """The state to go on from, split over the mesh: of a checkpoint if the settings allow one and there is one."""
     begin = functools.partial(new_state, optimizer=optimizer)
-    like = jax.eval_shape(lambda: begin(_fresh_params(config, model)))
+    like = jax.eval_shape(begin, params)
     shardings = tree_shardings(like, mesh)
     like = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -193,29 +211,10 @@ def _restored_state(
     )
     if config.resume.isdigit():
         return checkpoints.restore(int(config.resume), like, settings, config.cast)
-    if (
-        config.resume == "auto"
-        and (state := checkpoints.restore_latest(like, settings, config.cast)) is not None
-    ):
-        return state
-    if config.initial is None:
-        return jax.jit(lambda: begin(_fresh_params(config, model)), out_shardings=shardings)()
-    params = place_tree(_given_params(config, model), shardings.params)
-    return jax.jit(begin, out_shardings=shardings)(params)
-
-
-def _given_params(config: TrainConfig, model: ModelConfig) -> Params:
-    """The weights that the settings name."""
-    given, given_model, _ = load_weights(config.initial, dtype="float32")
-    part = {"autoencoder": "vae", "tower": "tower", "unet": "unet"}[config.objective]
-    if getattr(given_model, part) != getattr(model, part):
-        raise WeightsError(f"{config.initial} has another {config.objective} than the model {config.model}")
-    return {name: given[name] for name in PARTS[config.objective]}
-
-
-def _fresh_params(config: TrainConfig, model: ModelConfig) -> Params:
-    key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    return init_params(config.objective, model, key)
+    restored = checkpoints.restore_latest(like, settings, config.cast) if config.resume == "auto" else None
+    if restored is not None:
+        return restored
+    return jax.jit(begin, out_shardings=shardings)(place_tree(params, shardings.params))
 
 
 def _check_batch(config: TrainConfig, mesh: Mesh) -> None:

@@ -10,7 +10,7 @@ import optax
 from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, Scalar, UInt8
 from sv3d_jax.conditioning import frame_vector
 from sv3d_jax.diffusion.denoiser import Conditioning, Network
-from sv3d_jax.diffusion.loss import denoising_loss
+from sv3d_jax.diffusion.loss import WEIGHTINGS, denoising_loss, v_weighting
 from sv3d_jax.diffusion.schedule import log_normal_sigmas
 from sv3d_jax.models.clip_vision import embed_image
 from sv3d_jax.models.config import ModelConfig, TowerConfig, VAEConfig
@@ -35,6 +35,7 @@ class OrbitBatch(NamedTuple):
     polar_rad: Float[Array, "b f"]
     azimuth_rad: Float[Array, "b f"]  # relative to the input view
     frame_index: Float[Array, "b f"]  # place in the orbit
+    cond_aug: Float[Array, "b"] | None = None  # noise on the input views; the model's own level where absent
 
 
 def autoencoder_loss(config: VAEConfig) -> Loss:
@@ -74,16 +75,21 @@ def tower_loss(config: TowerConfig) -> Loss:
 
 
 def unet_loss(model: ModelConfig, config: DiffusionConfig, compute: Compute = Compute()) -> Loss:
-    """Denoising loss with one noise level per video; token and conditioning latent are dropped per video."""
+    """Denoising loss at log-normal noise levels; token and conditioning latent are dropped per video."""
+    weighting = WEIGHTINGS[config.weighting]
 
     def loss(params: Params, batch: OrbitBatch, key: PRNGKeyArray) -> Scalar:
         level_key, noise_key, drop_key = jax.random.split(key, 3)
-        videos = len(batch.latents)
-        sigma = log_normal_sigmas(jax.random.normal(level_key, (videos,)), config.p_mean, config.p_std)
+        videos, frames = batch.frame_index.shape
+        drawn = (videos, 1) if config.levels == "video" else (videos, frames)
+        sigma = log_normal_sigmas(jax.random.normal(level_key, drawn), config.p_mean, config.p_std)
+        sigma = jnp.broadcast_to(sigma, (videos, frames))
         noise = jax.random.normal(noise_key, batch.latents.shape)
-        kept = jax.random.uniform(drop_key, (2, videos)) >= config.dropout
-        condition = drop_image(orbit_conditioning(model, batch), kept[0], kept[1])
-        return video_losses(model, params, batch, condition, sigma, noise, compute).mean()
+        dropped = jnp.array([[config.token_dropout], [config.latent_dropout]])
+        keep_token, keep_latent = jax.random.uniform(drop_key, (2, videos)) >= dropped
+        condition = drop_image(orbit_conditioning(model, batch), keep_token, keep_latent)
+        losses = video_losses(model, params, batch, condition, sigma, noise, weighting, compute)
+        return (frame_weights(config, batch.azimuth_rad) * losses).mean()
 
     return loss
 
@@ -93,15 +99,26 @@ def video_losses(
     params: Params,
     batch: OrbitBatch,
     condition: Conditioning,
-    sigma: Float[Array, "b"],
+    sigma: Float[Array, "b f"],
     noise: Float[Array, "b f h w c"],
+    weighting: Callable[[Array], Array] = v_weighting,
     compute: Compute = Compute(),
 ) -> Float[Array, "b f"]:
-    """Denoising loss of every frame at one noise level per video; params holds the `unet` tree."""
+    """Denoising loss of every frame; params holds the `unet` tree."""
     network = orbit_network(model, params["unet"], batch.frame_index, compute)
     latents = batch.latents * jnp.asarray(model.latent_factor)
-    levels = jnp.broadcast_to(sigma[:, None], latents.shape[:2])
-    return denoising_loss(network, latents, noise, levels, condition)
+    return denoising_loss(network, latents, noise, sigma, condition, weighting)
+
+
+def frame_weights(config: DiffusionConfig, azimuth_rad: Float[Array, "b f"]) -> Float[Array, "b f"]:
+    """Weights of the frames, smaller near the input view, of mean one in each video.
+
+    SV3D weights so but gives no formula; this one is ours: near_weight at azimuth 0, rising with
+    ((1 - cos azimuth) / 2)^near_power to 1 half way round, then divided by the video's mean.
+    """
+    distance = 0.5 * (1.0 - jnp.cos(azimuth_rad))
+    weights = config.near_weight + (1.0 - config.near_weight) * distance**config.near_power
+    return weights / jnp.maximum(weights.mean(-1, keepdims=True), 1e-6)
 
 
 def orbit_network(
@@ -118,12 +135,12 @@ def orbit_network(
 
 def orbit_conditioning(model: ModelConfig, batch: OrbitBatch) -> Conditioning:
     """The picture's token and latent, and the camera of every frame."""
-    cond_aug = jnp.full(batch.polar_rad.shape, model.cond_aug)
+    cond_aug = jnp.full(len(batch.polar_rad), model.cond_aug) if batch.cond_aug is None else batch.cond_aug
     angles = (batch.polar_rad, batch.azimuth_rad) if model.variant == "p" else (None, None)
     return Conditioning(
         context=batch.tokens[:, None],
         concat=jnp.broadcast_to(batch.input_latents[:, None], batch.latents.shape),
-        vector=frame_vector(cond_aug, *angles),
+        vector=frame_vector(jnp.broadcast_to(cond_aug[:, None], batch.polar_rad.shape), *angles),
     )
 
 

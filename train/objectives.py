@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Params, PRNGKeyArray
+from sv3d_jax.arrays import Array, Params, PRNGKeyArray, UInt8
 from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.clip_vision import init_tower
@@ -19,10 +19,11 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
+from sv3d_jax.parallel.devices import whole_on_host
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, encode_pool, gather_views, sample_views
-from sv3d_jax.train.data.orbits import OrbitPool, render_objects, render_pool, training_orbit
+from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, Views, draw_views, encode_pool, gather_views
+from sv3d_jax.train.data.orbits import Orbit, OrbitPool, render_objects, render_pool, training_orbit
 from sv3d_jax.train.losses import (
     Loss,
     OrbitBatch,
@@ -45,6 +46,7 @@ Batches = Callable[[int, Rows], Iterator[tuple[int, Any]]]
 
 VALIDATION_OBJECTS = 32
 VALIDATION_SIGMAS = (0.6, 2.0, 6.0, 30.0)
+NOISE_STREAM = 2  # keeps the noise on input pictures apart from the choice of views
 
 
 class Objective(NamedTuple):
@@ -114,9 +116,9 @@ def step_rng(config: TrainConfig, step: int) -> np.random.Generator:
 def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
     def batch(step: int, rows: Rows) -> tuple[int, np.ndarray]:
         rng, count = step_rng(config, step), config.batch_size
-        objects = rng.integers(0, config.data.objects, count)
+        orbits = rng.integers(0, len(pool.orbits), count)
         views = rng.integers(0, config.data.num_frames, count)
-        return count, pool.images(objects[rows(count)], views[rows(count)])
+        return count, pool.images(orbits[rows(count)], views[rows(count)])
 
     held_out = validation_images(config.data)[:, 0]
 
@@ -141,7 +143,8 @@ def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objectiv
         rng, count = step_rng(config, step), config.batch_size
         objects = rng.choice(config.data.objects, count, replace=False)[rows(count)]
         views = rng.integers(0, config.data.num_frames, (2, count))[:, rows(count)]
-        return count, np.stack([pool.images(objects, view) for view in views], axis=1)
+        first_orbits = objects * config.data.orbits_per_object
+        return count, np.stack([pool.images(first_orbits, view) for view in views], axis=1)
 
     held_out = validation_images(config.data)
     loss = make_loss(config, model)
@@ -162,7 +165,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     encoder = Encoder(trained, model)
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
-    validate, sheet = _unet_validation(model, config.data, encoder, trained["vae_decoder"])
+    validate, sheet = _unet_validation(model, *_held_out(config.data, encoder), trained["vae_decoder"])
     whole_from = round(config.max_steps * (1.0 - config.diffusion.full_orbit_share))
 
     def batch(step: int, rows: Rows) -> tuple[int, OrbitBatch]:
@@ -172,7 +175,22 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
         videos = config.batch_size
         if whole:
             videos = max(1, round(videos * config.diffusion.frames_per_sample / frames))
-        return videos, sample_views(step_rng(config, step), encoded, videos, frames, rows(videos))
+        drawn = draw_views(
+            step_rng(config, step),
+            len(encoded.orbits),
+            config.data.num_frames,
+            videos,
+            frames,
+            config.data.any_input,
+        )
+        local = rows(videos)
+        views = Views(*(part[local] for part in drawn))
+        batch = gather_views(encoded, views)
+        if (mean := config.diffusion.cond_aug_mean) is None:
+            return videos, batch
+        images = pool.images(views.orbits, views.inputs)
+        seeds = [[config.seed, step, row] for row in range(videos)[local]]
+        return videos, noisy_inputs(batch, images, seeds, encoder, mean, config.diffusion.cond_aug_std)
 
     return Objective(
         model=model,
@@ -185,52 +203,99 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     )
 
 
+def noisy_inputs(
+    batch: OrbitBatch,
+    images: np.ndarray,
+    seeds: Sequence[Sequence[int]],
+    encoder: Encoder,
+    mean: float,
+    std: float,
+) -> OrbitBatch:
+    """The batch with noise of log-normal level on its input pictures uint8 `b h w 3`; a row follows from its seed."""
+    rngs = [np.random.default_rng([NOISE_STREAM, *seed]) for seed in seeds]
+    levels = [np.exp(mean + std * rng.standard_normal()) for rng in rngs]
+    cond_aug = np.array(levels, np.float32)
+    noise = np.stack([rng.standard_normal(images.shape[1:], np.float32) for rng in rngs])
+    latents = encoder.noisy_latents(images, cond_aug[:, None, None, None] * noise)
+    return batch._replace(input_latents=latents, cond_aug=cond_aug)
+
+
+def _held_out(data: DataConfig, encoder: Encoder) -> tuple[OrbitBatch, UInt8[np.ndarray, "n f h w 3"]]:
+    """Whole orbits that are never trained on, and their pictures."""
+    seeds, orbits = validation_orbits(data, VALIDATION_OBJECTS // 2)
+    images = render_objects(seeds, orbits, data.size, data.family)
+    return whole_orbits(EncodedOrbits(*encoder(images), orbits)), images
+
+
 def _unet_validation(
-    model: ModelConfig, data: DataConfig, encoder: Encoder, decoder: Params
+    model: ModelConfig, batch: OrbitBatch, images: UInt8[np.ndarray, "n f h w 3"], decoder: Params
 ) -> tuple[Callable[[Params], dict[str, float]], Callable[[Params], tuple[np.ndarray, float]]]:
-    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects.
+    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits; a sheet of the first, sampled.
 
-    And a sheet of the first of these orbits, sampled.
+    `val_loss` and `val_psnr` are the means over the levels and over all frames but the input view.
     """
-    count = VALIDATION_OBJECTS // 2
-    seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + count)
-    orbits = [training_orbit(int(seed), data) for seed in seeds]
-    images = render_objects(seeds, orbits, data.size)
-    last = np.full(count, data.num_frames - 1)
-    places = np.tile(np.arange(data.num_frames), (count, 1))
-    batch = gather_views(EncodedOrbits(*encoder(images), orbits), np.arange(count), last, places)
+    num_frames = batch.latents.shape[1]
     noise = jax.random.normal(jax.random.key(1), batch.latents.shape)
-    shown = {"first": 0, "opposite": data.num_frames // 2, "last": data.num_frames - 2}
+    # Arrays of this process alone do not meet those of all processes in one program; plain ones do.
+    noise, pixels, decoder = jax.device_get((noise, to_pixels(images), decoder))
+    shown = {"first": 0, "opposite": num_frames // 2, "last": num_frames - 2}
 
-    @jax.jit
-    def losses(params, batch, sigma):
-        levels = jnp.full(count, sigma)
-        return video_losses(model, params, batch, orbit_conditioning(model, batch), levels, noise).mean()
+    def judge(params, decoder, video):
+        """Losses at the levels, and PSNR of every frame, of one orbit."""
+        batch, noise, pixels = jax.tree.map(lambda leaf: leaf[None], video)
+        condition = orbit_conditioning(model, batch)
 
-    @jax.jit
-    def one_step(params, decoder, batch, pixels):
+        def loss(sigma):
+            levels = jnp.full(noise.shape[:2], sigma)
+            return video_losses(model, params, batch, condition, levels, noise).mean()
+
         network = orbit_network(model, params["unet"], batch.frame_index)
-        sigma = jnp.full(batch.latents.shape[:2], model.sigma_max)
-        latents = denoise(network, noise * model.sigma_max, sigma, orbit_conditioning(model, batch))
-        latents = latents[:, list(shown.values())] / jnp.asarray(model.latent_factor)
-        decoded = decode(decoder, model.vae, latents.reshape(-1, *latents.shape[2:]))
-        return psnr(decoded.reshape(pixels.shape), pixels).mean(0)
+        sigma = jnp.full(noise.shape[:2], model.sigma_max)
+        latents = denoise(network, noise * model.sigma_max, sigma, condition)[0] / jnp.asarray(
+            model.latent_factor
+        )
+        losses = jax.lax.map(loss, jnp.array(VALIDATION_SIGMAS))
+        return losses, psnr(decode(decoder, model.vae, latents), pixels[0])
 
-    pixels = to_pixels(images[:, list(shown.values())])
+    # One orbit after the other: all at once would need many times the memory of a training step.
+    judge_all = jax.jit(
+        lambda params, decoder, videos: jax.tree.map(
+            lambda values: values.mean(0), jax.lax.map(partial(judge, params, decoder), videos)
+        )
+    )
 
     def validate(params: Params) -> dict[str, float]:
-        report = {f"val_loss_{sigma:g}": float(losses(params, batch, sigma)) for sigma in VALIDATION_SIGMAS}
-        values = one_step(params, decoder, batch, pixels)
-        return report | {f"val_psnr_{name}": float(v) for name, v in zip(shown, values, strict=True)}
+        losses, values = whole_on_host(judge_all(params, decoder, (batch, noise, pixels)))
+        report = {"val_loss": losses.mean(), "val_psnr": values[:-1].mean()}
+        report |= {f"val_loss_{sigma:g}": loss for sigma, loss in zip(VALIDATION_SIGMAS, losses, strict=True)}
+        report |= {f"val_psnr_{name}": values[frame] for name, frame in shown.items()}
+        return {name: float(value) for name, value in report.items()}
 
     first = jax.tree.map(lambda leaf: leaf[:1], batch)
     return validate, sheet_maker(model, decoder, first, images[0])
 
 
+def whole_orbits(encoded: EncodedOrbits) -> OrbitBatch:
+    """All frames of all orbits, the last view of each its input."""
+    count, num_frames = encoded.latents.shape[:2]
+    last = np.full(count, num_frames - 1)
+    return gather_views(encoded, Views(np.arange(count), last, np.tile(np.arange(num_frames), (count, 1))))
+
+
+def validation_orbits(data: DataConfig, count: int) -> tuple[list[int], list[Orbit]]:
+    """Seeds and cameras that no run trains on: orbits of other objects, or further ones of the same objects."""
+    if data.validation == "objects":
+        seeds = [EVALUATION_SEED + index for index in range(count)]
+        return seeds, [training_orbit(seed, data) for seed in seeds]
+    places = [divmod(index, data.objects) for index in range(count)]
+    seeds = [data.first_seed + place for _, place in places]
+    numbers = [data.orbits_per_object + further for further, _ in places]
+    return seeds, [training_orbit(s, data, n) for s, n in zip(seeds, numbers, strict=True)]
+
+
 def validation_images(data: DataConfig) -> np.ndarray:
     """Pictures uint8 `n 2 h w 3`: two views of objects that are never trained on."""
-    seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + VALIDATION_OBJECTS)
-    images = render_objects(seeds, [training_orbit(int(seed), data) for seed in seeds], data.size)
+    images = render_objects(*validation_orbits(data, VALIDATION_OBJECTS), data.size, data.family)
     return images[:, [0, data.num_frames // 3]]
 
 

@@ -15,6 +15,7 @@ from sv3d_jax.io.video import contact_sheet, frame_labels
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
+from sv3d_jax.parallel.devices import whole_on_host
 from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network
 
 NOISE_SEED = 2  # every sheet of a run begins from the same noise, so that sheets can be compared
@@ -38,7 +39,7 @@ def sheet_maker(
 
     `orbit` is a batch of one whose last frame is the input view; the PSNR leaves that frame out.
     """
-    noise = jax.random.normal(jax.random.key(NOISE_SEED), orbit.latents.shape)
+    noise = np.asarray(jax.random.normal(jax.random.key(NOISE_SEED), orbit.latents.shape))
     labels = frame_labels(
         np.rad2deg(np.asarray(orbit.azimuth_rad[0])), 90.0 - np.rad2deg(np.asarray(orbit.polar_rad[0]))
     )
@@ -52,7 +53,7 @@ def sheet_maker(
         return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
 
     def make(params: Params) -> tuple[np.ndarray, float]:
-        sampled = np.asarray(frames(params, decoder))
+        sampled = whole_on_host(frames(params, decoder))
         score = psnr(sampled[:-1] / np.float32(255), truth[:-1] / np.float32(255)).mean()
         return contact_sheet(np.concatenate([sampled, truth], axis=1), labels), float(score)
 

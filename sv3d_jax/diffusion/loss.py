@@ -1,5 +1,7 @@
 """The training objective: weighted squared error of the denoised latents (EDM, eq. 2)."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float
@@ -26,17 +28,26 @@ def unit_weighting(sigma: Float[Array, "..."]) -> Float[Array, "..."]:
     return jnp.ones_like(sigma)
 
 
+WEIGHTINGS: dict[str, Callable[[Array], Array]] = {
+    "v": v_weighting,
+    "edm": edm_weighting,
+    "eps": eps_weighting,
+    "unit": unit_weighting,
+}
+
+
 def denoising_loss(
     network: Network,
     latents: Float[Array, "b f h w c"],
     noise: Float[Array, "b f h w c"],
     sigma: Float[Array, "b f"],
     condition: Conditioning,
+    weighting: Callable[[Array], Array] = v_weighting,
 ) -> Float[Array, "b f"]:
-    """Loss of every frame: mean over its latent of v_weighting(sigma) (D(latents + sigma noise) - latents)^2.
+    """Loss of every frame: mean over its latent of weighting(sigma) (D(latents + sigma noise) - latents)^2.
 
     sigma should be one level per video, repeated over its frames, as in sampling.
     """
     noisy = latents + sigma[:, :, None, None, None] * noise
     denoised = denoise(network, noisy, sigma, condition)
-    return v_weighting(sigma) * jnp.square(denoised - latents).mean((2, 3, 4))
+    return weighting(sigma) * jnp.square(denoised - latents).mean((2, 3, 4))

@@ -81,7 +81,7 @@ def mesh_shape(text: str, devices: int) -> dict[str, int]:
     return {axis: sizes.get(axis, 1) for axis in AXES}
 
 
-def device_mesh(text: str = "", devices: Sequence[jax.Device] | None = None) -> Mesh:
+def device_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     """All devices of all processes, or those given, in the shape that `mesh_shape` reads from the text."""
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(text, len(devices))
@@ -116,6 +116,19 @@ def place_tree(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
 
     return jax.tree.map(place, tree, shardings)
+
+
+def whole_on_host(tree: Any) -> Any:
+    """Plain arrays, whole on every process."""
+
+    def fetch(leaf):
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        from jax.experimental import multihost_utils
+
+        return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(fetch, tree)
 
 
 def _has_peers(environment: Mapping[str, str]) -> bool:

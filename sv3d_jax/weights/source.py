@@ -212,8 +212,13 @@ def _with_name(values: dict[str, Any]) -> dict[str, Any]:
 def _other_model(shapes: Mapping[str, Shape]) -> str | None:
     """What a file with some of SV3D's names is, where it is something else."""
     label = shapes.get(f"{PREFIXES['unet']}label_emb.0.0.weight", ())
-    if f"{PREFIXES['vae_decoder']}conv_out.time_mix_conv.weight" in shapes or label[1:] == (768,):
-        return "Stable Video Diffusion (SVD), whose condition vector holds frame rate and motion instead of cameras"
+    over_time = f"{PREFIXES['vae_decoder']}conv_out.time_mix_conv.weight" in shapes
+    if over_time or label[1:] == (768,):
+        decoder = " and whose decoder mixes frames" if over_time else ""
+        return (
+            "Stable Video Diffusion (SVD), whose condition vector holds frame rate and motion instead of cameras"
+            f"{decoder}; only sv3d train --initial takes it, for its UNet"
+        )
     if label and label[1:] not in ((256,), (1280,)):
         return f"a model with the condition vector {label[1:]}, sv3d_u has 256 values there and sv3d_p 1280"
     return None

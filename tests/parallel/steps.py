@@ -15,7 +15,7 @@ from tests.tiny_model import CONFIG
 
 ROWS, FRAMES, STEPS = 8, 3, 5
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=2)
-LOSS = unet_loss(CONFIG, DiffusionConfig(dropout=0.3))
+LOSS = unet_loss(CONFIG, DiffusionConfig(token_dropout=0.3, latent_dropout=0.3))
 
 
 def batch(step: int, rows: slice = slice(None)) -> OrbitBatch:
@@ -55,10 +55,11 @@ def train(text: str, devices=None, state=None, steps=range(STEPS), **changes):
     mesh = device_mesh(text, devices)
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     state = state or begin(mesh)
-    step = compiled_step(TrainConfig(output=".", **changes), LOSS, optimizer, state)
+    config = TrainConfig(output=".", **changes)
+    step = compiled_step(config, LOSS, lambda params, frozen: params, optimizer, state)
     losses = []
     for index in steps:
-        state, metrics = step(state, placed_batch(index, mesh), jax.random.key(index))
+        state, metrics = step(state, {}, placed_batch(index, mesh), jax.random.key(index))
         losses.append(float(metrics["loss"]))
     return state, np.array(losses)
 

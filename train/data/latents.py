@@ -38,6 +38,9 @@ class Encoder:
             return mean, embed_image(params["image_tower"], model.tower, pixels)
 
         self._run = jax.jit(run)
+        self._encode = jax.jit(
+            lambda params, pixels: encode_moments(params["vae_encoder"], model.vae, pixels)[0]
+        )
 
     def fingerprint(self) -> str:
         """SHA-256 of the parameters."""
@@ -45,6 +48,10 @@ class Encoder:
         for leaf in jax.tree.leaves(self.params):
             digest.update(np.asarray(leaf, np.float32).tobytes())
         return digest.hexdigest()
+
+    def noisy_latents(self, images: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Latents `n h w c` of pictures uint8 `n h w 3` with noise added to their pixels in [-1, 1]."""
+        return np.asarray(self._encode(self.params, to_pixels(images) + noise))
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents `objects f h w c` and tokens `objects f d` of pictures uint8 `objects f h w 3`."""
@@ -80,44 +87,49 @@ def encode_pool(directory: Path, pool: OrbitPool, encoder: Encoder, progress: Pr
     return EncodedOrbits(latents[:count], tokens[:count], pool.orbits)
 
 
-def sample_views(
+class Views(NamedTuple):
+    """The views of a batch, by number."""
+
+    orbits: np.ndarray  # (b,)
+    inputs: np.ndarray  # (b,), the input view of each orbit
+    places: np.ndarray  # (b, f), of the frames in the orbit that ends with the input view
+
+
+def draw_views(
     rng: np.random.Generator,
-    encoded: EncodedOrbits,
+    num_orbits: int,
+    num_frames: int,
     batch_size: int,
     frames: int,
-    rows: slice = slice(None),
-) -> OrbitBatch:
-    """Some rows of a batch: random objects, each with a random input view and `frames` views of the orbit to it.
+    any_input: bool = True,
+) -> Views:
+    """Random orbits, each with a random input view (or the last) and `frames` views of the orbit to it.
 
     The orbit is cyclic: any view can be the last, and the others follow it round the object. The input view is
     always among the frames, which keep their place in the whole orbit as frame index.
     """
-    num_frames = encoded.latents.shape[1]
-    objects = rng.integers(0, len(encoded.latents), batch_size)
-    inputs = rng.integers(0, num_frames, batch_size)
+    orbits = rng.integers(0, num_orbits, batch_size)
+    inputs = rng.integers(0, num_frames, batch_size) if any_input else np.full(batch_size, num_frames - 1)
     places = np.stack(
         [
             np.append(np.sort(rng.choice(num_frames - 1, frames - 1, replace=False)), num_frames - 1)
             for _ in range(batch_size)
         ]
     )
-    return gather_views(encoded, objects[rows], inputs[rows], places[rows])
+    return Views(orbits, inputs, places)
 
 
-def gather_views(
-    encoded: EncodedOrbits, objects: np.ndarray, inputs: np.ndarray, places: np.ndarray
-) -> OrbitBatch:
-    """Frames `places` (b, f) of the orbits whose last frame is the view `inputs` (b,)."""
+def gather_views(encoded: EncodedOrbits, views: Views) -> OrbitBatch:
+    """The frames of a batch, and its input views."""
+    orbits, inputs, places = views
     num_frames = encoded.latents.shape[1]
-    views = (inputs[:, None] + 1 + places) % num_frames
-    angles = [
-        relative_angles(encoded.orbits[o], v, i) for o, v, i in zip(objects, views, inputs, strict=True)
-    ]
+    shown = (inputs[:, None] + 1 + places) % num_frames
+    angles = [relative_angles(encoded.orbits[o], v, i) for o, v, i in zip(orbits, shown, inputs, strict=True)]
     polar_rad, azimuth_rad = (np.stack(column).astype(np.float32) for column in zip(*angles, strict=True))
     return OrbitBatch(
-        latents=encoded.latents[objects[:, None], views],
-        input_latents=encoded.latents[objects, inputs],
-        tokens=encoded.tokens[objects, inputs],
+        latents=encoded.latents[orbits[:, None], shown],
+        input_latents=encoded.latents[orbits, inputs],
+        tokens=encoded.tokens[orbits, inputs],
         polar_rad=polar_rad,
         azimuth_rad=azimuth_rad,
         frame_index=places.astype(np.float32),

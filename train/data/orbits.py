@@ -1,23 +1,27 @@
-"""Rendered orbits of procedural figures, kept on disk as uint8 shards that any number of runs may share.
+"""Rendered orbits of procedural objects, kept on disk as uint8 shards that any number of runs may share.
 
-A shard holds `SHARD_OBJECTS` consecutive seeds; its content is a function of the data settings alone, so a pool
-that was cut short is completed, and a run on fewer objects reads the first shards of a larger pool.
+A shard holds `SHARD_ORBITS` consecutive orbits, those of one object side by side; its content is a function of the
+data settings alone, so a pool that was cut short is completed, and a run on fewer objects reads the first shards of a
+larger pool.
 """
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.config import DataConfig
 
-SHARD_OBJECTS = 128
+SHARD_ORBITS = 128
 RENDER_BATCH = 32
 ORBIT_STREAM = 1  # keeps the random numbers of the cameras apart from those of the figure with the same seed
 
@@ -29,12 +33,12 @@ class Orbit(NamedTuple):
     elevations_deg: np.ndarray
 
 
-def training_orbit(seed: int, config: DataConfig) -> Orbit:
-    """Cameras of the object with this seed: either direction, even or uneven steps, level or on a sine.
+def training_orbit(seed: int, config: DataConfig, number: int = 0) -> Orbit:
+    """Cameras of an orbit of the object with this seed: either direction, even or uneven steps, level or on a sine.
 
     The frame index alone must not tell the azimuth, or a network ignores the camera.
     """
-    rng = np.random.default_rng([ORBIT_STREAM, seed])
+    rng = np.random.default_rng([ORBIT_STREAM, seed, number])
     frames = config.num_frames
     steps = np.ones(frames)
     if rng.uniform() < config.irregular_share:
@@ -56,22 +60,22 @@ def relative_angles(orbit: Orbit, frames: np.ndarray, input_view: int) -> tuple[
 
 
 class OrbitPool:
-    """The rendered orbits of objects 0 .. n-1."""
+    """The rendered orbits, numbered as `nth_orbit` numbers them."""
 
     def __init__(self, directory: Path, config: DataConfig):
         self.config = config
-        self.orbits = [training_orbit(seed, config) for seed in range(config.objects)]
+        self.orbits = [nth_orbit(config, index)[1] for index in range(num_orbits(config))]
         self._shards = [np.load(path, mmap_mode="r") for path in _shard_paths(directory, config)]
 
-    def images(self, objects: np.ndarray, views: np.ndarray) -> np.ndarray:
-        """Pictures uint8 `n h w 3` of view views[i] of object objects[i]."""
-        shards, places = np.divmod(objects, SHARD_OBJECTS)
+    def images(self, orbits: np.ndarray, views: np.ndarray) -> np.ndarray:
+        """Pictures uint8 `n h w 3` of view views[i] of orbit orbits[i]."""
+        shards, places = np.divmod(orbits, SHARD_ORBITS)
         return np.stack(
             [self._shards[s][p, v] for s, p, v in zip(shards, places, np.asarray(views), strict=True)]
         )
 
     def shards(self) -> list[np.ndarray]:
-        """Pictures uint8 `objects f h w 3`, in the order of the objects."""
+        """Pictures uint8 `orbits f h w 3`, in the order of the orbits."""
         return self._shards
 
     def fingerprint(self) -> str:
@@ -86,7 +90,7 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
     """Render what the folder lacks, then open it; a folder rendered with other settings is refused."""
     progress = progress or NullProgress()
     directory.mkdir(parents=True, exist_ok=True)
-    settings = dataclasses.asdict(config) | {"objects": None}
+    settings = dataclasses.asdict(config) | dict.fromkeys(("objects", "any_input", "validation"))
     index = directory / "orbits.json"
     if index.exists() and (found := json.loads(index.read_text())) != settings:
         names = sorted(name for name in settings if found.get(name) != settings[name])
@@ -103,27 +107,52 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
     return OrbitPool(directory, config)
 
 
-def render_objects(seeds: np.ndarray, orbits: list[Orbit], size: int) -> np.ndarray:
-    """Pictures uint8 `n f h w 3` of figures, each from the cameras of its orbit."""
+def num_orbits(config: DataConfig) -> int:
+    """Orbits that the settings ask for."""
+    return config.objects * config.orbits_per_object
+
+
+def nth_orbit(config: DataConfig, index: int) -> tuple[int, Orbit]:
+    """Seed of the object, and cameras, of the orbit with this number."""
+    place, number = divmod(index, config.orbits_per_object)
+    seed = config.first_seed + place
+    return seed, training_orbit(seed, config, number)
+
+
+def render_objects(
+    seeds: Sequence[int] | np.ndarray, orbits: Sequence[Orbit], size: int, family: str = "figures"
+) -> np.ndarray:
+    """Pictures uint8 `n f h w 3` of objects of a family, each from the cameras of its orbit."""
     from sv3d_jax.train.data.render import render_figures
 
+    if family != "figures":
+        pairs = zip(seeds, orbits, strict=True)
+        return np.stack([_render_object(family, int(seed), orbit, size) for seed, orbit in pairs])
     azimuths = np.stack([orbit.azimuths_deg for orbit in orbits])
     elevations = np.stack([orbit.elevations_deg for orbit in orbits])
     return np.asarray(render_figures(seeds, azimuths, elevations, size))
 
 
+def _render_object(family: str, seed: int, orbit: Orbit, size: int) -> np.ndarray:
+    from sv3d_jax.train.data.objects import object_mesh
+    from sv3d_jax.train.data.render import render_orbit, to_world
+
+    mesh, light = to_world(object_mesh(family, seed)), soft_light(seed)
+    # A camera path begins at its last view, so the object and its light are turned by that view's azimuth.
+    cos, sin = np.cos(turn := -np.deg2rad(orbit.azimuths_deg[-1])), np.sin(turn)
+    rotation = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
+    mesh = dataclasses.replace(mesh, vertices=mesh.vertices @ rotation.T)
+    light = light._replace(axis=(rotation @ light.axis).astype(np.float32))
+    return render_orbit(mesh, CameraPath(*orbit), size, light, supersample=2)[0]
+
+
 def _render_shard(path: Path, config: DataConfig) -> None:
     first = int(path.stem.split("-")[1])
-    shard = np.concatenate(
-        [
-            render_objects(
-                seeds := np.arange(start, start + RENDER_BATCH),
-                [training_orbit(int(seed), config) for seed in seeds],
-                config.size,
-            )
-            for start in range(first, first + SHARD_OBJECTS, RENDER_BATCH)
-        ]
-    )
+    parts = []
+    for start in range(first, first + SHARD_ORBITS, RENDER_BATCH):
+        seeds, orbits = zip(*(nth_orbit(config, start + i) for i in range(RENDER_BATCH)), strict=True)
+        parts.append(render_objects(seeds, orbits, config.size, config.family))
+    shard = np.concatenate(parts)
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
         np.save(file, shard)
@@ -131,5 +160,5 @@ def _render_shard(path: Path, config: DataConfig) -> None:
 
 
 def _shard_paths(directory: Path, config: DataConfig) -> list[Path]:
-    firsts = range(0, config.objects, SHARD_OBJECTS)
+    firsts = range(0, num_orbits(config), SHARD_ORBITS)
     return [directory / f"orbits-{first:08d}.npy" for first in firsts]

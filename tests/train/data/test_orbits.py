@@ -1,10 +1,11 @@
 """Cameras of training orbits, and the views that a sample takes of them."""
 
 import numpy as np
+import pytest
 
 from sv3d_jax.train.config import DataConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, gather_views, sample_views
-from sv3d_jax.train.data.orbits import Orbit, training_orbit
+from sv3d_jax.train.data.latents import EncodedOrbits, Views, draw_views, gather_views
+from sv3d_jax.train.data.orbits import Orbit, nth_orbit, render_objects, training_orbit
 
 ORBITS = [training_orbit(seed, DataConfig()) for seed in range(400)]
 
@@ -39,14 +40,14 @@ def encoded(count: int = 3, frames: int = 21) -> EncodedOrbits:
 
 
 def test_any_view_can_be_the_input_and_the_others_follow_it():
-    batch = gather_views(encoded(), np.array([1]), np.array([4]), np.array([[0, 19, 20]]))
+    batch = gather_views(encoded(), Views(np.array([1]), np.array([4]), np.array([[0, 19, 20]])))
     np.testing.assert_allclose(batch.latents[0, :, 0, 0, 0], [1.05, 1.03, 1.04])
     np.testing.assert_allclose(batch.input_latents[0, 0, 0, 0], 1.04)
     np.testing.assert_allclose(batch.tokens[0, 0], 1.04)
 
 
 def test_azimuths_are_relative_to_the_input_view():
-    batch = gather_views(encoded(), np.array([1]), np.array([4]), np.array([[0, 19, 20]]))
+    batch = gather_views(encoded(), Views(np.array([1]), np.array([4]), np.array([[0, 19, 20]])))
     azimuths = ORBITS[1].azimuths_deg
     expected = np.deg2rad((azimuths[[5, 3, 4]] - azimuths[4]) % 360.0)
     np.testing.assert_allclose(batch.azimuth_rad[0], expected, rtol=1e-6)
@@ -56,8 +57,33 @@ def test_azimuths_are_relative_to_the_input_view():
 
 
 def test_samples_hold_the_input_view_once_and_last():
-    batch = sample_views(np.random.default_rng(0), encoded(), 50, 7)
+    batch = gather_views(encoded(), draw_views(np.random.default_rng(0), 3, 21, 50, 7))
     assert np.all(batch.frame_index[:, -1] == 20)
     assert np.all(np.diff(batch.frame_index) > 0)
     np.testing.assert_array_equal(batch.latents[:, -1], batch.input_latents)
     np.testing.assert_array_equal(batch.azimuth_rad[:, -1], 0.0)
+
+
+def test_the_last_view_is_the_input_where_asked():
+    views = draw_views(np.random.default_rng(0), 3, 21, 50, 7, any_input=False)
+    assert np.all(views.inputs == 20)
+
+
+def test_orbits_of_one_object_stand_side_by_side_and_differ():
+    data = DataConfig(first_seed=7, objects=2, orbits_per_object=3)
+    seeds, orbits = zip(*(nth_orbit(data, index) for index in range(6)), strict=True)
+    assert seeds == (7, 7, 7, 8, 8, 8)
+    assert len({orbit.azimuths_deg[0] for orbit in orbits}) == 6
+
+
+def test_the_first_orbit_of_an_object_does_not_depend_on_their_number():
+    alone, first = DataConfig(), DataConfig(orbits_per_object=4)
+    np.testing.assert_array_equal(nth_orbit(alone, 2)[1].azimuths_deg, nth_orbit(first, 8)[1].azimuths_deg)
+
+
+@pytest.mark.slow
+def test_a_mixed_object_is_seen_from_its_cameras():
+    turned = Orbit(ORBITS[0].azimuths_deg[[0, 7, 3]], ORBITS[0].elevations_deg[[0, 7, 3]])
+    [pictures] = render_objects([5], [turned], 32, "mixed")
+    [others] = render_objects([5], [Orbit(*(angles[::-1] for angles in turned))], 32, "mixed")
+    np.testing.assert_allclose(pictures[::-1].astype(int), others, atol=2)  # rounding moves a few edge pixels

@@ -1,0 +1,162 @@
+"""Training samples a second against diffusers' UNetSpatioTemporalConditionModel, random weights.
+
+    python benchmarks/train_step.py --json
+
+A step is forward, velocity-weighted loss, backward, clipping and AdamW; ours also draws its noise and keeps the
+running average. Each side lives in its own process and their steps alternate A B A B. On a CPU both compute in float32
+on the same number of threads (torch: channels_last, SDPA, fused AdamW). Needs the `bench` extra.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+
+from unet import Worker, report, serve
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--width", type=int, default=128, help="channels of the first level")
+    parser.add_argument("--frames", type=int, default=5)
+    parser.add_argument("--side", type=int, default=16, help="rows and columns of the latents")
+    parser.add_argument("--batch", type=int, default=1, help="videos")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu",), default="cpu")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        serve(SIDES[args.worker](args))
+    else:
+        report(compare(args), args.json)
+
+
+def compare(args: argparse.Namespace) -> dict:
+    """Alternate the two sides; medians, and the ratio of samples a second, above 1 where ours is faster."""
+    names = ("width", "frames", "side", "batch", "threads", "rounds")
+    result = {name: getattr(args, name) for name in names}
+    with tempfile.TemporaryDirectory() as cache:
+        workers = {side: Worker(side, args, cache, __file__) for side in SIDES}
+        seconds = {side: [] for side in SIDES}
+        for _ in range(args.rounds):
+            for side, worker in workers.items():
+                seconds[side].append(worker.run())
+        for side, worker in workers.items():
+            result[f"{side}_samples_per_s"] = args.batch / statistics.median(seconds[side])
+            result |= {f"{side}_{key}": value for key, value in worker.ready.items()}
+            worker.close()
+    result["ratio"] = result["jax_samples_per_s"] / result["torch_samples_per_s"]
+    return result
+
+
+def jax_side(args: argparse.Namespace) -> tuple:
+    """Our training step."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    import functools
+    import time
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from sv3d_jax.models.config import ModelConfig, UNetConfig
+    from sv3d_jax.models.video_unet import init_unet
+    from sv3d_jax.train.config import DiffusionConfig, OptimizerConfig
+    from sv3d_jax.train.losses import OrbitBatch, unet_loss
+    from sv3d_jax.train.optimizer import make_optimizer
+    from sv3d_jax.train.state import new_state
+    from sv3d_jax.train.step import train_step
+
+    model = ModelConfig(unet=UNetConfig(model_channels=args.width))
+    shapes = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
+    random = np.random.default_rng(0)
+
+    def normal(*shape, scale=1.0):
+        return jnp.asarray(scale * random.standard_normal(shape, np.float32))
+
+    params = {"unet": jax.tree.map(lambda leaf: normal(*leaf.shape, scale=0.02), shapes)}
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    batch, frames, side = args.batch, args.frames, args.side
+    views = OrbitBatch(
+        latents=normal(batch, frames, side, side, 4),
+        input_latents=normal(batch, side, side, 4),
+        tokens=normal(batch, model.unet.context_width),
+        polar_rad=normal(batch, frames),
+        azimuth_rad=normal(batch, frames),
+        frame_index=jnp.broadcast_to(jnp.arange(frames, dtype=jnp.float32), (batch, frames)),
+    )
+    optimizer = make_optimizer(OptimizerConfig(weight_decay=0.01), 1000)
+    step = jax.jit(
+        functools.partial(
+            train_step, loss=unet_loss(model, DiffusionConfig()), optimizer=optimizer, ema_decay=0.999
+        ),
+        donate_argnums=0,
+    )
+    state, key = new_state(params, optimizer), jax.random.key(0)
+    start = time.perf_counter()
+    compiled = step.lower(state, views, key).compile()
+    ready = {
+        "parameters": count,
+        "compile_seconds": time.perf_counter() - start,
+        "versions": {"jax": jax.__version__},
+    }
+
+    def run():
+        nonlocal state
+        state, _ = compiled(state, views, key)
+        jax.block_until_ready(state)
+
+    return run, ready
+
+
+def torch_side(args: argparse.Namespace) -> tuple:
+    """diffusers' model of the same widths."""
+    import diffusers
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    width = args.width
+    model = diffusers.UNetSpatioTemporalConditionModel(
+        sample_size=args.side,
+        block_out_channels=(width, 2 * width, 4 * width, 4 * width),
+        num_attention_heads=tuple(max(1, width * mult // 64) for mult in (1, 2, 4, 4)),
+        cross_attention_dim=1024,
+        num_frames=args.frames,
+    ).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
+    batch, frames, side = args.batch, args.frames, args.side
+    latents = torch.randn(batch, frames, 4, side, side)
+    concat = torch.randn_like(latents)
+    context = torch.randn(batch, 1, 1024)
+    time_ids = torch.rand(batch, 3)
+    sigma = torch.tensor(2.0)
+
+    def run():
+        noisy = latents + sigma * torch.randn_like(latents)
+        variance = 1.0 + sigma**2
+        sample = torch.cat([noisy / variance.sqrt(), concat], dim=2)
+        [output] = model(sample, 0.25 * sigma.log(), context, time_ids, return_dict=False)
+        denoised = noisy / variance - sigma / variance.sqrt() * output
+        loss = (variance / sigma**2 * (denoised - latents).square()).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return run, {
+        "parameters": count,
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+
+
+SIDES = {"jax": jax_side, "torch": torch_side}
+
+if __name__ == "__main__":
+    main()

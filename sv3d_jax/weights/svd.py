@@ -1,0 +1,64 @@
+"""The UNet of Stable Video Diffusion, from which SV3D was trained, as weights to start from.
+
+Its tensors have SV3D's names and shapes but for the first layer of the label embedding: SVD's vector holds frame
+rate, motion and conditioning noise, 256 sinusoids each, SV3D's the conditioning noise and, in sv3d_p, two angles.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from sv3d_jax.arrays import Params
+from sv3d_jax.errors import WeightsError
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.weights.key_map import PREFIXES, Shape, model_parameters, tree_from_leaves
+from sv3d_jax.weights.safetensors_file import SafetensorsFile
+from sv3d_jax.weights.source import cast
+
+VECTOR_WIDTH = 768
+_NOISE_WIDTH, _POSE_WIDTH = 256, 1024
+
+
+def is_svd(path: Path) -> bool:
+    """Whether a file holds Stable Video Diffusion, whatever its decoder."""
+    return path.is_file() and has_svd_vector(
+        {name: info.shape for name, info in SafetensorsFile(path).tensors.items()}
+    )
+
+
+def has_svd_vector(shapes: Mapping[str, Shape]) -> bool:
+    """Whether a model's condition vector has the width of SVD's."""
+    return shapes.get(f"{PREFIXES['unet']}label_emb.0.0.weight", ())[1:] == (VECTOR_WIDTH,)
+
+
+def read_svd_unet(path: Path, model: ModelConfig) -> Params:
+    """The UNet of an SVD file in float32, its label embedding still as wide as SVD's; other tensors are not read."""
+    file = SafetensorsFile(path)
+    unet = replace(model.unet, vector_width=VECTOR_WIDTH)
+    parameters = model_parameters(replace(model, unet=unet), ["unet"])
+    for parameter in parameters:
+        found = file.tensors[parameter.name].shape if parameter.name in file.tensors else "nothing"
+        if found != parameter.shape:
+            raise WeightsError(
+                f"{path}: {parameter.name} should have the shape {parameter.shape} in the UNet of {model.name}, "
+                f"the file has {found}",
+                hint="choose the model with the widths of the file",
+            )
+    return tree_from_leaves(
+        (p.path, p.to_tree(cast(file.read(p.name), p.name, np.dtype(np.float32)))) for p in parameters
+    )["unet"]
+
+
+def adapt_vector(kernel: np.ndarray, width: int) -> np.ndarray:
+    """The first kernel of the label embedding, (vector, out), for a vector of another width.
+
+    What is said of the conditioning noise stays; frame rate and motion are dropped. Rows for the camera that the
+    kernel lacks are zero: at first the network answers as if there were none.
+    """
+    noise = kernel[-_NOISE_WIDTH:] if len(kernel) == VECTOR_WIDTH else kernel[:_NOISE_WIDTH]
+    pose = kernel[_NOISE_WIDTH:]
+    if len(pose) != _POSE_WIDTH:
+        pose = np.zeros((_POSE_WIDTH, kernel.shape[1]), kernel.dtype)
+    return np.concatenate([noise, pose])[:width]

@@ -1,0 +1,88 @@
+"""Which parameters a run trains: all, those of the layers over time, or low-rank changes of linear layers.
+
+The low-rank changes are those of LoRA (arXiv 2106.09685): kernel + alpha / rank * down @ up, `up` zero at first.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sv3d_jax.arrays import Array, Params, PRNGKeyArray
+from sv3d_jax.train.config import TrainableConfig
+from sv3d_jax.weights.key_map import tree_from_leaves
+
+Path = tuple[str, ...]
+
+_TEMPORAL = re.compile(r"/(time_stack|time_pos_embed|time_mixer)")
+_ADAPTED = re.compile(r"/(attn\d/to_(q|k|v|out_0)|ff(_in)?/net_(0/proj|2))/kernel$")
+
+
+class Trainable(NamedTuple):
+    """Parameters in two parts, and the way back to one tree."""
+
+    initial: Params  # what is trained, as it is before the first step
+    frozen: Params  # what keeps its bits
+    join: Callable[
+        [Params, Params], Params
+    ]  # (trained, frozen) -> the whole tree, as models take and files hold it
+
+
+def choose_trainable(params: Params, config: TrainableConfig, key: PRNGKeyArray) -> Trainable:
+    """Part the parameters by the settings; the two parts joined are `params`, bit for bit."""
+    if config.layers == "all":
+        return Trainable(params, {}, lambda trained, frozen: trained)
+    if config.layers == "lora":
+        scale = config.alpha / config.rank
+        return Trainable(_adapters(params, config.rank, key), params, lambda t, f: _merged(t, f, scale))
+    parts = {True: [], False: []}
+    for path, leaf in _leaves(params):
+        parts[bool(_TEMPORAL.search("/".join(path)))].append((path, leaf))
+    return Trainable(tree_from_leaves(parts[True]), tree_from_leaves(parts[False]), _united)
+
+
+def fingerprint(params: Params) -> str:
+    """SHA-256 of names and values."""
+    digest = hashlib.sha256()
+    for path, leaf in _leaves(params):
+        digest.update("/".join(path).encode())
+        digest.update(np.ascontiguousarray(leaf))
+    return digest.hexdigest()
+
+
+def _united(trained: Params, frozen: Params) -> Params:
+    return tree_from_leaves([*_leaves(frozen), *_leaves(trained)])
+
+
+def _adapters(params: Params, rank: int, key: PRNGKeyArray) -> Params:
+    """`lora_down` and `lora_up` beside the place of each kernel that is changed."""
+    kernels = [(path, leaf) for path, leaf in _leaves(params) if _ADAPTED.search("/".join(path))]
+    leaves: list[tuple[Path, Array]] = []
+    for index, (path, kernel) in enumerate(kernels):
+        inputs, outputs = kernel.shape
+        bound = 1.0 / math.sqrt(inputs)
+        draw_key = jax.random.fold_in(key, index)
+        down = jax.random.uniform(draw_key, (inputs, rank), minval=-bound, maxval=bound)
+        leaves += [((*path[:-1], "lora_down"), down), ((*path[:-1], "lora_up"), jnp.zeros((rank, outputs)))]
+    return tree_from_leaves(leaves)
+
+
+def _merged(adapters: Params, params: Params, scale: float) -> Params:
+    leaves, changes = dict(_leaves(params)), dict(_leaves(adapters))
+    for path, down in changes.items():
+        if path[-1] == "lora_down":
+            up = changes[(*path[:-1], "lora_up")]
+            change = scale * jnp.matmul(down, up, precision="highest")
+            leaves[(*path[:-1], "kernel")] = leaves[(*path[:-1], "kernel")] + change
+    return tree_from_leaves(leaves.items())
+
+
+def _leaves(tree: Params) -> Iterator[tuple[Path, Array]]:
+    """Every leaf with the names on the way to it, in the order of the names."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield tuple(entry.key for entry in path), leaf
