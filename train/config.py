@@ -12,14 +12,19 @@ EVALUATION_SEED = 10_000_000  # objects from this seed on are never trained on
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Rendered orbits of procedural figures: object i has seed i, its orbit is a function of that seed too."""
+    """Rendered orbits of procedural figures: object i has seed i, its orbit is a function of that seed too.
 
+    With `shards`, packed orbits take their place, and `num_frames` alone counts of the rest.
+    """
+
+    shards: Path | None = None
+    """folder of record shards (sv3d data pack) to train the UNet on"""
     objects: int = 6144
     """objects to train on, seeds 0, 1, .."""
     size: int = 64
     """side of the pictures in pixels"""
     num_frames: int = 21
-    """views of an orbit"""
+    """views of an orbit; of records with a multiple of it, every so manieth is taken"""
     elevation_min_deg: float = 5.0
     elevation_max_deg: float = 20.0
     """the mean elevation of an orbit is uniform between the two"""
@@ -79,6 +84,8 @@ class TrainConfig(CommonConfig):
     """weights to start from, as for --weights of other verbs (default: fresh ones)"""
     data_dir: Path | None = None
     """where rendered orbits are kept; several runs may share it (default: data in the output folder)"""
+    data_workers: int = 0
+    """processes that read record shards ahead (0: threads of this one)"""
     export: Path | None = None
     """write the averaged weights of the last checkpoint into this folder, and stop"""
     resume: str = "auto"
@@ -96,6 +103,9 @@ class TrainConfig(CommonConfig):
     def __post_init__(self):
         check_range("batch_size", self.batch_size, 1, 4096)
         check_range("max_steps", self.max_steps, 1, 10**9)
+        check_range("data_workers", self.data_workers, 0, 256)
+        if self.data.shards and self.objective != "unet":
+            raise InputError(f"--data.shards: the {self.objective} learns from pictures, shards hold latents")
         if not 2 <= self.diffusion.frames_per_sample <= self.data.num_frames:
             raise InputError(
                 f"diffusion.frames_per_sample {self.diffusion.frames_per_sample}: must lie between 2 and "

@@ -20,8 +20,16 @@ from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, encode_pool, gather_views, sample_views
+from sv3d_jax.train.data.latents import (
+    EncodedOrbits,
+    Encoder,
+    encode_pool,
+    gather_views,
+    sample_shape,
+    sample_views,
+)
 from sv3d_jax.train.data.orbits import OrbitPool, render_objects, render_pool, training_orbit
+from sv3d_jax.train.data.shards import OrbitShards, ShardBatches, check_encoder
 from sv3d_jax.train.losses import (
     Loss,
     OrbitBatch,
@@ -53,6 +61,8 @@ class Objective(NamedTuple):
 def make_objective(config: TrainConfig, progress: Progress) -> Objective:
     """What the settings name, with its data rendered and encoded."""
     model = read_model(config.model)
+    if config.data.shards:
+        return _packed_unet(config, model, config.data.shards, progress)
     pool = render_pool(config.data_dir or config.output / "data", config.data, progress)
     if config.objective == "autoencoder":
         return _autoencoder(config, model, pool)
@@ -141,16 +151,9 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     encoder = Encoder(trained, model)
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
-    whole_from = round(config.max_steps * (1.0 - config.diffusion.full_orbit_share))
 
     def batch(step: int, rows: slice) -> OrbitBatch:
-        whole = step >= whole_from
-        frames = config.data.num_frames if whole else config.diffusion.frames_per_sample
-        # About as many frames a step, and so as much noise in the gradient, whether orbits are whole or not.
-        videos = config.batch_size
-        if whole:
-            videos = max(1, round(videos * config.diffusion.frames_per_sample / frames))
-        return sample_views(step_rng(config, step), encoded, videos, frames, rows)
+        return sample_views(step_rng(config, step), encoded, *sample_shape(config, step), rows)
 
     return Objective(
         model=model,
@@ -158,14 +161,37 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
         loss=unet_loss(model, config.diffusion),
         batches=partial(_batches, batch),
         batch_images=lambda views: views.frame_index.size,
-        validate=_unet_validation(model, config.data, encoder, trained["vae_decoder"]),
+        validate=_unet_validation(model, *_held_out_figures(config.data, encoder), trained["vae_decoder"]),
     )
 
 
-def _unet_validation(
-    model: ModelConfig, data: DataConfig, encoder: Encoder, decoder: Params
-) -> Callable[[Params], dict[str, float]]:
-    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects."""
+def _packed_unet(config: TrainConfig, model: ModelConfig, directory: Path, progress: Progress) -> Objective:
+    """As `_unet`, on packed orbits; they are validated against what the decoder makes of their latents."""
+    trained, trained_model, _ = load_weights(config.weights, dtype="float32")
+    model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
+    shards = OrbitShards(directory)
+    check_encoder(shards, Encoder(trained, model).fingerprint())
+    source = ShardBatches(
+        shards,
+        partial(sample_shape, config),
+        num_frames=config.data.num_frames,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        workers=config.data_workers,
+        progress=progress,
+    )
+    return Objective(
+        model=model,
+        fingerprint=source.fingerprint,
+        loss=unet_loss(model, config.diffusion),
+        batches=source.batches,
+        batch_images=lambda views: views.frame_index.size,
+        validate=_unet_validation(model, source.validation(), None, trained["vae_decoder"]),
+    )
+
+
+def _held_out_figures(data: DataConfig, encoder: Encoder) -> tuple[OrbitBatch, Array]:
+    """Whole orbits of figures that are never trained on, and their pixels."""
     count = VALIDATION_OBJECTS // 2
     seeds = np.arange(EVALUATION_SEED, EVALUATION_SEED + count)
     orbits = [training_orbit(int(seed), data) for seed in seeds]
@@ -173,8 +199,27 @@ def _unet_validation(
     last = np.full(count, data.num_frames - 1)
     places = np.tile(np.arange(data.num_frames), (count, 1))
     batch = gather_views(EncodedOrbits(*encoder(images), orbits), np.arange(count), last, places)
+    return batch, to_pixels(images)
+
+
+def _unet_validation(
+    model: ModelConfig, batch: OrbitBatch, pixels: Array | None, decoder: Params
+) -> Callable[[Params], dict[str, float]]:
+    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits of held-out objects.
+
+    Without pixels, the truth is what the decoder makes of the latents.
+    """
+    count, num_frames = batch.latents.shape[:2]
     noise = jax.random.normal(jax.random.key(1), batch.latents.shape)
-    shown = {"first": 0, "opposite": data.num_frames // 2, "last": data.num_frames - 2}
+    shown = {"first": 0, "opposite": num_frames // 2, "last": num_frames - 2}
+    places = np.array(list(shown.values()))
+
+    @jax.jit
+    def decoded(decoder, latents):
+        frames = decode(decoder, model.vae, latents.reshape(-1, *latents.shape[2:]))
+        return frames.reshape(*latents.shape[:2], *frames.shape[1:])
+
+    truth = decoded(decoder, batch.latents[:, places]) if pixels is None else pixels[:, places]
 
     @jax.jit
     def losses(params, batch, sigma):
@@ -182,19 +227,16 @@ def _unet_validation(
         return video_losses(model, params, batch, orbit_conditioning(model, batch), levels, noise).mean()
 
     @jax.jit
-    def one_step(params, decoder, batch, pixels):
+    def one_step(params, decoder, batch, truth):
         network = orbit_network(model, params["unet"], batch.frame_index)
         sigma = jnp.full(batch.latents.shape[:2], model.sigma_max)
         latents = denoise(network, noise * model.sigma_max, sigma, orbit_conditioning(model, batch))
-        latents = latents[:, list(shown.values())] / jnp.asarray(model.latent_factor)
-        decoded = decode(decoder, model.vae, latents.reshape(-1, *latents.shape[2:]))
-        return psnr(decoded.reshape(pixels.shape), pixels).mean(0)
-
-    pixels = to_pixels(images[:, list(shown.values())])
+        latents = latents[:, places] / jnp.asarray(model.latent_factor)
+        return psnr(decoded(decoder, latents), truth).mean(0)
 
     def validate(params: Params) -> dict[str, float]:
         report = {f"val_loss_{sigma:g}": float(losses(params, batch, sigma)) for sigma in VALIDATION_SIGMAS}
-        values = one_step(params, decoder, batch, pixels)
+        values = one_step(params, decoder, batch, truth)
         return report | {f"val_psnr_{name}": float(v) for name, v in zip(shown, values, strict=True)}
 
     return validate
