@@ -182,7 +182,7 @@ class _Sampler:
         rng = np.random.default_rng([SAMPLE_STREAM, self._seed, step, row])
         epoch, place = divmod(step * self._batch_size + row, len(self._trained))
         order = epoch_order(len(self._trained), self._seed, epoch)
-        record = self._whole_record(order[place], rng, damaged)
+        record = self._whole_record(int(order[place]), rng, damaged)
         views = rng.integers(self.stride) + self.stride * np.arange(self.num_frames)
         return sample_views(rng, one_orbit(record, views), 1, frames)
 
@@ -193,7 +193,7 @@ class _Sampler:
                 return self._shards[number]
             except DamagedRecord as error:
                 damaged.append((number, str(error)))
-                place = rng.integers(len(self._trained))
+                place = int(rng.integers(len(self._trained)))
         raise InputError(
             f"{MAX_TRIES} records in a row of {self._shards.directory} are damaged",
             hint=f"sv3d data check {self._shards.directory} names them all",
