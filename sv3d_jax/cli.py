@@ -73,7 +73,27 @@ VERBS = {
         "meshes to rendered orbits",
         "train.data.config:RenderConfig",
         "train.data.render:run_render",
-        inputs=("meshes",),
+        inputs=("meshes", "hdr"),
+    ),
+    "data import": Verb(
+        "orbits that Blender rendered to orbit folders",
+        "train.data.config:ImportConfig",
+        "train.data.blender:run_import",
+        inputs=("orbits",),
+        uses_jax=False,
+    ),
+    "data pack": Verb(
+        "orbit folders to record shards for training",
+        "train.data.config:PackConfig",
+        "train.data.pack:run_pack",
+        inputs=("orbits", "validation"),
+    ),
+    "data check": Verb(
+        "find the defects of shards and orbit folders",
+        "train.data.config:CheckConfig",
+        "train.data.check:run_check",
+        inputs=("folder",),
+        uses_jax=False,
     ),
     "eval orbit": Verb(
         "compare two orbits: PSNR, SSIM, LPIPS",
@@ -130,7 +150,8 @@ def _run(words: list[str]) -> int:
     with warnings.catch_warnings(), _progress(config, lead) as progress:
         warnings.showwarning = lambda message, *_: progress.note(f"warning: {message}")
         _check_inputs(verb, config)
-        if verb.uses_jax:
+        # Worker processes open the device themselves; here it would only take their memory.
+        if verb.uses_jax and not getattr(config, "workers", 0):
             from sv3d_jax.devices import enable_compile_cache, select_device
 
             select_device(config.device)

@@ -13,8 +13,13 @@ EVALUATION_SEED = 10_000_000  # objects from this seed on are never trained on
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Rendered orbits of procedural objects: object and orbits are functions of a seed."""
+    """Rendered orbits of procedural objects: object and orbits are functions of a seed.
 
+    With `shards`, packed orbits take their place, and of the rest only `num_frames` and `any_input` count.
+    """
+
+    shards: Path | None = None
+    """folder of record shards (sv3d data pack) to train the UNet on"""
     family: Literal["figures", "mixed"] = "figures"
     """kind of the objects, as for sv3d data objects"""
     first_seed: int = 0
@@ -30,7 +35,7 @@ class DataConfig:
     size: int = 64
     """side of the pictures in pixels"""
     num_frames: int = 21
-    """views of an orbit"""
+    """views of an orbit; of records with a multiple of it, every so manieth is taken"""
     elevation_min_deg: float = 5.0
     elevation_max_deg: float = 20.0
     """the mean elevation of an orbit is uniform between the two"""
@@ -152,6 +157,8 @@ class TrainConfig(CommonConfig):
     """weights to start from, as for --weights of other verbs (default: fresh ones)"""
     data_dir: Path | None = None
     """where rendered orbits are kept; several runs may share it (default: data in the output folder)"""
+    data_workers: int = 0
+    """processes that read record shards ahead (0: threads of this one)"""
     export: Path | None = None
     """write the averaged weights of the last checkpoint into this folder, and stop"""
     plan: bool = False
@@ -187,6 +194,13 @@ class TrainConfig(CommonConfig):
         check_range("save_every", self.save_every, 1, 10**9)
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise InputError(f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}")
+        check_range("data_workers", self.data_workers, 0, 256)
+        if self.data.shards and self.objective != "unet":
+            raise InputError(f"--data.shards: the {self.objective} learns from pictures, shards hold latents")
+        if self.data.shards and self.diffusion.cond_aug_mean is not None:
+            raise InputError(
+                "--diffusion.cond-aug-mean: noise on pictures needs pictures, shards hold latents"
+            )
         if not 2 <= self.diffusion.frames_per_sample <= self.data.num_frames:
             raise InputError(
                 f"diffusion.frames_per_sample {self.diffusion.frames_per_sample}: must lie between 2 and "

@@ -15,10 +15,10 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder
+from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, whole_orbits
 from sv3d_jax.train.data.orbits import Orbit, render_objects
 from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network, to_pixels
-from sv3d_jax.train.objectives import psnr, whole_orbits
+from sv3d_jax.train.objectives import psnr
 from sv3d_jax.train.samples import sample_latents
 
 BATCH = 8

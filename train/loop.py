@@ -90,7 +90,9 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
             saver = _Saver(checkpoints, settings, progress)
             state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, stop, progress)
         if folder is not None:
-            folder.write_run_json(objective=config.objective, model=objective.model.to_dict())
+            folder.write_run_json(
+                objective=config.objective, model=objective.model.to_dict(), **objective.data_report()
+            )
     return {
         "step": int(state.step),
         "skipped": int(state.skipped),
@@ -121,7 +123,7 @@ def _train(
     step_flop = step_flop_counter(objective.loss, jax.eval_shape(whole, state.params))
     progress.stage("train", total=config.max_steps)
     progress.advance(first := int(state.step))
-    batches = objective.batches(first, functools.partial(local_rows, mesh))
+    batches = objective.batches(first, local_rows(mesh))
     for index in range(first, config.max_steps):
         watch.begin(index)
         rows, local = next(batches)
@@ -140,7 +142,7 @@ def _train(
             _give_up(config, index, report, local)
         if done <= FIRST_STEPS or done % config.log_every == 0 or last:
             numbers = {name: float(value) for name, value in metrics.items()}
-            watch.log(done, **numbers, learning_rate=float(rate(index)))
+            watch.log(done, **numbers, learning_rate=float(rate(index)), **_counts(objective))
         if done % config.validate_every == 0 or last:
             watch.write(done, **objective.validate(whole(state.ema)))
         if objective.sheet is not None and watch.samples_due(done):
@@ -155,6 +157,11 @@ def _train(
     return state
 
 
+def _counts(objective: Objective) -> dict[str, int]:
+    """The numbers of the data's report, without its names."""
+    return {name: value for name, value in objective.data_report().items() if isinstance(value, int)}
+
+
 def compiled_step(
     config: TrainConfig,
     loss: Loss,
@@ -162,7 +169,7 @@ def compiled_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """`train_step` of (state, frozen, batch, key) as one program over the devices of the state, whose memory it takes."""
+    """`train_step` of (state, frozen, batch, key) as one program over the devices of the state; its memory is taken."""
 
     def step(state, frozen, batch, key):
         return train_step(

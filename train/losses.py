@@ -158,3 +158,8 @@ def drop_image(
 def to_pixels(images: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
     """8-bit values as pixels in [-1, 1]."""
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+
+
+def to_images(pixels: Float[Array, "... 3"]) -> UInt8[Array, "... 3"]:
+    """Pixels in [-1, 1], clipped, as 8-bit values."""
+    return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)

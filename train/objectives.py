@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Params, PRNGKeyArray, UInt8
+from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, UInt8
 from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.clip_vision import init_tower
@@ -22,14 +22,25 @@ from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.parallel.devices import whole_on_host
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, Views, draw_views, encode_pool, gather_views
+from sv3d_jax.train.data.latents import (
+    EncodedOrbits,
+    Encoder,
+    Views,
+    draw_views,
+    encode_pool,
+    gather_views,
+    sample_shape,
+    whole_orbits,
+)
 from sv3d_jax.train.data.orbits import Orbit, OrbitPool, render_objects, render_pool, training_orbit
+from sv3d_jax.train.data.shards import OrbitShards, Rows, ShardBatches, check_encoder
 from sv3d_jax.train.losses import (
     Loss,
     OrbitBatch,
     autoencoder_loss,
     orbit_conditioning,
     orbit_network,
+    to_images,
     to_pixels,
     tower_loss,
     unet_loss,
@@ -37,9 +48,6 @@ from sv3d_jax.train.losses import (
 )
 from sv3d_jax.train.samples import sheet_maker
 from sv3d_jax.weights.hub import load_weights
-
-Rows = Callable[[int], slice]
-"""Which rows of a global batch of so many this process loads."""
 
 Batches = Callable[[int, Rows], Iterator[tuple[int, Any]]]
 """(first step, rows) -> size of the global batch and this process's rows of it, for that step and all that follow."""
@@ -58,12 +66,15 @@ class Objective(NamedTuple):
     batches: Batches
     batch_images: Callable[[Any], int]
     validate: Callable[[Params], dict[str, float]]
+    data_report: Callable[[], dict[str, Any]] = dict  # records read and left out so far
     sheet: Callable[[Params], tuple[np.ndarray, float]] | None = None  # of a held-out orbit, and its PSNR
 
 
 def make_objective(config: TrainConfig, progress: Progress) -> Objective:
     """What the settings name, with its data rendered and encoded."""
     model = read_model(config.model)
+    if config.data.shards:
+        return _packed_unet(config, model, config.data.shards, progress)
     pool = render_pool(config.data_dir or config.output / "data", config.data, progress)
     if config.objective == "autoencoder":
         return _autoencoder(config, model, pool)
@@ -166,15 +177,9 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     encoder = Encoder(trained, model)
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
     validate, sheet = _unet_validation(model, *_held_out(config.data, encoder), trained["vae_decoder"])
-    whole_from = round(config.max_steps * (1.0 - config.diffusion.full_orbit_share))
 
     def batch(step: int, rows: Rows) -> tuple[int, OrbitBatch]:
-        whole = step >= whole_from
-        frames = config.data.num_frames if whole else config.diffusion.frames_per_sample
-        # About as many frames a step, and so as much noise in the gradient, whether orbits are whole or not.
-        videos = config.batch_size
-        if whole:
-            videos = max(1, round(videos * config.diffusion.frames_per_sample / frames))
+        videos, frames = sample_shape(config, step)
         drawn = draw_views(
             step_rng(config, step),
             len(encoded.orbits),
@@ -201,6 +206,46 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
         validate=validate,
         sheet=sheet,
     )
+
+
+def _packed_unet(config: TrainConfig, model: ModelConfig, directory: Path, progress: Progress) -> Objective:
+    """As `_unet`, on packed orbits; they are validated against what the decoder makes of their latents."""
+    trained, trained_model, _ = load_weights(config.weights, dtype="float32")
+    model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
+    shards = OrbitShards(directory)
+    check_encoder(shards, Encoder(trained, model).fingerprint())
+    source = ShardBatches(
+        shards,
+        partial(sample_shape, config),
+        num_frames=config.data.num_frames,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        any_input=config.data.any_input,
+        workers=config.data_workers,
+        progress=progress,
+    )
+    held_out = source.validation()
+    images = _decoded(model, trained["vae_decoder"], held_out.latents)
+    validate, sheet = _unet_validation(model, held_out, images, trained["vae_decoder"])
+    return Objective(
+        model=model,
+        fingerprint=source.fingerprint,
+        loss=make_loss(config, model),
+        batches=source.batches,
+        batch_images=lambda views: views.frame_index.size,
+        validate=validate,
+        sheet=sheet,
+        data_report=source.report,
+    )
+
+
+def _decoded(
+    model: ModelConfig, decoder: Params, latents: Float[np.ndarray, "n f h w c"]
+) -> UInt8[np.ndarray, "n f h w 3"]:
+    """Pictures of unscaled latents, one at a time on the device."""
+    one = jax.jit(lambda decoder, frame: to_images(decode(decoder, model.vae, frame[None])[0]))
+    pictures = np.stack([one(decoder, frame) for frame in latents.reshape(-1, *latents.shape[2:])])
+    return pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
 
 
 def noisy_inputs(
@@ -273,13 +318,6 @@ def _unet_validation(
 
     first = jax.tree.map(lambda leaf: leaf[:1], batch)
     return validate, sheet_maker(model, decoder, first, images[0])
-
-
-def whole_orbits(encoded: EncodedOrbits) -> OrbitBatch:
-    """All frames of all orbits, the last view of each its input."""
-    count, num_frames = encoded.latents.shape[:2]
-    last = np.full(count, num_frames - 1)
-    return gather_views(encoded, Views(np.arange(count), last, np.tile(np.arange(num_frames), (count, 1))))
 
 
 def validation_orbits(data: DataConfig, count: int) -> tuple[list[int], list[Orbit]]:

@@ -16,7 +16,7 @@ from sv3d_jax.metrics.images import psnr
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
 from sv3d_jax.parallel.devices import whole_on_host
-from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network
+from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network, to_images
 
 NOISE_SEED = 2  # every sheet of a run begins from the same noise, so that sheets can be compared
 
@@ -49,8 +49,7 @@ def sheet_maker(
         latents = sample_latents(model, params, orbit, noise, model.num_steps)[0]
         latents = latents / jnp.asarray(model.latent_factor)
         # One frame at a time: a decoder at full size needs gigabytes for each.
-        pixels = jax.lax.map(lambda frame: decode(decoder, model.vae, frame[None])[0], latents)
-        return jnp.round((jnp.clip(pixels, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
+        return to_images(jax.lax.map(lambda frame: decode(decoder, model.vae, frame[None])[0], latents))
 
     def make(params: Params) -> tuple[np.ndarray, float]:
         sampled = whole_on_host(frames(params, decoder))

@@ -23,6 +23,7 @@ from sv3d_jax.io.outputs import write_atomic
 
 Up = Literal["y", "z"]
 
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 MAX_FILE_BYTES = 1 << 30
 MAX_FACES = 10_000_000
 MAX_NODES = 100_000
@@ -32,7 +33,6 @@ PLAIN_COLOR = 0.7  # of surfaces without any colour in the file
 
 _FILE_FROM_WORLD = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
 _USDZ_TIME = 946_728_000  # 1 January 2000, noon: such packages know no time before 1980
-_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 # Extensions that a file may require although they are ignored: they change the looks, not the geometry.
 _HARMLESS_EXTENSIONS = (
     "KHR_materials_",
@@ -57,8 +57,8 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
-        raise InputError(f"{path} is not a mesh file", hint=f"known: {', '.join(_SUFFIXES)}")
+    if suffix not in MESH_SUFFIXES:
+        raise InputError(f"{path} is not a mesh file", hint=f"known: {', '.join(MESH_SUFFIXES)}")
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:

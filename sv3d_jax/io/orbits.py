@@ -114,19 +114,19 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
             hint=f"{CAMERAS_FILE} names {len(absent)} of {len(files)} frames that are not there",
         )
     fov_deg = _number(document, "fov_deg", "cameras.json")
-    poses = np.stack([_pose(frame, index) for index, frame in enumerate(frames)])
+    poses = camera_poses(document)
     images, alphas = _read_frames(directory, files)
     height, width = images.shape[1:3]
     lenses = [_lens(frame, index, fov_deg, height, width) for index, frame in enumerate(frames)]
-    radii = _column(frames, "radius")
+    radii = frame_column(frames, "radius")
     return OrbitFrames(
         images=images,
         alphas=alphas,
         camera_to_world=poses,
         focal_px=np.stack([focal for focal, _ in lenses]),
         center_px=np.stack([center for _, center in lenses]),
-        azimuths_deg=_column(frames, "azimuth_deg"),
-        elevations_deg=_column(frames, "elevation_deg"),
+        azimuths_deg=frame_column(frames, "azimuth_deg"),
+        elevations_deg=frame_column(frames, "elevation_deg"),
         radius=float(radii[0]) if radii is not None and np.allclose(radii, radii[0]) else None,
         input_frame=_input_frame(document),
         fov_deg=fov_deg,
@@ -141,7 +141,7 @@ def read_camera_path(path: str | Path) -> CameraPath:
     Only angles count: each camera is taken to look at the origin. A frame without angles has those of its position.
     """
     path = Path(path)
-    document = _read_document(path) if path.is_dir() else _read_cameras(path)
+    document = _read_document(path) if path.is_dir() else read_cameras(path)
     if _input_frame(document) != len(document["frames"]) - 1:
         raise CameraError(f"{path}: the input view must be the last frame")
     angles = []
@@ -155,13 +155,8 @@ def read_camera_path(path: str | Path) -> CameraPath:
     return custom_orbit(azimuths, elevations, len(angles))
 
 
-def _read_document(directory: Path) -> dict[str, Any]:
-    if not directory.is_dir():
-        raise InputError(f"{directory} is not a folder", hint="give a folder of frames with a cameras.json")
-    return _read_cameras(directory / CAMERAS_FILE)
-
-
-def _read_cameras(path: Path) -> dict[str, Any]:
+def read_cameras(path: Path) -> dict[str, Any]:
+    """The content of a cameras.json that has at least one frame; nothing else of it is checked."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -174,6 +169,23 @@ def _read_cameras(path: Path) -> dict[str, Any]:
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise InputError(f'{path} needs a list "frames" of at least one view')
     return document
+
+
+def camera_poses(document: dict[str, Any]) -> np.ndarray:
+    """World-from-camera matrices (f, 4, 4) of the frames of a cameras.json."""
+    return np.stack([_pose(frame, index) for index, frame in enumerate(document["frames"])])
+
+
+def frame_column(frames: list[dict[str, Any]], name: str) -> np.ndarray | None:
+    """A number of every frame, None where a frame lacks it."""
+    values = [_number(frame, name, f"frames[{index}]") for index, frame in enumerate(frames)]
+    return None if None in values else np.array(values, np.float64)
+
+
+def _read_document(directory: Path) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise InputError(f"{directory} is not a folder", hint="give a folder of frames with a cameras.json")
+    return read_cameras(directory / CAMERAS_FILE)
 
 
 def _frame_path(directory: Path, frame: dict[str, Any], index: int) -> str:
@@ -271,11 +283,6 @@ def _number(record: dict[str, Any], name: str, where: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise CameraError(f"{where}.{name} must be a finite number, got {value!r}")
     return float(value)
-
-
-def _column(frames: list[dict[str, Any]], name: str) -> np.ndarray | None:
-    values = [_number(frame, name, f"frames[{index}]") for index, frame in enumerate(frames)]
-    return None if None in values else np.array(values, np.float64)
 
 
 def _or(value: float | None, default: Any) -> Any:

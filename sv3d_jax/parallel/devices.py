@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -88,14 +88,28 @@ def device_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(np.array(devices).reshape(tuple(shape.values())), AXES)
 
 
-def local_rows(mesh: Mesh, rows: int) -> slice:
-    """The rows of a global batch that the devices of this process hold."""
-    places = batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
-    spans = [place[0].indices(rows) for place in places]
-    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
-    if last - first != sum(b - a for a, b, _ in set(spans)):
+class LocalRows(NamedTuple):
+    """The rows of a global batch that the devices of one process hold: parts first .. last - 1 of so many."""
+
+    first: int
+    last: int
+    parts: int
+
+    def __call__(self, rows: int) -> slice:
+        """All of them where the parts do not divide them."""
+        if rows % self.parts:
+            return slice(0, rows)
+        return slice(self.first * rows // self.parts, self.last * rows // self.parts)
+
+
+def local_rows(mesh: Mesh) -> LocalRows:
+    """What this process loads; plain numbers, so that it can go to other processes that read ahead."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    places = batch_sharding(mesh, parts).addressable_devices_indices_map((parts,)).values()
+    held = sorted({place[0].indices(parts)[0] for place in places}) if parts > 1 else [0]
+    if held != list(range(held[0], held[-1] + 1)):
         raise SV3DError("the devices of a process hold rows of the batch that do not follow each other")
-    return slice(first, last)
+    return LocalRows(held[0], held[-1] + 1, parts)
 
 
 def global_batch(batch: Any, mesh: Mesh, rows: int) -> Any:

@@ -1,6 +1,6 @@
 """Light that rendered objects stand in."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,72 @@ def soft_light(seed: int, max_tilt_deg: float = 12.0) -> SoftLight:
     azimuth = rng.uniform(0.0, 2.0 * np.pi)
     axis = [np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), np.cos(tilt)]
     return SoftLight(np.asarray(axis, np.float32), float(rng.uniform(0.6, 0.75)))
+
+
+class SHLight(NamedTuple):
+    """Coloured light from afar by spherical harmonics up to order 2, fixed in the world.
+
+    `coefficients` are those of the light that a white Lambertian surface reflects, over the normals: the light's own
+    times 1, 2/3 and 1/4 for the three orders (Ramamoorthi and Hanrahan 2001, equation 8, divided by pi).
+    """
+
+    coefficients: Float[Array, "9 3"]
+
+    def shade(self, normals: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
+        """Factor on the albedo of surfaces with these unit normals; may exceed 1, never negative."""
+        return jnp.maximum(jnp.asarray(sh_basis(normals)) @ self.coefficients, 0.0)
+
+
+SH_COSINE = np.repeat([1.0, 2.0 / 3.0, 1.0 / 4.0], [1, 3, 5])
+
+
+def sh_basis(directions: Float[Any, "*n 3"]) -> Float[Any, "*n 9"]:
+    """Real orthonormal spherical harmonics up to order 2 at unit directions (numpy or jax arrays)."""
+    xp = jnp if isinstance(directions, jax.Array) else np
+    x, y, z = (directions[..., i] for i in range(3))
+    first, second = np.sqrt(3 / (4 * np.pi)), np.sqrt(15 / (4 * np.pi))
+    return xp.stack(
+        [
+            xp.full_like(x, np.sqrt(1 / (4 * np.pi))),
+            *(first * y, first * z, first * x),
+            *(second * x * y, second * y * z, np.sqrt(5 / (16 * np.pi)) * (3 * z**2 - 1)),
+            *(second * x * z, 0.5 * second * (x**2 - y**2)),
+        ],
+        axis=-1,
+    )
+
+
+def environment_light(radiance: Float[np.ndarray, "h w 3"], turn_deg: float = 0.0) -> SHLight:
+    """The light of an equirectangular picture (top row: straight up), turned about the vertical.
+
+    Scaled so that the mean over all normals is 1: pictures of the sky differ in exposure by factors of thousands.
+    """
+    height, width = radiance.shape[:2]
+    polar = (np.arange(height) + 0.5) * np.pi / height
+    azimuth = np.pi - (np.arange(width) + 0.5) * 2 * np.pi / width + np.deg2rad(turn_deg)  # seen from inside
+    polar, azimuth = np.meshgrid(polar, azimuth, indexing="ij")
+    directions = [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)]
+    area = np.sin(polar) * (np.pi / height) * (2 * np.pi / width)
+    basis = sh_basis(np.stack(directions, axis=-1))
+    coefficients = np.einsum("hw,hwk,hwc->kc", area, basis, radiance.astype(np.float64))
+    return _of_mean_one(coefficients * SH_COSINE[:, None])
+
+
+def random_sh_light(seed: int) -> SHLight:
+    """A sky of mean 1 that is brighter from above, with random gradients and a tint."""
+    rng = np.random.default_rng([seed, 0x5B])
+    coefficients = np.zeros((9, 3))
+    coefficients[0] = rng.uniform(0.85, 1.15, 3)
+    grey, tint = rng.normal(size=(9, 1)), rng.normal(size=(9, 3))
+    deviation = np.repeat([0.0, 0.35, 0.2], [1, 3, 5])[:, None]
+    coefficients += deviation * (grey + 0.25 * tint)
+    coefficients[2] += 0.3  # z: from above
+    return _of_mean_one(coefficients * SH_COSINE[:, None])
+
+
+def _of_mean_one(coefficients: np.ndarray) -> SHLight:
+    mean = coefficients[0].mean() * np.sqrt(1 / (4 * np.pi))
+    return SHLight(jnp.asarray(coefficients / max(mean, 1e-12), jnp.float32))
 
 
 # The cosine of the angle to a normal, zero behind the surface, as a spherical Gaussian around the normal (SV3D).
@@ -65,6 +131,28 @@ def init_sg_light(num_lobes: int = 24) -> SGLight:
     raw = np.log(np.expm1([INITIAL_SHARPNESS_PER_LOBE * num_lobes, INITIAL_AMPLITUDE]))
     sharpness_raw, amplitude_raw = jnp.asarray(np.tile(raw[:, None], num_lobes), jnp.float32)
     return SGLight(jnp.asarray(axis, jnp.float32), sharpness_raw, amplitude_raw)
+
+
+def random_sg_light(seed: int) -> "SGLight":
+    """One to three lamps of different widths, most of them above, and a wide one from everywhere."""
+    rng = np.random.default_rng([seed, 0x56])
+    lamps = int(rng.integers(1, 4))
+    azimuth, height = rng.uniform(0.0, 2.0 * np.pi, lamps), rng.uniform(-0.2, 1.0, lamps)
+    ring = np.sqrt(1.0 - height**2)
+    axis = np.stack([ring * np.cos(azimuth), ring * np.sin(azimuth), height], axis=-1)
+    sharpness = np.exp(rng.uniform(np.log(2.0), np.log(40.0), lamps))
+    power = rng.dirichlet(np.full(lamps, 2.0)) * rng.uniform(0.4, 0.7)  # the lamps' part of the light
+    axis = np.concatenate([axis, [[0.0, 0.0, 1.0]]])
+    sharpness, power = np.append(sharpness, 1e-3), np.append(power, 1.0 - power.sum())
+    # A lobe of sharpness s and amplitude 1 has the mean (1 - exp(-2 s)) / (2 s) over all directions, the light's as
+    # well as the cosine's, and the mean shading, here 1, is 4 times the product.
+    amplitude = power / (4.0 * COSINE_AMPLITUDE * _lobe_mean(sharpness) * _lobe_mean(COSINE_SHARPNESS))
+    raws = (jnp.asarray(np.log(np.expm1(values)), jnp.float32) for values in (sharpness, amplitude))
+    return SGLight(jnp.asarray(axis, jnp.float32), *raws)
+
+
+def _lobe_mean(sharpness: Any) -> Any:
+    return -np.expm1(-2.0 * sharpness) / (2.0 * sharpness)
 
 
 def sg_shading(

@@ -38,7 +38,7 @@ def first_params() -> dict:
 
 
 def placed_batch(step: int, mesh) -> OrbitBatch:
-    return global_batch(batch(step, local_rows(mesh, ROWS)), mesh, ROWS)
+    return global_batch(batch(step, local_rows(mesh)(ROWS)), mesh, ROWS)
 
 
 def gradients(text: str, devices=None):

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.video_unet import init_unet
-from sv3d_jax.parallel.devices import mesh_shape
+from sv3d_jax.parallel.devices import LocalRows, device_mesh, local_rows, mesh_shape
 from sv3d_jax.parallel.rules import param_spec, tree_specs
 from sv3d_jax.train.config import OptimizerConfig
 from sv3d_jax.train.optimizer import make_optimizer
@@ -81,3 +81,10 @@ def test_mesh_sizes():
 def test_mesh_that_does_not_fit_is_refused(text):
     with pytest.raises(InputError, match="--mesh"):
         mesh_shape(text, 8)
+
+
+def test_processes_load_the_rows_of_their_devices():
+    second_of_two = LocalRows(first=2, last=4, parts=4)
+    assert second_of_two(8) == slice(4, 8)
+    assert second_of_two(3) == slice(0, 3)  # not to be split: whole everywhere
+    assert local_rows(device_mesh("", jax.devices()[:1]))(5) == slice(0, 5)

@@ -1,4 +1,4 @@
-"""Spherical Gaussian light against integrals over the sphere and the closed form in float64."""
+"""Lights against integrals over the sphere and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from sv3d_jax.render import lighting as module
-from sv3d_jax.render.lighting import SGLight, init_sg_light
+from sv3d_jax.render.lighting import (
+    SGLight,
+    environment_light,
+    init_sg_light,
+    random_sg_light,
+    random_sh_light,
+)
 
 sg_shading = jax.jit(module.sg_shading)
 
@@ -119,3 +125,43 @@ def test_length_of_the_axis_does_not_matter():
 
 def test_lobes_of_negative_amplitude_are_dark():
     assert float(sg_shading(np.eye(3)[:1], np.ones(1), np.array([-1.0]), np.eye(3)[0])) == 0.0
+
+
+def test_environment_that_grows_with_height_shades_by_its_cosine_integral():
+    height = np.cos((np.arange(64) + 0.5) * np.pi / 64)
+    light = environment_light(np.broadcast_to((1.0 + height)[:, None, None], (64, 128, 3)))
+    normals = fibonacci(200)
+    expected = 1.0 + 2.0 / 3.0 * normals[:, 2]  # (1 / pi) integral of (1 + z) max(n . w, 0)
+    np.testing.assert_allclose(
+        light.shade(normals), np.tile(expected[:, None], 3), atol=2e-3
+    )  # rows of 3 degrees
+
+
+def test_environment_is_seen_from_inside_with_x_ahead_in_its_middle():
+    picture = np.zeros((32, 64, 3))
+    picture[14:18, 30:34, 0] = 1.0  # red ahead
+    picture[14:18, 14:18, 1] = 1.0  # green a quarter turn to the left
+    light = environment_light(picture)
+    ahead, left = np.asarray(light.shade(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])))
+    assert ahead[0] > 4 * ahead[1] and left[1] > 4 * left[0]
+
+
+def test_turning_an_environment_turns_its_shading():
+    picture = np.random.default_rng(0).uniform(size=(32, 64, 3))
+    normals = fibonacci(50)
+    turned = normals @ np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # by 90 degrees
+    np.testing.assert_allclose(
+        environment_light(picture, turn_deg=90.0).shade(turned),
+        environment_light(picture).shade(normals),
+        atol=1e-5,  # float32
+    )
+
+
+@pytest.mark.parametrize("make", [random_sh_light, random_sg_light])
+def test_random_lights_have_mean_one_and_differ(make):
+    shades = [np.asarray(make(seed).shade(jnp.asarray(fibonacci(4000), jnp.float32))) for seed in range(8)]
+    assert all(shade.min() >= 0 for shade in shades)
+    # Clipping below 0 adds a little.
+    np.testing.assert_allclose([shade.mean() for shade in shades], 1.0, atol=0.01)
+    assert all(shade.std() > 0.05 for shade in shades)
+    assert np.abs(shades[0] - shades[1]).max() > 0.1

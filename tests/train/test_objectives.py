@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder
+from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, whole_orbits
 from sv3d_jax.train.data.orbits import nth_orbit, training_orbit
-from sv3d_jax.train.objectives import noisy_inputs, validation_orbits, whole_orbits
+from sv3d_jax.train.objectives import noisy_inputs, validation_orbits
 from tests.reference_weights import reference_params
 from tests.tiny_model import CONFIG, SIZE
 

@@ -12,6 +12,7 @@ from sv3d_jax.models.clip_vision import embed_image
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import encode_moments
 from sv3d_jax.progress import Progress
+from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.data.orbits import Orbit, OrbitPool, relative_angles
 from sv3d_jax.train.losses import OrbitBatch, to_pixels
 
@@ -29,7 +30,8 @@ class EncodedOrbits(NamedTuple):
 class Encoder:
     """Encodes pictures by a model's autoencoder and image tower, in batches of one size."""
 
-    def __init__(self, params: Params, model: ModelConfig):
+    def __init__(self, params: Params, model: ModelConfig, batch_size: int = ENCODE_BATCH):
+        self._batch_size = batch_size
         self.params = {name: params[name] for name in ("vae_encoder", "image_tower")}
 
         def run(params, images):
@@ -56,10 +58,10 @@ class Encoder:
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents `objects f h w c` and tokens `objects f d` of pictures uint8 `objects f h w 3`."""
         flat = images.reshape(-1, *images.shape[2:])
-        padded = np.concatenate([flat, flat[: -len(flat) % ENCODE_BATCH]])
+        size = self._batch_size
+        padded = np.concatenate([flat, flat[: -len(flat) % size]])
         parts = [
-            jax.device_get(self._run(self.params, padded[i : i + ENCODE_BATCH]))
-            for i in range(0, len(padded), ENCODE_BATCH)
+            jax.device_get(self._run(self.params, padded[i : i + size])) for i in range(0, len(padded), size)
         ]
         return tuple(
             np.concatenate(column)[: len(flat)].reshape(*images.shape[:2], *column[0].shape[1:])
@@ -93,6 +95,15 @@ class Views(NamedTuple):
     orbits: np.ndarray  # (b,)
     inputs: np.ndarray  # (b,), the input view of each orbit
     places: np.ndarray  # (b, f), of the frames in the orbit that ends with the input view
+
+
+def sample_shape(config: TrainConfig, step: int) -> tuple[int, int]:
+    """Videos of a step's global batch, and frames of each: parts of orbits, whole ones in the last steps."""
+    frames, videos = config.diffusion.frames_per_sample, config.batch_size
+    if step < round(config.max_steps * (1.0 - config.diffusion.full_orbit_share)):
+        return videos, frames
+    # About as many frames a step, and so as much noise in the gradient, whether orbits are whole or not.
+    return max(1, round(videos * frames / config.data.num_frames)), config.data.num_frames
 
 
 def draw_views(
@@ -134,6 +145,13 @@ def gather_views(encoded: EncodedOrbits, views: Views) -> OrbitBatch:
         azimuth_rad=azimuth_rad,
         frame_index=places.astype(np.float32),
     )
+
+
+def whole_orbits(encoded: EncodedOrbits) -> OrbitBatch:
+    """All frames of all orbits, the last view of each its input."""
+    count, num_frames = encoded.latents.shape[:2]
+    last = np.full(count, num_frames - 1)
+    return gather_views(encoded, Views(np.arange(count), last, np.tile(np.arange(num_frames), (count, 1))))
 
 
 def measure_latent_factor(params: Params, model: ModelConfig, pool: OrbitPool) -> tuple[float, ...]:

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
+import warnings
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,19 +18,31 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, UInt8
-from sv3d_jax.cameras.orbit import CameraPath, make_orbit
+from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_orbit
 from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, intrinsics, look_at
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.hdr import read_hdr
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.antialias import box_filter
 from sv3d_jax.render.interpolate import face_normals, interpolate, seen_shading_normals, vertex_normals
-from sv3d_jax.render.lighting import SoftLight, soft_light
+from sv3d_jax.render.lighting import (
+    SGLight,
+    SHLight,
+    SoftLight,
+    environment_light,
+    random_sg_light,
+    random_sh_light,
+    soft_light,
+)
 from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
 from sv3d_jax.render.texture import sample_bilinear
 from sv3d_jax.train.data.config import RenderConfig
 from sv3d_jax.train.data.figures import MAX_TRIANGLES, figure_mesh
 
+Light = SoftLight | SGLight | SHLight
+
+MIN_SIZE_CLASS, TEXTURE_STEP = 1024, 256  # of vertices and faces, of a texture's sides
 OBJECT_RADIUS = 0.55  # no view of any orbit clips the ball of radius 2 sin(16.9 deg) = 0.5814
 
 
@@ -42,7 +60,7 @@ def render_orbit(
     mesh: Mesh,
     cameras: CameraPath,
     size: int,
-    light: SoftLight | None = None,
+    light: Light | None = None,
     *,
     supersample: int = 3,
     background: Literal["white", "transparent"] = "white",
@@ -54,12 +72,8 @@ def render_orbit(
     """
     focal, center = intrinsics(cameras.fov_deg, size * supersample)
     tile = int(np.clip(2.0 ** np.round(np.log2(2 * size * supersample / np.sqrt(len(mesh.faces)))), 4, 16))
-    leaves = [mesh.vertices, mesh.vertex_colors, mesh.uv, mesh.texture]
     images, alphas = _render_orbit(
-        _Surface(
-            jnp.asarray(mesh.faces),
-            *(None if leaf is None else jnp.asarray(leaf, jnp.float32) for leaf in leaves),
-        ),
+        _padded_surface(mesh),
         jnp.asarray(cameras.camera_to_world, jnp.float32),
         jnp.asarray(focal, jnp.float32),
         jnp.asarray(center, jnp.float32),
@@ -116,26 +130,148 @@ def to_world(mesh: Mesh) -> Mesh:
 
 
 def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[str, Any]:
-    """The verb `data render`."""
-    from sv3d_jax.io.meshes import read_mesh, world_from_file
-
-    cameras = make_orbit(config.orbit, config.frames, config.elevation, config.seed)
-    folders = _folders(config)
-    progress.stage("render", total=len(folders))
-    rendered = []
-    for index, (path, directory) in enumerate(folders):
-        mesh = read_mesh(path, config.up)
-        if not config.dry_run:
-            if config.orbit == "dynamic":
-                cameras = make_orbit(config.orbit, config.frames, config.elevation, config.seed + index)
-            matrix = object_to_world(mesh)
-            file_to_world = matrix @ world_from_file(config.up)
-            _write_render(
-                config, path, directory, _moved(mesh, matrix), file_to_world, cameras, config.seed + index
-            )
-        rendered.append({"mesh": path, "orbit": directory, "faces": len(mesh.faces)})
+    """The verb `data render`. Finished orbits are left alone; of several meshes, bad ones are left out and named."""
+    for path in config.hdr:
+        read_hdr(path)  # a bad one is refused before any mesh is rendered
+    if config.frames % NUM_FRAMES:
+        make_orbit(config.orbit, config.frames, config.elevation)  # warns that it is not what SV3D sees
+    tasks = _tasks(config)
+    progress.stage("render", total=len(tasks))
+    rendered, left_out = [], []
+    for task, outcome in _outcomes(config, tasks):
+        if isinstance(outcome, int):
+            rendered.append({"mesh": task.mesh, "orbit": task.directory, "faces": outcome})
+        elif len(tasks) == 1:
+            raise outcome
+        else:
+            left_out.append(str(outcome))
+            progress.note(f"left out: {outcome}")
         progress.advance()
-    return {"dry_run": config.dry_run, "rendered": rendered}
+    if not rendered:
+        raise InputError(f"none of {len(tasks)} meshes can be rendered", hint=left_out[0])
+    return {"dry_run": config.dry_run, "rendered": rendered, "left_out": left_out}
+
+
+class Task(NamedTuple):
+    """A mesh to render."""
+
+    mesh: Path
+    directory: Path
+    seed: int
+
+
+def _tasks(config: RenderConfig) -> list[Task]:
+    """Each mesh file with the folder of its orbit and its seed, which stays as others come and go."""
+    if len(config.meshes) == 1 and config.meshes[0].is_file() and config.meshes[0].suffix != ".txt":
+        return [Task(config.meshes[0], config.output, config.seed)]
+    found: dict[str, Path] = {}
+    for name, path in [pair for given in config.meshes for pair in _named_meshes(given)]:
+        if name in found:
+            raise InputError(
+                f"{path}: several meshes are called {name}", hint="render them to different folders"
+            )
+        found[name] = path
+    return [
+        Task(path, config.output / name, (config.seed + zlib.crc32(name.encode())) % 2**32)
+        for name, path in found.items()
+    ]
+
+
+def _named_meshes(given: Path) -> list[tuple[str, Path]]:
+    """The meshes that a path means, with their names: itself, those below a folder, those that a list names."""
+    if given.is_dir():
+        from sv3d_jax.io.meshes import MESH_SUFFIXES
+
+        files = sorted(path for path in given.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
+        if not files:
+            raise InputError(f"{given} holds no mesh", hint=f"known: {', '.join(MESH_SUFFIXES)}")
+        return [(path.relative_to(given).with_suffix("").as_posix(), path) for path in files]
+    if given.suffix == ".txt":
+        lines = [line.strip() for line in given.read_text(encoding="utf-8").splitlines()]
+        return [(Path(line).stem, given.parent / line) for line in lines if line]
+    return [(given.stem, given)]
+
+
+def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, int | InputError]]:
+    """Each task, as it ends, with the number of its faces or what is wrong with its mesh."""
+    if not config.workers or config.dry_run:
+        for task in tasks:
+            yield task, _attempt(config, task)
+        return
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers share the accelerator's memory
+    pool = ProcessPoolExecutor(
+        config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
+    )
+    try:
+        futures = {pool.submit(_attempt, config, task): task for task in tasks}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(config: RenderConfig) -> None:
+    from sv3d_jax.devices import enable_compile_cache, select_device
+
+    select_device(config.device)
+    if config.compile_cache:
+        enable_compile_cache()
+
+
+def _attempt(config: RenderConfig, task: Task) -> int | InputError:
+    try:
+        return _render_task(config, task)
+    except InputError as error:
+        return error
+
+
+def _render_task(config: RenderConfig, task: Task) -> int:
+    """Render one mesh, unless that is done; the number of its faces."""
+    from sv3d_jax.io.meshes import read_mesh, world_from_file
+    from sv3d_jax.io.outputs import RUN_FILE, OutputFolder
+
+    digest = hashlib.sha256(task.mesh.read_bytes()).hexdigest()
+    settings = config.settings() | {"meshes": str(task.mesh), "seed": task.seed, "mesh_sha256": digest}
+    del settings["workers"]  # changes no picture
+    folder = OutputFolder(
+        task.directory,
+        {"verb": "data render", **settings},
+        config.overwrite,
+        parents=task.directory != config.output,
+    )
+    if (task.directory / RUN_FILE).is_file() and not (config.overwrite or config.dry_run):
+        with folder:
+            if folder.done:
+                return folder.stage_facts("render")["faces"]
+    mesh = read_mesh(task.mesh, config.up)  # before the folder is made
+    if not config.dry_run:
+        matrix = object_to_world(mesh)
+        with folder:
+            _write_render(
+                config, folder, task.seed, _moved(mesh, matrix), matrix @ world_from_file(config.up)
+            )
+    return len(mesh.faces)
+
+
+def _cameras(config: RenderConfig, seed: int) -> CameraPath:
+    elevation = config.elevation
+    if config.elevation_max is not None:
+        elevation = np.random.default_rng([seed, 0xE1E]).uniform(elevation, config.elevation_max)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CameraWarning)  # said once, for all meshes
+        return make_orbit(config.orbit, config.frames, float(elevation), seed)
+
+
+def _light(config: RenderConfig, seed: int) -> Light | None:
+    if config.hdr:
+        rng = np.random.default_rng([seed, 0x4D5])
+        radiance = read_hdr(config.hdr[rng.integers(len(config.hdr))])
+        return environment_light(radiance, rng.uniform(0.0, 360.0))
+    if config.light == "none":
+        return None
+    return {"soft": soft_light, "gaussians": random_sg_light, "harmonics": random_sh_light}[config.light](
+        seed
+    )
 
 
 def _moved(mesh: Mesh, matrix: np.ndarray) -> Mesh:
@@ -144,42 +280,27 @@ def _moved(mesh: Mesh, matrix: np.ndarray) -> Mesh:
     return replace(mesh, vertices=mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])
 
 
-def _folders(config: RenderConfig) -> list[tuple[Path, Path]]:
-    """Each mesh file with the folder of its orbit."""
-    if len(config.meshes) == 1:
-        return [(config.meshes[0], config.output)]
-    stems = [path.stem for path in config.meshes]
-    for path, stem in zip(config.meshes, stems, strict=True):
-        if stems.count(stem) > 1:
-            raise InputError(
-                f"{path}: several meshes are called {stem}", hint="render them to different folders"
-            )
-    return [(path, config.output / path.stem) for path in config.meshes]
-
-
-def _write_render(config, path, directory, mesh, file_to_world, cameras, seed) -> None:
+def _write_render(
+    config: RenderConfig, folder: Any, seed: int, mesh: Mesh, file_to_world: np.ndarray
+) -> None:
     from sv3d_jax.io.images import write_png
     from sv3d_jax.io.orbits import CAMERAS_FILE, frame_file, write_orbit
-    from sv3d_jax.io.outputs import OutputFolder
     from sv3d_jax.io.video import contact_sheet, frame_labels
 
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    settings = config.settings() | {"meshes": str(path), "seed": seed, "mesh_sha256": digest}
-    with OutputFolder(
-        directory, {"verb": "data render", **settings}, config.overwrite, parents=directory != config.output
-    ) as folder:
-        if folder.done:
-            return
-        light = soft_light(seed) if config.light == "soft" else None
-        images, alphas = render_orbit(mesh, cameras, config.size, light, background=config.background)
-        sheet = contact_sheet(images, frame_labels(cameras.azimuths_deg, cameras.elevations_deg))
-        if config.background == "transparent":
-            images = np.concatenate([images, alphas[..., None]], axis=-1)
-        write_orbit(directory, images, cameras, file_to_world)
-        write_png(directory / "contact.png", sheet)
-        files = [*(frame_file(i) for i in range(len(images))), CAMERAS_FILE, "contact.png"]
-        folder.finish_stage("render", files)
-        folder.write_run_json(seeds=[seed])
+    cameras = _cameras(config, seed)
+    images, alphas = render_orbit(
+        mesh, cameras, config.size, _light(config, seed), background=config.background
+    )
+    shown = slice(None, None, max(1, len(images) // NUM_FRAMES))
+    labels = frame_labels(cameras.azimuths_deg[shown], cameras.elevations_deg[shown])
+    sheet = contact_sheet(images[shown], labels)
+    if config.background == "transparent":
+        images = np.concatenate([images, alphas[..., None]], axis=-1)
+    write_orbit(folder.directory, images, cameras, file_to_world)
+    write_png(folder.path("contact.png"), sheet)
+    files = [*(frame_file(i) for i in range(len(images))), CAMERAS_FILE, "contact.png"]
+    folder.finish_stage("render", files, {"faces": len(mesh.faces)})
+    folder.write_run_json(seeds=[seed])
 
 
 class _Surface(NamedTuple):
@@ -190,6 +311,32 @@ class _Surface(NamedTuple):
     vertex_colors: Array | None
     uv: Array | None
     texture: Array | None
+
+
+def _padded_surface(mesh: Mesh) -> _Surface:
+    """The mesh with sizes rounded up, so that many meshes share a compiled program: added faces have no area."""
+    vertices, faces = _size_class(len(mesh.vertices)), _size_class(len(mesh.faces))
+    uv, texture = mesh.uv, mesh.texture
+    if uv is not None and texture is not None:
+        height, width = texture.shape[:2]
+        rows, columns = (-(-side // TEXTURE_STEP) * TEXTURE_STEP for side in (height, width))
+        texture = np.pad(texture, ((0, rows - height), (0, columns - width), (0, 0)), "edge")
+        uv = np.clip(uv, 0.0, 1.0)
+        uv = np.stack([uv[:, 0] * (width / columns), 1.0 - (1.0 - uv[:, 1]) * (height / rows)], axis=1)
+
+    def padded(leaf, count, dtype):
+        rows = None if leaf is None else np.pad(leaf, ((0, count - len(leaf)), (0, 0)))
+        return None if rows is None else jnp.asarray(rows, dtype)
+
+    return _Surface(
+        padded(mesh.faces, faces, jnp.int32),
+        *(padded(leaf, vertices, jnp.float32) for leaf in (mesh.vertices, mesh.vertex_colors, uv)),
+        None if texture is None else jnp.asarray(texture, jnp.float32),
+    )
+
+
+def _size_class(count: int) -> int:
+    return max(MIN_SIZE_CLASS, 1 << (count - 1).bit_length())
 
 
 @partial(jax.jit, static_argnames=("size", "supersample", "tile", "over_white"))
@@ -207,7 +354,8 @@ def _render_orbit(surface, camera_to_world, focal, center, light, *, size, super
             towards = camera[:3, 3] - surface.vertices[surface.faces[:, 0]]
             front = jnp.where((outwards * towards).sum(-1) >= 0, 1.0, -1.0)[jnp.maximum(face_id, 0)]
             shading_normals = front[..., None] * seen_shading_normals(normals, surface.faces, fragments)
-            color = color * light.shade(shading_normals)[..., None]
+            # White lights give one factor, coloured ones three.
+            color = color * light.shade(shading_normals).reshape(*face_id.shape, -1)
         alpha = (face_id >= 0).astype(jnp.float32)[..., None]
         color, alpha = (box_filter(pixels, supersample)[0] for pixels in (color * alpha, alpha))
         color = color + 1.0 - alpha if over_white else color / jnp.maximum(alpha, 1e-6)

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from sv3d_jax.cameras.orbit import CameraPath
+from sv3d_jax.cameras.orbit import CameraPath, dynamic_orbit
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh, write_glb
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.progress import NullProgress
-from sv3d_jax.render.lighting import soft_light
+from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
 from sv3d_jax.train.data.config import RenderConfig
 from sv3d_jax.train.data.figures import figure_mesh
 from sv3d_jax.train.data.render import (
@@ -108,10 +108,29 @@ def test_soft_light_never_leaves_its_range():
         assert 0.6 <= light.ambient <= light.shade(normals).min() <= light.shade(normals).max() <= 1.0
 
 
+def test_padding_a_textured_mesh_changes_no_texel():
+    texture = np.random.default_rng(0).uniform(size=(5, 7, 3)).astype(np.float32)
+    uv = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], np.float32)
+    image = render_orbit(Mesh(SQUARE.vertices, SQUARE.faces, uv=uv, texture=texture), FACING, 256)[0][0]
+    shown = (image != 255).any(-1)
+    top, left = np.argwhere(shown).min(0)
+    corners = image[[top + 2, top + 2], [left + 2, 255 - left - 2]] / 255.0
+    np.testing.assert_allclose(corners, texture[0, [0, -1]], atol=0.003)  # rounding to uint8
+
+
+@pytest.mark.parametrize(
+    "light", [random_sg_light(1), random_sh_light(1), environment_light(np.ones((8, 16, 3)))]
+)
+def test_any_light_falls_on_an_orbit(light):
+    lit, _ = render_orbit(SQUARE, FACING, 32, light)
+    shade = np.broadcast_to(np.asarray(light.shade(np.float32([[1.0, 0.0, 0.0]]))).reshape(1, -1), (1, 3))[0]
+    expected = 255 * np.minimum(shade * np.float32([0.2, 0.4, 0.6]), 1.0)
+    np.testing.assert_allclose(lit[0, 16, 16], expected, atol=1.0)
+
+
 def _render(folder, *meshes, **settings):
-    return run_render(
-        RenderConfig(meshes=meshes, output=folder, frames=3, size=32, **settings), NullProgress()
-    )
+    values = {"frames": 3, "size": 32, **settings}
+    return run_render(RenderConfig(meshes=meshes, output=folder, **values), NullProgress())
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +177,72 @@ class TestVerb:
         with pytest.raises(InputError, match=r"bad\.glb"):
             _render(tmp_path / "out", tmp_path / "bad.glb")
         assert not (tmp_path / "out").exists()
+
+    @pytest.fixture
+    def mesh_folder(self, tmp_path):
+        folder = tmp_path / "meshes"
+        (folder / "deeper").mkdir(parents=True)
+        write_glb(folder / "one.glb", figure_mesh(1))
+        write_glb(folder / "deeper" / "two.glb", figure_mesh(2))
+        (folder / "notes.md").write_text("not a mesh")
+        return folder
+
+    def test_a_folder_is_searched_at_any_depth(self, tmp_path, mesh_folder):
+        _render(tmp_path / "out", mesh_folder)
+        found = {
+            path.parent.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/**/run.json")
+        }
+        assert found == {"one", "deeper/two"}
+
+    def test_a_list_names_meshes_relative_to_itself(self, tmp_path, mesh_folder):
+        (mesh_folder / "list.txt").write_text("one.glb\n\ndeeper/two.glb\n")
+        rendered = _render(tmp_path / "out", mesh_folder / "list.txt")["rendered"]
+        assert [entry["orbit"].name for entry in rendered] == ["one", "two"]
+
+    def test_bad_meshes_of_a_folder_are_named_and_left_out(self, tmp_path, mesh_folder):
+        (mesh_folder / "bad.glb").write_bytes(b"glTF")
+        result = _render(tmp_path / "out", mesh_folder)
+        assert len(result["rendered"]) == 2
+        [reason] = result["left_out"]
+        assert "bad.glb" in reason and not (tmp_path / "out" / "bad").exists()
+
+    def test_a_folder_without_a_good_mesh_is_an_error(self, tmp_path):
+        (tmp_path / "meshes").mkdir()
+        for name in ("a.glb", "b.glb"):
+            (tmp_path / "meshes" / name).write_bytes(b"glTF")
+        with pytest.raises(InputError, match="none of 2 meshes"):
+            _render(tmp_path / "out", tmp_path / "meshes")
+
+    def test_a_second_run_renders_only_what_is_new(self, tmp_path, mesh_folder):
+        _render(tmp_path / "out", mesh_folder)
+        frame = tmp_path / "out" / "one" / "frames" / "000.png"
+        before = frame.stat().st_mtime_ns
+        write_glb(mesh_folder / "a_new_one.glb", figure_mesh(3))
+        assert len(_render(tmp_path / "out", mesh_folder)["rendered"]) == 3
+        assert frame.stat().st_mtime_ns == before
+
+    def test_worker_processes_render_the_same_bytes(self, tmp_path, mesh_folder):
+        for workers in (0, 1):
+            _render(tmp_path / str(workers), mesh_folder, workers=workers, compile_cache=False)
+        pairs = [(tmp_path / n / "deeper/two/frames/001.png").read_bytes() for n in ("0", "1")]
+        assert pairs[0] == pairs[1]
+
+    def test_elevations_of_meshes_are_spread_between_two(self, tmp_path, mesh_folder):
+        _render(tmp_path / "out", mesh_folder, orbit="static", elevation=-5.0, elevation_max=30.0)
+        elevations = [read_orbit(tmp_path / "out" / name).elevations_deg[0] for name in ("one", "deeper/two")]
+        assert elevations[0] != elevations[1] and all(-5.0 <= value <= 30.0 for value in elevations)
+
+    def test_every_fourth_of_84_dynamic_views_is_the_orbit_of_21(self, tmp_path, mesh_file):
+        _render(tmp_path / "84", mesh_file, orbit="dynamic", frames=84, size=16)
+        orbit = read_orbit(tmp_path / "84")
+        expected = dynamic_orbit(21)
+        np.testing.assert_allclose(orbit.azimuths_deg[3::4], expected.azimuths_deg, atol=1e-9)
+        np.testing.assert_allclose(orbit.elevations_deg[3::4], expected.elevations_deg, atol=1e-9)
+
+    def test_an_hdr_file_takes_the_place_of_the_light(self, tmp_path, mesh_file):
+        sky = tmp_path / "sky.hdr"
+        sky.write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\n" + bytes([128, 0, 0, 129]))
+        _render(tmp_path / "red", mesh_file, hdr=(sky,), background="transparent")
+        orbit = read_orbit(tmp_path / "red")
+        inside = orbit.images[orbit.alphas == 1.0]
+        assert inside[:, 0].max() > 0.3 and inside[:, 1:].max() == 0.0

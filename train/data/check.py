@@ -1,0 +1,185 @@
+"""The verb `data check`: every defect of record shards and of orbit folders, by name."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.cameras.pose import look_at
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.images import read_picture
+from sv3d_jax.io.orbits import CAMERAS_FILE, camera_poses, frame_column, read_cameras
+from sv3d_jax.io.outputs import RUN_FILE, STAGES_FILE
+from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.train.data.config import CheckConfig
+from sv3d_jax.train.data.records import (
+    INDEX_FILE,
+    SHARD_SUFFIX,
+    DamagedRecord,
+    Entry,
+    Record,
+    Shard,
+    ShardIndex,
+    decode_record,
+    import_grain,
+    read_index,
+    shard_defect,
+)
+
+POSE_TOLERANCE = 1e-4  # of the radius, between a matrix and the angles beside it
+
+
+def run_check(config: CheckConfig, progress: Progress | NullProgress) -> dict[str, Any]:
+    """The verb `data check`."""
+    folder = config.folder
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder", hint="give shards, an orbit, or a folder of orbits")
+    packed = (folder / INDEX_FILE).exists() or any(folder.glob(f"*{SHARD_SUFFIX}*"))
+    if packed:
+        checked, defects = "shards", list(shard_defects(folder, progress))
+    else:
+        checked, defects = "orbits", list(_all_orbit_defects(folder, progress))
+    return {"checked": checked, "defects": defects, "ok": not defects}
+
+
+def shard_defects(folder: Path, progress: Progress | NullProgress) -> Iterator[str]:
+    """What is wrong with a packed folder: its index, its files, every byte of its records."""
+    try:
+        index = read_index(folder)
+    except InputError as error:
+        yield error.message
+        return
+    known = {shard.file for shard in index.shards}
+    for path in sorted(folder.glob(f"*{SHARD_SUFFIX}*")):
+        if path.name not in known:
+            yield f"{path} is not in the index"
+    progress.stage("check", total=len(index.shards))
+    first = 0
+    for shard in index.shards:
+        yield from _one_shard_defects(folder, shard, index, index.records[first : first + shard.records])
+        first += shard.records
+        progress.advance()
+
+
+def orbit_defects(folder: Path) -> Iterator[str]:
+    """What is wrong with an orbit folder: cameras, frames, alphas."""
+    if (folder / STAGES_FILE).exists() and not (folder / RUN_FILE).exists():
+        yield f"{folder} is not finished: {RUN_FILE} is missing"
+    try:
+        document = read_cameras(folder / CAMERAS_FILE)
+    except InputError as error:
+        yield error.message
+        return
+    yield from _camera_defects(folder / CAMERAS_FILE, document)
+    yield from _frame_defects(folder, document["frames"])
+
+
+def _all_orbit_defects(folder: Path, progress: Progress | NullProgress) -> Iterator[str]:
+    marks = [*folder.rglob(CAMERAS_FILE), *folder.rglob(STAGES_FILE)]  # of finished orbits, and of begun ones
+    orbits = sorted({mark.parent for mark in marks})
+    if not orbits:
+        yield f"{folder} holds neither shards nor orbits"
+    progress.stage("check", total=len(orbits))
+    for orbit in orbits:
+        yield from orbit_defects(orbit)
+        progress.advance()
+
+
+def _one_shard_defects(
+    folder: Path, shard: Shard, index: ShardIndex, entries: tuple[Entry, ...]
+) -> Iterator[str]:
+    import_grain()
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    path = folder / shard.file
+    if defect := shard_defect(folder, shard):
+        yield defect
+    if not path.is_file():
+        return
+    with open(path, "rb") as file:
+        if not defect and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            yield f"{path} has other bytes than were written"
+    try:
+        reader = ArrayRecordReader(str(path))
+        count = reader.num_records()
+    except RuntimeError as error:
+        yield f"{path} cannot be opened: {_first_line(error)}"
+        return
+    if count != shard.records:
+        yield f"{path} holds {count} records, {shard.records} were written"
+    for place, entry in enumerate(entries[:count]):
+        where = f"{path} record {place} ({entry.name})"
+        try:
+            record = decode_record(reader.read([place])[0], entry)
+        except (RuntimeError, DamagedRecord) as error:
+            yield f"{where}: {_first_line(error)}"
+        else:
+            yield from (f"{where}: {defect}" for defect in _record_defects(record, index))
+    with contextlib.suppress(RuntimeError):  # a damaged footer is complained of again
+        reader.close()
+
+
+def _record_defects(record: Record, index: ShardIndex) -> Iterator[str]:
+    shapes = {
+        "latents": (record.latents, (index.views, *index.latent_shape)),
+        "tokens": (record.tokens, (index.views, index.token_width)),
+        "azimuths_deg": (record.orbit.azimuths_deg, (index.views,)),
+        "elevations_deg": (record.orbit.elevations_deg, (index.views,)),
+    }
+    for name, (array, shape) in shapes.items():
+        if array.shape != shape:
+            yield f"{name} has shape {array.shape}, {shape} is expected"
+        if not np.isfinite(array).all():
+            yield f"{name} has values that are not finite"
+    if (np.abs(record.orbit.elevations_deg) > 90).any():
+        yield "elevations_deg leave [-90, 90]"
+
+
+def _camera_defects(path: Path, document: dict[str, Any]) -> Iterator[str]:
+    try:
+        poses = camera_poses(document)
+        azimuths, elevations, radii = (
+            frame_column(document["frames"], name) for name in ("azimuth_deg", "elevation_deg", "radius")
+        )
+    except InputError as error:
+        yield f"{path}: {error.message}"
+        return
+    distances = np.linalg.norm(poses[:, :3, 3], axis=1)
+    if np.ptp(distances) > 1e-3 * distances.mean():
+        yield f"{path}: distances to the origin differ, {distances.min():g} to {distances.max():g}"
+    if azimuths is None or elevations is None or radii is None:
+        yield f"{path}: not every frame has azimuth_deg, elevation_deg and radius"
+        return
+    errors = np.abs(look_at(azimuths, elevations, radii) - poses).max((1, 2)) / np.maximum(1.0, radii)
+    for index, (error, elevation) in enumerate(zip(errors, elevations, strict=True)):
+        if abs(elevation) > 90:
+            yield f"{path}: frames[{index}] has elevation_deg {elevation:g}, outside [-90, 90]"
+        elif error > POSE_TOLERANCE:
+            yield f"{path}: frames[{index}] has a camera_to_world that is not that of its angles"
+
+
+def _frame_defects(folder: Path, frames: list[dict[str, Any]]) -> Iterator[str]:
+    size = None
+    for index, frame in enumerate(frames):
+        file = frame.get("file")
+        if not isinstance(file, str):
+            yield f"{folder / CAMERAS_FILE}: frames[{index}] names no file"
+            continue
+        try:
+            picture = read_picture(folder / file, min_side=1)
+        except InputError as error:
+            yield error.message
+            continue
+        size = size or picture.rgb.shape
+        if picture.rgb.shape != size:
+            height, width = picture.rgb.shape[:2]
+            yield f"{folder / file} has {width}x{height} pixels, others have {size[1]}x{size[0]}"
+        if picture.alpha is not None and not picture.alpha.any():
+            yield f"{folder / file} shows nothing: its alpha is 0 everywhere"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,233 @@
+"""The verb `data pack`: orbit folders to record shards."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.orbits import CAMERAS_FILE, OrbitFrames, read_orbit
+from sv3d_jax.io.outputs import OutputFolder, write_json
+from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.train.data.config import PackConfig
+from sv3d_jax.train.data.latents import Encoder
+from sv3d_jax.train.data.orbits import Orbit
+from sv3d_jax.train.data.records import (
+    INDEX_FILE,
+    SHARD_SUFFIX,
+    Entry,
+    Record,
+    Shard,
+    ShardIndex,
+    encode_record,
+    import_grain,
+    write_index,
+    write_shard,
+)
+from sv3d_jax.weights.hub import load_weights
+
+VALIDATION_SHARE, MAX_VALIDATION_ORBITS = 0.1, 16
+
+
+def run_pack(config: PackConfig, progress: Progress | NullProgress) -> dict[str, Any]:
+    """The verb `data pack`: shard by shard, an index at the end. Orbits that cannot be read are left out and named."""
+    import_grain()
+    training, validation = find_orbits(config.orbits), find_orbits(config.validation)
+    if both := sorted(training.keys() & validation.keys()):
+        raise InputError(f"orbits to train on and to validate have one name: {both[0]}")
+    orbits = training | validation
+    held_out = set(validation) or _held_out(training, config.seed)
+    result = {"output": config.output, "orbits": len(orbits), "validation": len(held_out)}
+    settings = config.settings() | {"orbits": _digest(orbits), "validation": sorted(held_out)}
+    folder = OutputFolder(config.output, {"verb": "data pack", **settings}, config.overwrite)
+    if config.dry_run:
+        return result
+    with folder:
+        if not folder.done:
+            _pack(config, folder, orbits, held_out, progress)
+        facts = folder.stage_facts("index")
+    for reason in facts["left_out"]:
+        progress.note(f"left out: {reason}")
+    return result | facts
+
+
+def find_orbits(paths: tuple[Path, ...]) -> dict[str, Path]:
+    """Orbit folders by name, in order: each path is one, or holds some at any depth."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (path / CAMERAS_FILE).is_file():
+            orbits = {path.absolute().name: path}
+        else:
+            places = sorted(file.parent for file in path.rglob(CAMERAS_FILE))
+            orbits = {place.relative_to(path).as_posix(): place for place in places}
+        if not orbits:
+            raise InputError(f"{path} holds no orbit", hint=f"an orbit is a folder with a {CAMERAS_FILE}")
+        for name, orbit in orbits.items():
+            if found.setdefault(name, orbit) != orbit:
+                raise InputError(f"two orbits are called {name}: {found[name]} and {orbit}")
+    return found
+
+
+def over_color(orbit: OrbitFrames, color: np.ndarray) -> np.ndarray:
+    """Frames `f h w 3` in [0, 1] before a background of one colour."""
+    if orbit.alphas is None:
+        raise InputError("its frames have no alpha, which another background than white needs")
+    return orbit.images - (1.0 - orbit.alphas[..., None]) * (1.0 - color.astype(np.float32))
+
+
+def _held_out(orbits: dict[str, Path], seed: int) -> set[str]:
+    """One orbit in ten, chosen by name, so that more orbits move few between the two roles."""
+    count = min(int(VALIDATION_SHARE * len(orbits)), MAX_VALIDATION_ORBITS)
+    return set(sorted(orbits, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count])
+
+
+def _digest(orbits: dict[str, Path]) -> str:
+    """SHA-256 of names, cameras and the sizes of frames: what tells orbits apart without reading every pixel."""
+    digest = hashlib.sha256()
+    for name, path in orbits.items():
+        sizes = sorted((file.name, file.stat().st_size) for file in (path / "frames").glob("*.png"))
+        digest.update(f"{name} {sizes} ".encode() + (path / CAMERAS_FILE).read_bytes())
+    return digest.hexdigest()
+
+
+def _pack(config, folder: OutputFolder, orbits: dict[str, Path], held_out: set[str], progress) -> None:
+    params, model, origin = load_weights(config.weights, dtype="float32", progress=progress)
+    encoder = Encoder(params, model, config.batch_size)
+    packer = _Packer(config, encoder, config.size or model.native_size)
+    names = list(orbits)
+    groups = [names[i : i + config.shard_orbits] for i in range(0, len(names), config.shard_orbits)]
+    progress.stage("pack", total=len(groups))
+    parts = []
+    for number, group in enumerate(groups):
+        file = f"orbits-{number:05d}{SHARD_SUFFIX}"
+        facts_file = folder.scratch / f"{file}.json"
+        if not (folder.stage_done(file) and facts_file.is_file()):
+            facts = packer.pack(folder.path(file), {name: orbits[name] for name in group})
+            write_json(facts_file, facts)
+            folder.finish_stage(file, [file] if facts["records"] else [])
+        parts.append((file, json.loads(facts_file.read_text())))
+        progress.advance()
+    index = _index(folder, parts, held_out, encoder.fingerprint())
+    write_index(folder.directory, index)
+    facts = {
+        "shards": len(index.shards),
+        "records": len(index.records),
+        "views": index.views,
+        "fingerprint": index.fingerprint,
+        "left_out": [reason for _, part in parts for reason in part["left_out"]],
+    }
+    folder.finish_stage("index", [INDEX_FILE], facts)
+    folder.write_run_json(seeds=[config.seed], weights=origin)
+
+
+def _index(
+    folder: OutputFolder, parts: list[tuple[str, Any]], held_out: set[str], encoder: str
+) -> ShardIndex:
+    full = [(file, facts) for file, facts in parts if facts["records"]]
+    if not full:
+        raise InputError("no orbit could be read", hint=parts[0][1]["left_out"][0])
+    shapes = [facts["shapes"] for _, facts in full]
+    for (file, _), shape in zip(full, shapes, strict=True):
+        if shape != shapes[0]:
+            raise InputError(
+                f"{file} holds orbits of {shape['views']} views, {full[0][0]} of {shapes[0]['views']}",
+                hint="pack orbits with different numbers of views into different folders",
+            )
+    shards = [
+        Shard(file, len(facts["records"]), (path := folder.path(file)).stat().st_size, _sha256(path))
+        for file, facts in full
+    ]
+    entries = [
+        Entry(f"{name} {background}", crc32, name in held_out)
+        for _, facts in full
+        for name, background, crc32 in facts["records"]
+    ]
+    return ShardIndex(
+        views=shapes[0]["views"],
+        latent_shape=tuple(shapes[0]["latent_shape"]),
+        token_width=shapes[0]["token_width"],
+        encoder=encoder,
+        shards=tuple(shards),
+        records=tuple(entries),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packer:
+    """Encodes orbits and writes them into shards."""
+
+    config: PackConfig
+    encoder: Encoder
+    size: int
+
+    def pack(self, path: Path, orbits: dict[str, Path]) -> dict[str, Any]:
+        """Write one shard; names, backgrounds and checksums of its records, their shapes, and what was left out."""
+        facts: dict[str, Any] = {"records": [], "left_out": [], "shapes": None}
+        records = self._records(orbits, facts)
+        first = next(records, None)
+        if first is not None:
+            write_shard(path, itertools.chain([first], records))
+        return facts
+
+    def _records(self, orbits: dict[str, Path], facts: dict[str, Any]) -> Iterator[bytes]:
+        for name, folder in orbits.items():
+            try:
+                orbit = read_orbit(folder)
+                pictures = {kind: self._pictures(name, orbit, kind) for kind in self.config.backgrounds}
+                angles = _angles(orbit)
+                shapes = facts["shapes"] or {"views": len(orbit.images)}
+                if len(orbit.images) != shapes["views"]:
+                    raise InputError(f"it has {len(orbit.images)} views, the others have {shapes['views']}")
+            except InputError as error:
+                facts["left_out"].append(f"{folder}: {error.message}")
+                continue
+            encoded = {kind: self.encoder(images[None]) for kind, images in pictures.items()}
+            if not all(np.isfinite(array).all() for pair in encoded.values() for array in pair):
+                facts["left_out"].append(f"{folder}: its latents or tokens are not finite")
+                continue
+            for background, (latents, tokens) in encoded.items():
+                record = Record(latents[0], tokens[0], angles)
+                data = encode_record(record, f"{name} {background}", self.config.dtype)
+                facts["records"].append([name, background, zlib.crc32(data)])
+                facts["shapes"] = {
+                    "views": len(orbit.images),
+                    "latent_shape": latents.shape[2:],
+                    "token_width": tokens.shape[2],
+                }
+                yield data
+
+    def _pictures(self, name: str, orbit: OrbitFrames, background: str) -> np.ndarray:
+        """Frames uint8 `f h w 3` at the model's size."""
+        images = orbit.images
+        if background == "random":
+            rng = np.random.default_rng([self.config.seed, zlib.crc32(name.encode())])
+            images = over_color(orbit, rng.uniform(size=3))
+        height, width = images.shape[1:3]
+        if height != width:
+            raise InputError(f"its frames have {width}x{height} pixels and are not square")
+        images = np.round(255.0 * np.clip(images, 0.0, 1.0)).astype(np.uint8)
+        if height == self.size:
+            return images
+        side = (self.size, self.size)
+        return np.stack(
+            [np.asarray(Image.fromarray(image).resize(side, Image.Resampling.LANCZOS)) for image in images]
+        )
+
+
+def _angles(orbit: OrbitFrames) -> Orbit:
+    """Azimuths and elevations as the file gives them; SV3D's model knows no other camera."""
+    if orbit.azimuths_deg is None or orbit.elevations_deg is None:
+        raise InputError(f"{CAMERAS_FILE} gives no azimuth and elevation for every frame")
+    return Orbit(orbit.azimuths_deg, orbit.elevations_deg)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,188 @@
+"""Record shards on disk: ArrayRecord files of encoded orbits, one record each, and the index that describes them.
+
+A record is a safetensors block: `latents` (f h w c) and `tokens` (f d) of every view, `azimuths_deg` and
+`elevations_deg` (f), and its name. The index holds the size of every shard and the checksum of every record, so that
+damage and exchange are both noticed, and is written last: a folder without one is not finished.
+"""
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+
+from sv3d_jax.config import to_plain
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.train.data.orbits import Orbit
+
+INDEX_FILE = "index.json"
+FORMAT = 1
+SHARD_SUFFIX = ".arrayrecord"
+# Each record by itself, for random access; latents do not compress.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
+
+class Shard(NamedTuple):
+    """A file of records."""
+
+    file: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+class Entry(NamedTuple):
+    """What the index knows of a record."""
+
+    name: str  # of the orbit, and the background it stands before
+    crc32: int
+    validation: bool  # held out of training
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What `index.json` says."""
+
+    views: int  # of every orbit
+    latent_shape: tuple[int, int, int]  # h w c
+    token_width: int
+    encoder: str  # fingerprint of the parameters that encoded
+    shards: tuple[Shard, ...]
+    records: tuple[Entry, ...]  # in the order of the shards
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over all that decides what training sees: every record's checksum, order and role, the encoder."""
+        own = dataclasses.asdict(self) | {"shards": None}
+        return hashlib.sha256(json.dumps(to_plain(own), sort_keys=True).encode()).hexdigest()
+
+    def places(self) -> list[tuple[Shard, int]]:
+        """Shard and place in it of every record."""
+        return [(shard, place) for shard in self.shards for place in range(shard.records)]
+
+
+class Record(NamedTuple):
+    """An encoded orbit."""
+
+    latents: np.ndarray  # f h w c
+    tokens: np.ndarray  # f d
+    orbit: Orbit
+
+
+class DamagedRecord(Exception):
+    """A record whose bytes are not those that were packed."""
+
+
+def import_grain() -> ModuleType:
+    """Grain, which reads ArrayRecord files; an InputError where the extra is not installed."""
+    try:
+        import array_record.python.array_record_module  # noqa: F401
+        import grain
+        from absl import flags
+    except ImportError as error:
+        raise InputError(
+            f"record shards need grain and array-record: {error}", hint='pip install "sv3d_jax[data]"'
+        ) from None
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # else grain refuses to start workers outside an absl program
+    return grain
+
+
+def write_index(directory: Path, index: ShardIndex) -> None:
+    """Write `index.json`, the last file of a packed folder."""
+    document = {"format": FORMAT, "fingerprint": index.fingerprint, **to_plain(dataclasses.asdict(index))}
+    document["shards"] = [shard._asdict() for shard in index.shards]
+    document["records"] = [list(entry) for entry in index.records]
+    write_atomic(directory / INDEX_FILE, json.dumps(document, separators=(",", ":")).replace("],", "],\n"))
+
+
+def read_index(directory: Path) -> ShardIndex:
+    """The index of a packed folder; an InputError where it is absent, damaged or of another format."""
+    path = directory / INDEX_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} does not exist", hint="a folder of shards is what sv3d data pack writes, run to its end"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}", hint="pack again") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise InputError(f"{path} is not an index of format {FORMAT}", hint="pack again")
+    try:
+        index = ShardIndex(
+            views=document["views"],
+            latent_shape=tuple(document["latent_shape"]),
+            token_width=document["token_width"],
+            encoder=document["encoder"],
+            shards=tuple(Shard(**shard) for shard in document["shards"]),
+            records=tuple(Entry(*entry) for entry in document["records"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {error}", hint="pack again") from None
+    if index.fingerprint != document["fingerprint"]:
+        raise InputError(f"{path} is damaged: its fingerprint differs", hint="pack again")
+    if sum(shard.records for shard in index.shards) != len(index.records):
+        raise InputError(f"{path} is damaged: shards and records differ in number", hint="pack again")
+    return index
+
+
+def shard_defect(directory: Path, shard: Shard) -> str | None:
+    """What is wrong with a shard by the size of its file."""
+    path = directory / shard.file
+    if not path.is_file():
+        return f"{path} is missing"
+    if (size := path.stat().st_size) != shard.bytes:
+        return f"{path} has {size} bytes, {shard.bytes} were written"
+    return None
+
+
+def write_shard(path: Path, records: Iterable[bytes]) -> None:
+    """Write a shard whole or not at all."""
+    import os
+
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    temporary = path.with_name(path.name + ".tmp")
+    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+    for record in records:
+        writer.write(record)
+    writer.close()
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def encode_record(record: Record, name: str, dtype: str) -> bytes:
+    """The bytes of a record."""
+    from safetensors.numpy import save
+
+    arrays = {
+        "latents": record.latents.astype(dtype),
+        "tokens": record.tokens.astype(dtype),
+        "azimuths_deg": record.orbit.azimuths_deg.astype(np.float64),
+        "elevations_deg": record.orbit.elevations_deg.astype(np.float64),
+    }
+    return save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, {"name": name})
+
+
+def decode_record(data: bytes, entry: Entry) -> Record:
+    """The record of an entry; raises DamagedRecord where the bytes are others."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if zlib.crc32(data) != entry.crc32:
+        raise DamagedRecord("its checksum differs")
+    try:
+        arrays = load(data)
+        orbit = Orbit(arrays["azimuths_deg"], arrays["elevations_deg"])
+        return Record(arrays["latents"], arrays["tokens"], orbit)
+    except (SafetensorError, KeyError) as error:
+        raise DamagedRecord(f"it cannot be decoded: {error}") from None

@@ -1,0 +1,250 @@
+"""Batches from packed orbits: random access to record shards, read ahead by grain.
+
+A batch is a function of the seed and its step alone. Sample `row` of step `s` is the record at place
+`s * batch_size + row` of an order that is shuffled anew in every epoch, with views drawn by random numbers of its own:
+so any process can make any rows, any number of threads or workers gives the same bits, and a run resumes at any step.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.errors import InputError
+from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.train.data.latents import EncodedOrbits, draw_views, gather_views, whole_orbits
+from sv3d_jax.train.data.orbits import Orbit
+from sv3d_jax.train.data.records import (
+    DamagedRecord,
+    Record,
+    decode_record,
+    import_grain,
+    read_index,
+    shard_defect,
+)
+from sv3d_jax.train.losses import OrbitBatch
+
+MAX_DAMAGED_SHARE = 0.01
+FEW_DAMAGED = 5  # are no share yet
+MAX_TRIES = 20  # to find a whole record in place of a damaged one
+MAX_VALIDATION_RECORDS = 16
+READ_THREADS, READ_AHEAD = 4, 8  # batches
+LAST_STEP = 2**40
+EPOCH_STREAM, SAMPLE_STREAM = 0, 1  # of random numbers
+
+Rows = Callable[[int], slice]
+"""Which rows of a global batch of so many this process loads."""
+
+SampleShape = Callable[[int], tuple[int, int]]
+"""Step -> videos of its global batch, frames of each."""
+
+
+class OrbitShards:
+    """The records of a packed folder by their number; reading one that is damaged raises DamagedRecord."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.index = read_index(directory)
+        defects = [defect for shard in self.index.shards if (defect := shard_defect(directory, shard))]
+        if defects:
+            raise InputError(
+                f"{defects[0]}" + (f", and {len(defects) - 1} more" if len(defects) > 1 else ""),
+                hint=f"sv3d data check {directory} names every defect; pack again what is lost",
+            )
+        grain = import_grain()
+        self._source = grain.sources.ArrayRecordDataSource(
+            [_ShardFile(directory / shard.file, shard.records) for shard in self.index.shards]
+        )
+
+    def __len__(self) -> int:
+        return len(self.index.records)
+
+    def __getitem__(self, number: int) -> Record:
+        try:
+            data = self._source[number]
+        except RuntimeError as error:  # what the file format itself noticed
+            raise DamagedRecord(str(error).splitlines()[0]) from None
+        return decode_record(data, self.index.records[number])
+
+
+class ShardBatches:
+    """The batches of a run from record shards, and its validation batch.
+
+    `num_frames` views make an orbit: of records with more, every so manieth view from any start. A damaged record is
+    left out, counted and named, and another one takes its place; more than 1 % of them end the run.
+    """
+
+    def __init__(
+        self,
+        shards: OrbitShards,
+        shape: SampleShape,
+        *,
+        num_frames: int,
+        batch_size: int,
+        seed: int,
+        any_input: bool = True,
+        workers: int = 0,
+        progress: Progress | None = None,
+    ):
+        if shards.index.views % num_frames:
+            raise InputError(
+                f"{shards.directory} holds orbits of {shards.index.views} views, "
+                f"which are no multiple of data.num_frames {num_frames}"
+            )
+        self.shards = shards
+        self.damaged: dict[int, str] = {}  # number -> what is wrong
+        self.seen = self.skipped = 0
+        self._workers = workers
+        self._progress = progress or NullProgress()
+        self._sampler = _Sampler(shards, shape, num_frames, batch_size, seed, any_input)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the records; changed data have another one."""
+        return self.shards.index.fingerprint
+
+    def batches(self, first_step: int, rows: Rows) -> Iterator[tuple[int, OrbitBatch]]:
+        """Size of the global batch of every step from one on, and these rows of it."""
+        grain = import_grain()
+        dataset = grain.MapDataset.range(first_step, LAST_STEP).map(partial(self._sampler.rows, rows=rows))
+        options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+        dataset = dataset.to_iter_dataset(options)
+        if self._workers:
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+            )
+        with contextlib.closing(iter(dataset)) as batches:
+            for videos, batch, damaged in batches:
+                self._count(len(batch.latents), damaged)
+                yield videos, batch
+
+    def validation(self) -> OrbitBatch:
+        """Whole orbits of held-out records, or of the first ones where none are; the last view is the input."""
+        records = self.shards.index.records
+        held_out = [number for number, entry in enumerate(records) if entry.validation] or range(len(records))
+        whole = np.arange(self._sampler.num_frames) * self._sampler.stride
+        samples = []
+        for number in held_out[:MAX_VALIDATION_RECORDS]:
+            try:
+                record = self.shards[number]
+            except DamagedRecord as error:
+                raise InputError(
+                    f"{self._named(number)}, which validates, is damaged: {error}",
+                    hint=f"sv3d data check {self.shards.directory}, then pack again what is lost",
+                ) from None
+            samples.append(whole_orbits(one_orbit(record, whole)))
+        return stack_samples(samples)
+
+    def report(self) -> dict[str, Any]:
+        """Records read, those left out as damaged, and their names."""
+        names = [self.shards.index.records[number].name for number in sorted(self.damaged)]
+        return {"records_read": self.seen, "records_skipped": self.skipped, "damaged_records": names}
+
+    def _count(self, samples: int, damaged: list[tuple[int, str]]) -> None:
+        self.seen += samples + len(damaged)
+        self.skipped += len(damaged)
+        for number, reason in damaged:
+            if number not in self.damaged:
+                self.damaged[number] = reason
+                self._progress.note(f"left out: {self._named(number)}: {reason}")
+        if self.skipped > max(FEW_DAMAGED, MAX_DAMAGED_SHARE * self.seen):
+            raise InputError(
+                f"{self.skipped} of {self.seen} records of {self.shards.directory} are damaged, more than "
+                f"{MAX_DAMAGED_SHARE:.0%}; the first is {self._named(min(self.damaged))}",
+                hint=f"sv3d data check {self.shards.directory} names them all",
+            )
+
+    def _named(self, number: int) -> str:
+        shard, place = self.shards.index.places()[number]
+        return f"{shard.file} record {place} ({self.shards.index.records[number].name})"
+
+
+class _Sampler:
+    """Makes the rows of a step's batch; goes to worker processes as it is."""
+
+    def __init__(
+        self,
+        shards: OrbitShards,
+        shape: SampleShape,
+        num_frames: int,
+        batch_size: int,
+        seed: int,
+        any_input: bool,
+    ):
+        self._any_input = any_input
+        self.num_frames = num_frames
+        self.stride = shards.index.views // num_frames
+        self._shards, self._shape, self._batch_size, self._seed = shards, shape, batch_size, seed
+        records = shards.index.records
+        self._trained = [number for number, entry in enumerate(records) if not entry.validation]
+        if not self._trained:
+            raise InputError(f"{shards.directory} holds validation records only")
+
+    def rows(self, step: int, rows: Rows) -> tuple[int, OrbitBatch, list[tuple[int, str]]]:
+        """Size of a step's batch, these rows of it, number and defect of every damaged record that came up."""
+        videos, frames = self._shape(step)
+        damaged: list[tuple[int, str]] = []
+        samples = [self._sample(step, row, frames, damaged) for row in range(videos)[rows(videos)]]
+        return videos, stack_samples(samples), damaged
+
+    def _sample(self, step: int, row: int, frames: int, damaged: list[tuple[int, str]]) -> OrbitBatch:
+        rng = np.random.default_rng([SAMPLE_STREAM, self._seed, step, row])
+        epoch, place = divmod(step * self._batch_size + row, len(self._trained))
+        order = epoch_order(len(self._trained), self._seed, epoch)
+        record = self._whole_record(int(order[place]), rng, damaged)
+        views = rng.integers(self.stride) + self.stride * np.arange(self.num_frames)
+        drawn = draw_views(rng, 1, self.num_frames, 1, frames, self._any_input)
+        return gather_views(one_orbit(record, views), drawn)
+
+    def _whole_record(self, place: int, rng: np.random.Generator, damaged: list[tuple[int, str]]) -> Record:
+        for _ in range(MAX_TRIES):
+            number = self._trained[place]
+            try:
+                return self._shards[number]
+            except DamagedRecord as error:
+                damaged.append((number, str(error)))
+                place = int(rng.integers(len(self._trained)))
+        raise InputError(
+            f"{MAX_TRIES} records in a row of {self._shards.directory} are damaged",
+            hint=f"sv3d data check {self._shards.directory} names them all",
+        )
+
+
+class _ShardFile:
+    """A shard as grain's source takes it without opening it first."""
+
+    def __init__(self, path: Path, records: int):
+        self.filename = str(path)
+        self.skip, self.take, self.examples_in_shard = 0, records, records
+
+
+@lru_cache(maxsize=4)  # readers are at most one epoch apart
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of the records in an epoch."""
+    return np.random.default_rng([EPOCH_STREAM, seed, epoch]).permutation(count)
+
+
+def one_orbit(record: Record, views: np.ndarray) -> EncodedOrbits:
+    """Some views of a record as an orbit of their own."""
+    orbit = Orbit(record.orbit.azimuths_deg[views], record.orbit.elevations_deg[views])
+    latents, tokens = (array[views].astype(np.float32) for array in (record.latents, record.tokens))
+    return EncodedOrbits(latents[None], tokens[None], [orbit])
+
+
+def stack_samples(samples: list[OrbitBatch]) -> OrbitBatch:
+    """One batch of all samples."""
+    columns = zip(*samples, strict=True)
+    return OrbitBatch(*(None if column[0] is None else np.concatenate(column) for column in columns))
+
+
+def check_encoder(shards: OrbitShards, encoder: str) -> None:
+    """Raise an InputError where other weights than a run's encoded the records."""
+    if shards.index.encoder != encoder:
+        raise InputError(
+            f"{shards.directory} was encoded by other weights, {shards.index.encoder[:12]}; those of the run are "
+            f"{encoder[:12]}",
+            hint="pack with the --weights of the run, or train with those of the pack",
+        )
