@@ -42,21 +42,22 @@ def test_layers_that_follow_each_other_split_by_the_same_features():
     assert param_spec((*attention, "to_q", "kernel"), (320, 320), POD) == PartitionSpec("fsdp", "tensor")
     assert param_spec((*attention, "to_out_0", "kernel"), (320, 320), POD) == PartitionSpec("tensor", "fsdp")
     convolution = ("unet", "input_blocks_1_0", "in_layers_2", "kernel")
-    assert param_spec(convolution, (3, 3, 320, 640), POD) == PartitionSpec(None, None, "fsdp", "tensor")
+    assert param_spec(convolution, (3, 3, 320, 640), POD) == PartitionSpec(None, None, "fsdp", None)
     assert param_spec((*convolution[:-1], "bias"), (640,), POD) == PartitionSpec(None)
 
 
 def test_an_axis_is_left_out_where_it_does_not_divide():
-    assert param_spec(("unet", "input_blocks_0_0", "kernel"), (3, 3, 8, 320), POD) == PartitionSpec(
-        None, None, None, "tensor"
-    )
+    first = ("unet", "input_blocks_0_0", "kernel")
+    assert param_spec(first, (3, 3, 8, 320), POD) == PartitionSpec(None, None, None, None)
+    hidden = ("unet", "middle_block_1", "transformer_blocks_0", "ff", "net_0", "proj", "kernel")
+    assert param_spec(hidden, (40, 320), POD) == PartitionSpec(None, "tensor")
 
 
 def test_a_full_size_state_is_spread_over_a_pod(full_state):
     specs = tree_specs(full_state, POD)
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(full_state))
     assert whole == pytest.approx(4 * 4 * 1_525_278_442, rel=1e-6)
-    assert bytes_per_device(full_state, specs, POD) < 1.05 * whole / (POD["fsdp"] * POD["tensor"])
+    assert bytes_per_device(full_state, specs, POD) < 0.8 * whole / POD["fsdp"]  # half of it in `tensor` too
 
 
 def test_averages_and_moments_lie_where_their_parameters_do(full_state):
