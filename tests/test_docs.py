@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES.append(ROOT / "train" / "launch" / "README.md")
 # What makes the commands of the documentation small enough for a test.
 TINY = {
     "sv3d generate": "--steps 2 --frames 5 --preset preview",

@@ -195,7 +195,7 @@ class TensorBoardRecorder:
     """Events in the folder `tensorboard`; those beyond the step that a run goes on from are not shown."""
 
     def __init__(self, folder: Path, step: int):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
@@ -215,7 +215,7 @@ class WandbRecorder:
     """A run of Weights & Biases; one that goes on keeps its number there."""
 
     def __init__(self, config: TrainConfig, step: int):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         number = config.output / "wandb_id"
         earlier = number.read_text().strip() if step and number.exists() else None

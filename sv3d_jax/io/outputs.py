@@ -236,7 +236,7 @@ def platform_facts() -> dict[str, Any]:
         devices = sys.modules["jax"].local_devices()
         facts["devices"] = [f"{device.platform}:{device.id} {device.device_kind}" for device in devices]
         peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
-        facts["devicepeak_memory_bytes"] = [peak for peak in peaks if peak is not None]
+        facts["device_peak_memory_bytes"] = [peak for peak in peaks if peak is not None]
     return facts
 
 

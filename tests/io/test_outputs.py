@@ -53,6 +53,7 @@ def test_run_json_records_settings_facts_versions_and_timings(tmp_path):
     assert record["config"] == CONFIG and record["seeds"] == [23]
     assert set(record["timings_s"]) == {"orbit", "mesh"}
     assert record["packages"]["jax"] and record["peak_memory_bytes"] > 1e6
+    assert ("device_peak_memory_bytes" in record) == ("jax" in sys.modules)
 
 
 def test_the_same_settings_find_a_whole_run_and_leave_it_untouched(tmp_path):
