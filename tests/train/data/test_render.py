@@ -195,9 +195,10 @@ class TestVerb:
         assert found == {"one", "deeper/two"}
 
     def test_a_list_names_meshes_relative_to_itself(self, tmp_path, mesh_folder):
-        (mesh_folder / "list.txt").write_text("one.glb\n\ndeeper/two.glb\n")
-        rendered = _render(tmp_path / "out", mesh_folder / "list.txt")["rendered"]
-        assert [entry["orbit"].name for entry in rendered] == ["one", "two"]
+        (mesh_folder / "list.txt").write_text("one.glb\n\nabsent.glb\ndeeper/two.glb\n")
+        result = _render(tmp_path / "out", mesh_folder / "list.txt")
+        assert [entry["orbit"].name for entry in result["rendered"]] == ["one", "two"]
+        assert len(result["left_out"]) == 1 and "absent.glb cannot be read" in result["left_out"][0]
 
     def test_bad_meshes_of_a_folder_are_named_and_left_out(self, tmp_path, mesh_folder):
         (mesh_folder / "bad.glb").write_bytes(b"glTF")
