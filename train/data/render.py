@@ -162,20 +162,23 @@ class Task(NamedTuple):
 
 
 def _tasks(config: RenderConfig) -> list[Task]:
-    """Each mesh file with the folder of its orbit and its seed, which stays as others come and go."""
-    if len(config.meshes) == 1 and config.meshes[0].is_file() and config.meshes[0].suffix != ".txt":
-        return [Task(config.meshes[0], config.output, config.seed)]
-    found: dict[str, Path] = {}
-    for name, path in [pair for given in config.meshes for pair in _named_meshes(given)]:
-        if name in found:
-            raise InputError(
-                f"{path}: several meshes are called {name}", hint="render them to different folders"
-            )
-        found[name] = path
-    return [
-        Task(path, config.output / name, (config.seed + zlib.crc32(name.encode())) % 2**32)
-        for name, path in found.items()
-    ]
+    """Each mesh file with the folder of its orbit and its seed.
+
+    Seeds count up over files that are given one by one; in a folder or a list, where others come and go, a mesh
+    keeps the seed that its name gives.
+    """
+    tasks: dict[str, Task] = {}
+    for index, given in enumerate(config.meshes):
+        for name, path in _named_meshes(given):
+            if name in tasks:
+                raise InputError(
+                    f"{path}: several meshes are called {name}", hint="render them to different folders"
+                )
+            offset = index if path == given else zlib.crc32(name.encode())
+            tasks[name] = Task(path, config.output / name, (config.seed + offset) % 2**32)
+    if len(config.meshes) == 1 and (only := next(iter(tasks.values()))).mesh == config.meshes[0]:
+        return [only._replace(directory=config.output)]
+    return list(tasks.values())
 
 
 def _named_meshes(given: Path) -> list[tuple[str, Path]]:
