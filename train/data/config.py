@@ -45,7 +45,8 @@ class RenderConfig(CommonConfig):
     elevation_max: float | None = None
     """with it, each mesh has an elevation between the two, by its seed"""
     seed: int = 0
-    """number that light, elevation and a dynamic orbit follow from; of several meshes, together with the name"""
+    """number that light, elevation and a dynamic orbit follow from; counts up from file to file, and in folders and
+    lists each mesh adds a number of its name"""
     up: Literal["y", "z"] = "y"
     """axis of the mesh files that points up"""
     light: Literal["soft", "gaussians", "harmonics", "none"] = "soft"

@@ -1,5 +1,6 @@
 """The verb `data pack`: orbit folders to record shards."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -13,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.orbits import CAMERAS_FILE, OrbitFrames, read_orbit
+from sv3d_jax.io.orbits import CAMERAS_FILE, OrbitFrames, read_cameras, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.config import PackConfig
@@ -97,10 +98,18 @@ def _digest(orbits: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
+def _views(orbits: dict[str, Path]) -> int:
+    """The number of views of the first orbit that has cameras; orbits with another number are left out."""
+    for path in orbits.values():
+        with contextlib.suppress(InputError):
+            return len(read_cameras(path / CAMERAS_FILE)["frames"])
+    raise InputError(f"none of {len(orbits)} orbits has a {CAMERAS_FILE} that can be read")
+
+
 def _pack(config, folder: OutputFolder, orbits: dict[str, Path], held_out: set[str], progress) -> None:
     params, model, origin = load_weights(config.weights, dtype="float32", progress=progress)
     encoder = Encoder(params, model, config.batch_size)
-    packer = _Packer(config, encoder, config.size or model.native_size)
+    packer = _Packer(config, encoder, config.size or model.native_size, _views(orbits))
     names = list(orbits)
     groups = [names[i : i + config.shard_orbits] for i in range(0, len(names), config.shard_orbits)]
     progress.stage("pack", total=len(groups))
@@ -133,13 +142,7 @@ def _index(
     full = [(file, facts) for file, facts in parts if facts["records"]]
     if not full:
         raise InputError("no orbit could be read", hint=parts[0][1]["left_out"][0])
-    shapes = [facts["shapes"] for _, facts in full]
-    for (file, _), shape in zip(full, shapes, strict=True):
-        if shape != shapes[0]:
-            raise InputError(
-                f"{file} holds orbits of {shape['views']} views, {full[0][0]} of {shapes[0]['views']}",
-                hint="pack orbits with different numbers of views into different folders",
-            )
+    shapes = full[0][1]["shapes"]  # one model and one number of views: those of all
     shards = [
         Shard(file, len(facts["records"]), (path := folder.path(file)).stat().st_size, _sha256(path))
         for file, facts in full
@@ -150,9 +153,9 @@ def _index(
         for name, background, crc32 in facts["records"]
     ]
     return ShardIndex(
-        views=shapes[0]["views"],
-        latent_shape=tuple(shapes[0]["latent_shape"]),
-        token_width=shapes[0]["token_width"],
+        views=shapes["views"],
+        latent_shape=tuple(shapes["latent_shape"]),
+        token_width=shapes["token_width"],
         encoder=encoder,
         shards=tuple(shards),
         records=tuple(entries),
@@ -166,6 +169,7 @@ class _Packer:
     config: PackConfig
     encoder: Encoder
     size: int
+    views: int
 
     def pack(self, path: Path, orbits: dict[str, Path]) -> dict[str, Any]:
         """Write one shard; names, backgrounds and checksums of its records, their shapes, and what was left out."""
@@ -182,9 +186,8 @@ class _Packer:
                 orbit = read_orbit(folder)
                 pictures = {kind: self._pictures(name, orbit, kind) for kind in self.config.backgrounds}
                 angles = _angles(orbit)
-                shapes = facts["shapes"] or {"views": len(orbit.images)}
-                if len(orbit.images) != shapes["views"]:
-                    raise InputError(f"it has {len(orbit.images)} views, the others have {shapes['views']}")
+                if len(orbit.images) != self.views:
+                    raise InputError(f"it has {len(orbit.images)} views, the first orbit has {self.views}")
             except InputError as error:
                 facts["left_out"].append(f"{folder}: {error.message}")
                 continue
@@ -197,7 +200,7 @@ class _Packer:
                 data = encode_record(record, f"{name} {background}", self.config.dtype)
                 facts["records"].append([name, background, zlib.crc32(data)])
                 facts["shapes"] = {
-                    "views": len(orbit.images),
+                    "views": self.views,
                     "latent_shape": latents.shape[2:],
                     "token_width": tokens.shape[2],
                 }

@@ -9,6 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,7 +21,7 @@ import numpy as np
 from sv3d_jax.arrays import Array, Float, UInt8
 from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_orbit
 from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, intrinsics, look_at
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, OutOfMemory, SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.hdr import read_hdr
 from sv3d_jax.progress import NullProgress, Progress
@@ -161,20 +162,23 @@ class Task(NamedTuple):
 
 
 def _tasks(config: RenderConfig) -> list[Task]:
-    """Each mesh file with the folder of its orbit and its seed, which stays as others come and go."""
-    if len(config.meshes) == 1 and config.meshes[0].is_file() and config.meshes[0].suffix != ".txt":
-        return [Task(config.meshes[0], config.output, config.seed)]
-    found: dict[str, Path] = {}
-    for name, path in [pair for given in config.meshes for pair in _named_meshes(given)]:
-        if name in found:
-            raise InputError(
-                f"{path}: several meshes are called {name}", hint="render them to different folders"
-            )
-        found[name] = path
-    return [
-        Task(path, config.output / name, (config.seed + zlib.crc32(name.encode())) % 2**32)
-        for name, path in found.items()
-    ]
+    """Each mesh file with the folder of its orbit and its seed.
+
+    Seeds count up over files that are given one by one; in a folder or a list, where others come and go, a mesh
+    keeps the seed that its name gives.
+    """
+    tasks: dict[str, Task] = {}
+    for index, given in enumerate(config.meshes):
+        for name, path in _named_meshes(given):
+            if name in tasks:
+                raise InputError(
+                    f"{path}: several meshes are called {name}", hint="render them to different folders"
+                )
+            offset = index if path == given else zlib.crc32(name.encode())
+            tasks[name] = Task(path, config.output / name, (config.seed + offset) % 2**32)
+    if len(config.meshes) == 1 and (only := next(iter(tasks.values()))).mesh == config.meshes[0]:
+        return [only._replace(directory=config.output)]
+    return list(tasks.values())
 
 
 def _named_meshes(given: Path) -> list[tuple[str, Path]]:
@@ -192,7 +196,7 @@ def _named_meshes(given: Path) -> list[tuple[str, Path]]:
     return [(given.stem, given)]
 
 
-def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, int | InputError]]:
+def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, int | SV3DError]]:
     """Each task, as it ends, with the number of its faces or what is wrong with its mesh."""
     if not config.workers or config.dry_run:
         for task in tasks:
@@ -206,6 +210,10 @@ def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, i
         futures = {pool.submit(_attempt, config, task): task for task in tasks}
         for future in as_completed(futures):
             yield futures[future], future.result()
+    except BrokenProcessPool:
+        raise SV3DError(
+            "a worker process died, perhaps out of memory", hint="run again with fewer --workers"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -218,11 +226,15 @@ def _start_worker(config: RenderConfig) -> None:
         enable_compile_cache()
 
 
-def _attempt(config: RenderConfig, task: Task) -> int | InputError:
+def _attempt(config: RenderConfig, task: Task) -> int | SV3DError:
     try:
         return _render_task(config, task)
     except InputError as error:
         return error
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return OutOfMemory(f"{task.mesh}: out of memory", hint="smaller --size, fewer --workers")
 
 
 def _render_task(config: RenderConfig, task: Task) -> int:
@@ -230,7 +242,10 @@ def _render_task(config: RenderConfig, task: Task) -> int:
     from sv3d_jax.io.meshes import read_mesh, world_from_file
     from sv3d_jax.io.outputs import RUN_FILE, OutputFolder
 
-    digest = hashlib.sha256(task.mesh.read_bytes()).hexdigest()
+    try:
+        digest = hashlib.sha256(task.mesh.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{task.mesh} cannot be read: {error.strerror}") from None
     settings = config.settings() | {"meshes": str(task.mesh), "seed": task.seed, "mesh_sha256": digest}
     del settings["workers"]  # changes no picture
     folder = OutputFolder(

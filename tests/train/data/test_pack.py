@@ -108,10 +108,12 @@ def test_bad_orbits_are_named_and_left_out(orbits, weights, tmp_path):
     shutil.copytree(orbits, tmp_path / "orbits")
     (tmp_path / "orbits" / "object0" / "frames" / "003.png").unlink()
     write_colored_orbit(tmp_path / "orbits" / "object3", 3, views=6)
-    result = pack(tmp_path / "shards", tmp_path / "orbits", weights, shard_orbits=4)
+    result = pack(tmp_path / "shards", tmp_path / "orbits", weights)
     assert result["records"] == 2
     reasons = "\n".join(result["left_out"])
-    assert "003.png does not exist" in reasons and "object3: it has 6 views, the others have 10" in reasons
+    assert (
+        "003.png does not exist" in reasons and "object3: it has 6 views, the first orbit has 10" in reasons
+    )
 
 
 def test_each_background_is_a_record_of_its_own(orbits, weights, tmp_path):
@@ -167,11 +169,16 @@ def test_the_objective_feeds_on_shards(packed, weights, tmp_path):
 
 
 @pytest.mark.slow  # compiles the UNet for three kinds of batches
-def test_a_run_trains_on_shards_and_validates_on_them(packed, weights, tmp_path):
+def test_a_run_trains_on_shards_and_refuses_others_when_it_goes_on(packed, orbits, weights, tmp_path):
     train(tmp_path, **shard_run(packed, weights))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite([line["loss"] for line in lines if "loss" in line]).all()
     assert "val_psnr_opposite" in lines[-1] and np.isfinite(list(lines[-1].values())).all()
+
+    other = tmp_path / "other"
+    pack(other, orbits, weights, dtype="float16")
+    with pytest.raises(InputError, match="data_fingerprint"):
+        train(tmp_path, **shard_run(other, weights))
 
 
 def test_shards_are_refused_by_objectives_that_need_pictures(packed, weights, tmp_path):

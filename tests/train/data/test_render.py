@@ -10,6 +10,7 @@ from sv3d_jax.io.meshes import read_mesh, write_glb
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
+from sv3d_jax.train.data import render as module
 from sv3d_jax.train.data.config import RenderConfig
 from sv3d_jax.train.data.figures import figure_mesh
 from sv3d_jax.train.data.render import (
@@ -195,9 +196,10 @@ class TestVerb:
         assert found == {"one", "deeper/two"}
 
     def test_a_list_names_meshes_relative_to_itself(self, tmp_path, mesh_folder):
-        (mesh_folder / "list.txt").write_text("one.glb\n\ndeeper/two.glb\n")
-        rendered = _render(tmp_path / "out", mesh_folder / "list.txt")["rendered"]
-        assert [entry["orbit"].name for entry in rendered] == ["one", "two"]
+        (mesh_folder / "list.txt").write_text("one.glb\n\nabsent.glb\ndeeper/two.glb\n")
+        result = _render(tmp_path / "out", mesh_folder / "list.txt")
+        assert [entry["orbit"].name for entry in result["rendered"]] == ["one", "two"]
+        assert len(result["left_out"]) == 1 and "absent.glb cannot be read" in result["left_out"][0]
 
     def test_bad_meshes_of_a_folder_are_named_and_left_out(self, tmp_path, mesh_folder):
         (mesh_folder / "bad.glb").write_bytes(b"glTF")
@@ -220,6 +222,17 @@ class TestVerb:
         write_glb(mesh_folder / "a_new_one.glb", figure_mesh(3))
         assert len(_render(tmp_path / "out", mesh_folder)["rendered"]) == 3
         assert frame.stat().st_mtime_ns == before
+
+    def test_seeds_count_up_over_files_and_follow_names_in_folders(self, tmp_path, mesh_folder):
+        def seeds(*meshes):
+            config = RenderConfig(meshes=meshes, output=tmp_path, seed=5)
+            return {task.mesh.stem: task.seed for task in module._tasks(config)}
+
+        one, two = mesh_folder / "one.glb", mesh_folder / "deeper" / "two.glb"
+        assert seeds(one, two) == {"one": 5, "two": 6} and seeds(two) == {"two": 5}
+        before = seeds(mesh_folder)
+        write_glb(mesh_folder / "a_new_one.glb", figure_mesh(3))
+        assert before.items() < seeds(mesh_folder).items()
 
     def test_worker_processes_render_the_same_bytes(self, tmp_path, mesh_folder):
         for workers in (0, 1):
