@@ -216,7 +216,9 @@ def attend(
 
     n, s, heads, d = q.shape
     rows = [x.transpose(0, 2, 1, 3).reshape(n * heads, -1, d) for x in (q, k, v)]
-    out = jax.lax.map(jax.checkpoint(one_head), tuple(rows))  # the gradient does not keep the weights of all heads
+    out = jax.lax.map(
+        jax.checkpoint(one_head), tuple(rows)
+    )  # the gradient does not keep the weights of all heads
     return out.reshape(n, heads, s, d).transpose(0, 2, 1, 3)
 
 

@@ -1,9 +1,9 @@
 """How arrays are split over a mesh of devices: a table of path patterns, and what follows from it.
 
 The mesh has three axes. `data` repeats the weights and splits the batch; `fsdp` splits the batch too, and the weights
-with their optimiser state, which are gathered where they are used; `tensor` splits the heads of attention and the hidden
-units of feed-forward layers. Convolutions do not take part in `tensor`: where the input features of one are split, XLA
-(jaxlib 0.10.2, CPU, either partitioner) gives a wrong gradient, 1 % to 50 % off, and no error.
+with their optimiser state, which are gathered where they are used; `tensor` splits the heads of attention and the
+hidden units of feed-forward layers. Convolutions do not take part in `tensor`: where the input features of one are
+split, XLA (jaxlib 0.10.2, CPU, either partitioner) gives a wrong gradient, 1 % to 50 % off, and no error.
 """
 
 import re

@@ -39,7 +39,7 @@ def asked(monkeypatch):
     """What the loss asks of the denoiser, whose loss is 1 for every frame."""
     seen = {}
 
-    def record(model, params, batch, condition, sigma, noise, weighting):
+    def record(model, params, batch, condition, sigma, noise, weighting, compute):
         seen.update(condition=condition, sigma=sigma, noise=noise, weighting=weighting)
         return jnp.ones(sigma.shape)
 

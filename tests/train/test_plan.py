@@ -12,7 +12,7 @@ from tests.train.tiny_run import tiny_config
 
 
 def test_a_mesh_splits_what_its_rules_split():
-    tree = {"conv": {"kernel": jax.ShapeDtypeStruct((64, 128), np.float32)}}
+    tree = {"to_q": {"kernel": jax.ShapeDtypeStruct((64, 128), np.float32)}}
     one = {"data": 1, "fsdp": 1, "tensor": 1}
     whole = sharded_bytes(tree, one)
     assert whole == 64 * 128 * 4

@@ -1,5 +1,6 @@
 """Batches of packed orbits: the same for any process, worker and start, and what damaged data do."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,7 +46,7 @@ def equal(first, second) -> bool:
     return all(
         np.array_equal(a, b)
         for one, other in zip(first, second, strict=True)
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     )
 
 
@@ -75,7 +76,7 @@ def test_rows_of_two_processes_are_those_of_one(packed):
     whole = take(source(packed).batches(3, every_row), 3)
     halves = [take(source(packed).batches(3, rows), 3) for rows in (first_half, last_half)]
     joined = [
-        type(one)(*(np.concatenate(leaves) for leaves in zip(one, other, strict=True)))
+        jax.tree.map(lambda *leaves: np.concatenate(leaves), one, other)
         for one, other in zip(*halves, strict=True)
     ]
     assert equal(joined, whole)
