@@ -39,6 +39,7 @@ def folder(tmp_path_factory):
         log_every = 1
         data = {{objects = 8, size = 32, num_frames = 5}}
         optimizer = {{warmup_steps = 2}}
+        diffusion = {{frames_per_sample = 3}}
         """
     )
     return folder
