@@ -25,7 +25,7 @@ from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import OrbitFrames
-from sv3d_jax.metrics.geometry import compare_meshes
+from sv3d_jax.metrics.geometry import color_error, compare_meshes
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.recon.config import ReconstructConfig
 from sv3d_jax.recon.export import Light, render_mesh, write_mesh
@@ -78,7 +78,9 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
         exported = read_mesh(file)
     rendered = render_mesh(exported, *camera_arrays(HELD_OUT, options.size), options.size, options.size)
     scores = compare_meshes(exported, mesh, points=20_000)
+    scores |= color_error(result.mesh, mesh, points=20_000) or {}  # albedo, not the lit colours of the file
     kept = ("chamfer", "pred_to_target", "target_to_pred", "f_score", "iou", "pred_closed")
+    kept += ("color_error", "color_error_scaled")
     return {
         **{name: round(value, 2) for name, value in seconds.items()},
         "held_out_psnr": round(float(np.mean(psnr(rendered / 255.0, truth / 255.0))), 2),

@@ -14,6 +14,7 @@ from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.metrics.config import EvalMeshConfig
 from sv3d_jax.progress import Progress
+from sv3d_jax.render.texture import sample_bilinear
 
 CHUNK = 2**19  # point-triangle pairs, or voxel columns, at a time
 MAX_PIECE = 1 / 64  # of the largest box side: faces are cut to this size before they are searched
@@ -21,15 +22,34 @@ MAX_PIECE = 1 / 64  # of the largest box side: faces are cut to this size before
 
 def sample_surface(mesh: Mesh, count: int, seed: int) -> Float[np.ndarray, "n 3"]:
     """Points spread evenly at random over the surface."""
-    rng = np.random.default_rng(seed)
-    corners = mesh.vertices[mesh.faces]
-    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
-    if not areas.sum() > 0:
-        raise InputError("the mesh has no area")
-    chosen = corners[rng.choice(len(areas), count, p=areas / areas.sum())]
-    u, v = rng.random((2, count, 1))
-    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
-    return chosen[:, 0] + u * (chosen[:, 1] - chosen[:, 0]) + v * (chosen[:, 2] - chosen[:, 0])
+    faces, weights = _places(mesh, count, seed)
+    return np.einsum("nk,nkc->nc", weights, mesh.vertices[faces])
+
+
+def color_error(prediction: Mesh, target: Mesh, points: int, seed: int = 0) -> dict[str, float] | None:
+    """Mean absolute difference of the surfaces' colours, in display values of [0, 1]; None unless both have some.
+
+    Each point of the prediction is compared with the nearest of four times as many points of the target;
+    `color_error_scaled` after one factor on all predicted colours, the median ratio, as light and albedo are known
+    up to one.
+    """
+    from scipy.spatial import cKDTree
+
+    if any(mesh.vertex_colors is None and mesh.texture is None for mesh in (prediction, target)):
+        return None
+    (ours, theirs), (seen, true) = zip(
+        *(
+            _colored_points(m, n, seed + i)
+            for i, (m, n) in enumerate(((prediction, points), (target, 4 * points)))
+        ),
+        strict=True,
+    )
+    true = true[cKDTree(theirs).query(ours)[1]]
+    scale = np.median(true.sum(axis=1) / np.maximum(seen.sum(axis=1), 1e-3))
+    return {
+        "color_error": float(np.abs(seen - true).mean()),
+        "color_error_scaled": float(np.abs(np.clip(scale * seen, 0, 1) - true).mean()),
+    }
 
 
 def distance_to_surface(points: Float[np.ndarray, "n 3"], mesh: Mesh) -> Float[np.ndarray, "n"]:
@@ -131,6 +151,9 @@ def compare_meshes(
         "recall": recall,
         "f_score": 2 * precision * recall / max(precision + recall, 1e-12),
         "threshold": threshold,
+        **(
+            color_error(prediction, target, points, seed) or {"color_error": None, "color_error_scaled": None}
+        ),
         "iou": volume_iou(prediction, target, voxels) if all(closed.values()) else None,
         **closed,
     }
@@ -154,6 +177,32 @@ def run_eval_mesh(config: EvalMeshConfig, progress: Progress) -> dict[str, Any]:
     if config.output is not None:
         write_json(config.output, result)
     return result
+
+
+def _places(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vertex indices (n 3) and weights (n 3) of points spread evenly at random over the surface."""
+    rng = np.random.default_rng(seed)
+    corners = mesh.vertices[mesh.faces]
+    areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    if not areas.sum() > 0:
+        raise InputError("the mesh has no area")
+    chosen = mesh.faces[rng.choice(len(areas), count, p=areas / areas.sum())]
+    u, v = rng.random((2, count))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
+    return chosen, np.stack([1 - u - v, u, v], axis=1)
+
+
+def _colored_points(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points of the surface and their colours: vertex colour times texture, as far as there are any."""
+    faces, weights = _places(mesh, count, seed)
+
+    def mix(values):
+        return np.einsum("nk,nkc->nc", weights, values[faces])
+
+    colors = np.ones((count, 3)) if mesh.vertex_colors is None else mix(mesh.vertex_colors)
+    if mesh.texture is not None:
+        colors = colors * np.asarray(sample_bilinear(mesh.texture, mix(mesh.uv)))
+    return mix(mesh.vertices), colors
 
 
 def _target(config: EvalMeshConfig) -> Mesh:

@@ -1,5 +1,7 @@
 """Distances, overlap and the verb `eval mesh`, against closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from sv3d_jax.io.meshes import write_glb
 from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.metrics.config import EvalMeshConfig
 from sv3d_jax.metrics.geometry import (
+    color_error,
     compare_meshes,
     distance_to_surface,
     is_closed,
@@ -143,3 +146,29 @@ def test_an_orbit_that_was_not_rendered_is_refused(tmp_path):
     write_orbit(tmp_path / "orbit", np.zeros((2, 32, 32, 3), np.uint8), static_orbit(2))
     with pytest.raises(InputError, match="object_to_world"):
         run_eval_mesh(config, NullProgress())
+
+
+def colored(mesh: Mesh, factor: float) -> Mesh:
+    """Red rises with x."""
+    red = 0.5 + 0.4 * mesh.vertices[:, 0]
+    colors = np.stack([red, np.full_like(red, 0.5), np.full_like(red, 0.2)], axis=1)
+    return replace(mesh, vertex_colors=(factor * colors).astype(np.float32))
+
+
+def test_color_error_is_that_of_the_nearest_places():
+    errors = color_error(colored(sphere(0.5), 0.8), colored(sphere(0.5), 1.0), points=4000)
+    assert errors["color_error"] == pytest.approx(0.2 * 1.2 / 3, rel=0.02)
+    assert errors["color_error_scaled"] < 0.003  # the distance between samples
+
+
+def test_color_error_reads_a_texture():
+    plate = box([-1, -1, -0.1], [1, 1, 0.1])
+    uv = (plate.vertices[:, :2] + 1) / 2
+    left_black = np.repeat(np.array([[[0, 0, 0], [1, 1, 1]]], np.float32), 64, axis=1)
+    textured = replace(plate, uv=uv.astype(np.float32), texture=left_black)
+    white = replace(plate, vertex_colors=np.ones((len(plate.vertices), 3), np.float32))
+    assert color_error(textured, white, points=4000)["color_error"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_color_error_needs_colors():
+    assert color_error(colored(sphere(0.5), 1.0), sphere(0.5), points=10) is None
