@@ -51,6 +51,7 @@ NOT_RESULTS = (
     "mesh",
     "remat",
     "data_dir",
+    "data_workers",
     "log_every",
     "validate_every",
     "save_every",
@@ -194,6 +195,7 @@ def run_settings(config: TrainConfig, objective: Objective, trainable: Trainable
         for name, value in config.settings().items()
         if name not in NOT_RESULTS and value is not None
     }
+    own["data"].pop("shards", None)  # they may move; their fingerprint stays
     if trainable.frozen:
         own["frozen_fingerprint"] = fingerprint(trainable.frozen)
     return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}

@@ -3,13 +3,16 @@
 import json
 import os
 import signal
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from sv3d_jax.errors import CheckpointError, InputError, OutputError, Preempted, SV3DError
 from sv3d_jax.train import checkpoints, loop
-from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
+from sv3d_jax.train.checkpoints import Checkpoints, checkpoint_steps, read_checkpoint
 from tests.train.tiny_run import train
 
 
@@ -66,16 +69,49 @@ def test_sigterm_saves_and_the_resumed_run_ends_with_the_same_bits(whole, monkey
     assert [m["step"] for m in metrics(whole, "cut")] == [m["step"] for m in metrics(whole)]
 
 
-def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(whole):
-    train(whole, "damaged", save_every=3)
-    newest = whole / "damaged" / "checkpoints" / "6" / "state"
-    data = max(newest.rglob("*"), key=lambda path: path.stat().st_size)
-    changed = bytearray(data.read_bytes())
+def flip_bit(path):
+    changed = bytearray(path.read_bytes())
     changed[len(changed) // 2] ^= 1
-    data.write_bytes(changed)
-    train(whole, "damaged", save_every=3)
-    expected, resumed = final_arrays(whole), final_arrays(whole, "damaged")
+    path.write_bytes(changed)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before(whole, damage):
+    output = damage.__name__
+    train(whole, output, save_every=3)
+    newest = whole / output / "checkpoints" / "6" / "state"
+    damage(max(newest.rglob("*"), key=lambda path: path.stat().st_size))
+    train(whole, output, save_every=3)
+    expected, resumed = final_arrays(whole), final_arrays(whole, output)
     assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_a_checkpoint_of_another_precision_is_refused_unless_cast(whole):
+    with Checkpoints(whole / "run" / "checkpoints", read_only=True) as checkpoints:
+        arrays, settings = checkpoints.read(6)
+        shapes = {
+            name: jax.ShapeDtypeStruct(
+                leaf.shape,
+                "bfloat16" if leaf.dtype == np.float32 else leaf.dtype,
+                sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+            )
+            for name, leaf in arrays.items()
+        }
+        with pytest.raises(CheckpointError, match="as float32, this run has bfloat16"):
+            checkpoints.restore(6, shapes, settings)
+        cast = checkpoints.restore(6, shapes, settings, cast=True)
+    name = "params/image_tower/conv1/kernel"
+    np.testing.assert_allclose(np.asarray(cast[name], np.float32), arrays[name], rtol=2**-8)
+
+
+def test_a_second_run_on_a_folder_ends_and_names_the_first(whole):
+    with FileLock(whole / "run" / ".lock"), pytest.raises(OutputError, match="in use by process") as ended:
+        train(whole, save_every=3)
+    assert ended.value.exit_code == 5
 
 
 def test_two_checkpoints_are_kept(whole):

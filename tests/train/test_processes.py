@@ -94,6 +94,20 @@ def wait_for_step(folder: Path, output: str, step: int, process) -> None:
         time.sleep(0.02)
 
 
+def forget_end(folder: Path, output: str) -> int:
+    """Take a run's last checkpoints where it is almost done, and what it logged after those left; their last step."""
+    checkpoints = folder / output / "checkpoints"
+    steps = checkpoint_steps(checkpoints)
+    if steps and steps[-1] > STEPS - 6:
+        shutil.rmtree(checkpoints)
+        steps = []
+    begun = steps[-1] if steps else 0
+    log = folder / output / "metrics.jsonl"
+    if log.exists():
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:begun]))
+    return begun
+
+
 def losses(folder: Path, output: str) -> list[float]:
     lines = map(json.loads, (folder / output / "metrics.jsonl").read_text().splitlines())
     return [line["loss"] for line in lines if "loss" in line]
@@ -107,42 +121,42 @@ def assert_close(first: dict, second: dict, start: dict) -> None:
     """Parameters within 1 % of how far they moved."""
     for name in first:
         if name.startswith("params/"):
-            update = np.abs(first[name] - start[name]).max()
-            assert np.abs(first[name] - second[name]).max() <= 0.01 * update + 1e-9, name
+            before, one, other = (values[name] for values in (start, first, second))
+            if name.endswith("in_proj/bias"):
+                # A bias on all keys changes no attention weight: its gradient is rounding, which Adam scales up.
+                before, one, other = (np.delete(leaf.reshape(3, -1), 1, 0) for leaf in (before, one, other))
+            update = np.abs(one - before).max()
+            assert np.abs(one - other).max() <= 0.01 * update + 1e-9, name
 
 
 @pytest.mark.slow
 def test_runs_killed_at_random_end_with_the_same_bits(folder):
     finish(start(folder, "unbroken", "--save-every", "1"))
     rng = random.Random(0)
-    halves = 0
+    saving = 0
     for kill in range(KILLS):
-        done = checkpoint_steps(folder / "killed" / "checkpoints")
-        if done and done[-1] > STEPS - 3:  # the last ones are killed early again
-            shutil.rmtree(folder / "killed" / "checkpoints" / str(done[-1]))
+        begun = forget_end(folder, "killed")
         process = start(folder, "killed", "--save-every", "1")
-        logged = done[-1] if done else 0
-        if kill % 4:  # every fourth is killed at its start
-            wait_for_step(folder, "killed", min(logged + 1, STEPS - 1), process)
-            time.sleep(rng.uniform(0, 0.1))
-        else:
+        if kill % 4 == 0:  # some die before their first step
             time.sleep(rng.uniform(0, 4))
+        else:
+            wait_for_step(folder, "killed", begun + 1, process)
+            time.sleep(rng.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        written = {path.name for path in (folder / "killed" / "checkpoints").glob("*")}
-        halves += len(written - {str(s) for s in checkpoint_steps(folder / "killed" / "checkpoints")}) > 0
+        saving += any((folder / "killed" / "checkpoints").glob("*.orbax-checkpoint-tmp"))
+    assert saving >= KILLS // 4
     finish(start(folder, "killed", "--save-every", "1"))
     expected, resumed = arrays(folder, "unbroken"), arrays(folder, "killed")
     assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
     assert losses(folder, "killed") == losses(folder, "unbroken")
-    assert halves > 0  # some died while they saved
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_restore_each_others_checkpoints(folder):
     flags = ("--mesh", "data=2,fsdp=2", "--save-every", "12")
     printed = finish(*start_pair(folder, "pair", *flags))
-    assert json.loads(printed)["step"] == STEPS
+    assert json.loads(printed[printed.index("{") :])["step"] == STEPS  # the runtime greets on stdout
     assert "train" in (folder / "pair" / "logs" / "proc1.log").read_text()
     finish(start(folder, "one", *flags, devices=4))
     begun = read_checkpoint(folder / "one" / "checkpoints", 12)[0]
