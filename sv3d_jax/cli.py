@@ -56,9 +56,9 @@ VERBS = {
         prints=True,
     ),
     "convert": Verb(
-        "weights between safetensors and Orbax",
+        "weights and training runs to safetensors or Orbax",
         "weights.config:ConvertConfig",
-        "weights.convert:run_convert",
+        "train.convert:run_convert",
     ),
     "train": Verb(
         "train a part of a model", "train.config:TrainConfig", "train.loop:run_train", processes=True

@@ -126,6 +126,10 @@ class Checkpoints:
         self._verify(step, arrays, record["checksums"])
         return {name: np.asarray(leaf) for name, leaf in arrays.items()}, record["settings"]
 
+    def settings(self, step: int) -> dict[str, Any]:
+        """Of the run that saved a step."""
+        return self._record(step)["settings"]
+
     def reached_preemption(self, step: int) -> bool:
         """Whether one of several processes was asked to end; true on all of them at the same step."""
         return self._manager.reached_preemption(step)
@@ -247,6 +251,12 @@ def read_checkpoint(
     """Arrays of a checkpoint by name, those that begin with the prefix, and the settings of its run."""
     with Checkpoints(directory, read_only=True) as checkpoints:
         return checkpoints.read(step, prefix)
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The settings of the run whose checkpoints these are."""
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        return checkpoints.settings(checkpoints.steps()[-1])
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:

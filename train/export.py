@@ -14,7 +14,7 @@ from sv3d_jax.errors import CheckpointError
 from sv3d_jax.io.outputs import write_atomic
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import Progress
-from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
+from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps, read_checkpoint
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.data.latents import measure_latent_factor
 from sv3d_jax.train.data.orbits import render_pool
@@ -34,23 +34,11 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     `model.toml` says how each part came to be, and `<objective>[_continued]_log.jsonl` holds the metrics.
     """
     objective, target, run = config.objective, Path(config.export), config.output
-    checkpoints = run / "checkpoints"
-    if not (steps := checkpoint_steps(checkpoints)):
-        raise CheckpointError(f"{run} has no checkpoint to export")
-    arrays, settings = read_checkpoint(checkpoints, steps[-1])
-    trained = _tree({name.removeprefix("ema/"): a for name, a in arrays.items() if name.startswith("ema/")})
-    if config.trainable.layers != "all":
-        trainable = first_trainable(config, read_model(config.model))
-        if fingerprint(trainable.frozen) != settings["frozen_fingerprint"]:
-            raise CheckpointError(
-                f"{config.initial} is not what {run} started from, so its frozen layers are lost",
-                hint="give the same --initial and settings as for the run",
-            )
-        trained = trainable.join(trained, trainable.frozen)
+    model = read_model(config.model)
+    step, trained, settings = trained_params(config, model)
 
     # A run that started from given weights does not replace the record of the run that made them.
     stage = f"{objective}_continued" if "initial" in settings else objective
-    model = read_model(config.model)
     logs = {path.name: path.read_bytes() for path in target.glob("*_log.jsonl")}
     if (target / "model.toml").exists():
         params, earlier, _ = load_weights(str(target), dtype="float32")
@@ -64,13 +52,31 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         pool = render_pool(config.data_dir or run / "data", config.data, progress)
         factor = measure_latent_factor(trained["vae_encoder"], model, pool)
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    record = {"step": steps[-1], "seconds": _seconds(lines), **_device(), "settings": _without_none(settings)}
+    record = {"step": step, "seconds": _seconds(lines), **_device(), "settings": _without_none(settings)}
     model = dataclasses.replace(model, latent_factor=factor, training={**earlier.training, stage: record})
     write_shipped(params | {part: trained[part] for part in PARTS[objective]}, model, target)
     logs[f"{stage}_log.jsonl"] = "".join(f"{line}\n" for line in _thinned(lines)).encode()
     for name, text in logs.items():
         write_atomic(target / name, text)
-    return {"weights": str(target), "step": steps[-1]}
+    return {"weights": str(target), "step": step}
+
+
+def trained_params(config: TrainConfig, model: ModelConfig) -> tuple[int, Params, dict[str, Any]]:
+    """Step and averaged weights of the run's last checkpoint, what it left frozen joined in, and its settings."""
+    run = config.output
+    if not (steps := checkpoint_steps(run / CHECKPOINTS)):
+        raise CheckpointError(f"{run} has no checkpoint to export")
+    arrays, settings = read_checkpoint(run / CHECKPOINTS, steps[-1], "ema/")
+    trained = _tree({name.removeprefix("ema/"): array for name, array in arrays.items()})
+    if config.trainable.layers != "all":
+        trainable = first_trainable(config, model)
+        if fingerprint(trainable.frozen) != settings["frozen_fingerprint"]:
+            raise CheckpointError(
+                f"{config.initial} is not what {run} started from, so its frozen layers are lost",
+                hint="give the same --initial and settings as for the run",
+            )
+        trained = trainable.join(trained, trainable.frozen)
+    return steps[-1], trained, settings
 
 
 def _fresh(model: ModelConfig) -> Params:

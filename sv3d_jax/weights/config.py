@@ -12,7 +12,7 @@ class ConvertConfig(CommonConfig):
     """Convert weights between a safetensors file with published names and an Orbax folder."""
 
     input: Annotated[Path, POSITIONAL]
-    """a .safetensors file, or a folder of weights"""
+    """a .safetensors file, a folder of weights, or that of a training run of the UNet"""
     output: Annotated[Path, POSITIONAL]
     """what to write: a file if it ends in .safetensors, else a folder"""
     variant: Literal["auto", "u", "p"] = "auto"

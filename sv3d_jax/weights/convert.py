@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,14 @@ from sv3d_jax.weights.source import (
 )
 
 
-def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
+def run_convert(
+    config: ConvertConfig,
+    progress: Progress,
+    open_source: Callable[[Path], WeightsSource] = open_weights,
+) -> dict[str, Any]:
     """Convert `config.input` to `config.output`; returns an account of all tensors, by name under `--json`."""
     start = time.monotonic()
-    source = open_weights(config.input)
+    source = open_source(config.input)
     check_variant(source, config.variant)
     refuse_pickle(config.output)
     if config.output.exists() and not config.overwrite:

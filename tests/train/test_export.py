@@ -6,9 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from sv3d_jax.errors import InputError
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.checkpoints import read_checkpoint
+from sv3d_jax.train.convert import run_convert
 from sv3d_jax.train.evaluate import evaluate, held_out_orbits
+from sv3d_jax.weights.config import ConvertConfig
 from sv3d_jax.weights.hub import load_weights
 from tests.train.tiny_run import train
 
@@ -34,6 +37,20 @@ def test_exported_parts_are_the_averaged_weights_in_bfloat16(chain):
         for path, leaf in jax.tree_util.tree_leaves_with_path(params[part]):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             np.testing.assert_allclose(leaf, arrays[f"ema/{part}/{name}"], rtol=2**-8, atol=1e-30)
+
+
+@pytest.mark.slow
+def test_a_run_converts_to_published_names_without_rounding(chain, tmp_path):
+    file = tmp_path / "model.safetensors"
+    run_convert(ConvertConfig(input=chain / "unet", output=file, verify=True), NullProgress())
+    params, model, _ = load_weights(str(file), dtype="float32")
+    arrays, settings = read_checkpoint(chain / "unet" / "checkpoints", 3)
+    assert model.to_dict()["latent_factor"] == settings["model"]["latent_factor"]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params["unet"]):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        np.testing.assert_array_equal(leaf, arrays[f"ema/unet/{name}"])
+    with pytest.raises(InputError, match="tower alone"):
+        run_convert(ConvertConfig(input=chain / "tower", output=tmp_path / "tower"), NullProgress())
 
 
 @pytest.mark.slow
