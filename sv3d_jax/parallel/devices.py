@@ -36,7 +36,8 @@ def start_processes() -> bool:
                 hint="every host runs the same command; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
                 "JAX_PROCESS_ID say it by hand",
             ) from error
-    return is_lead()
+    # Asking for the number of a lone process would open its devices, before --device has been heard.
+    return not jax.distributed.is_initialized() or is_lead()
 
 
 def is_lead() -> bool:
