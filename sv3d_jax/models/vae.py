@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.config import VAEConfig
-from sv3d_jax.models.layers import Compute, Conv2d, GroupNorm, attend
+from sv3d_jax.models.layers import Compute, Conv2d, GroupNorm, UpsampleConv2d, attend
 
 EPSILON = 1e-6
 
@@ -154,14 +154,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return Conv2d(x.shape[-1], compute=self.compute, name="conv")(nearest_double(x))
-
-
-def nearest_double(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
-    """Each pixel becomes a 2x2 block."""
-    n, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (n, h, 2, w, 2, c))
-    return x.reshape(n, 2 * h, 2 * w, c)
+        return UpsampleConv2d(self.compute, name="conv")(x)
 
 
 def encode_moments(

@@ -8,9 +8,8 @@ from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.attention import SpatioTemporalTransformer
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute, Conv2d, Dense, GroupNorm
+from sv3d_jax.models.layers import Compute, Conv2d, Dense, GroupNorm, UpsampleConv2d
 from sv3d_jax.models.resnet import VideoResBlock
-from sv3d_jax.models.vae import nearest_double
 
 
 class VideoUNet(nn.Module):
@@ -123,8 +122,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
-        conv = Conv2d(x.shape[-1], compute=self.compute, name="conv")
-        return _on_frames(lambda frames: conv(nearest_double(frames)), x)
+        return _on_frames(UpsampleConv2d(self.compute, name="conv"), x)
 
 
 def _on_frames(layer, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 d"]:

@@ -22,3 +22,18 @@ def test_attention_in_parts_is_that_at_once(form, monkeypatch):
     gradients = [jax.grad(total, (1, 2, 3))(each, q, k, v) for each in (form, layers._attend_at_once)]
     for ours, theirs in zip(*gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_doubling_folded_into_the_convolution_is_doubling_then_convolution(size):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 6))
+    plain, folded = (layers.UpsampleConv2d(Compute(reference=reference)) for reference in (True, False))
+    params = plain.init(jax.random.key(1), x)
+    assert params["params"]["kernel"].shape == (3, 3, 6, 6)  # as published
+    np.testing.assert_allclose(folded.apply(params, x), plain.apply(params, x), atol=2e-6)
+
+    def total(layer, params):
+        return jnp.square(layer.apply(params, x)).sum()
+
+    ours, theirs = (jax.grad(total, 1)(layer, params)["params"] for layer in (folded, plain))
+    np.testing.assert_allclose(ours["kernel"], theirs["kernel"], rtol=1e-4, atol=1e-4)
