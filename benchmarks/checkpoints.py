@@ -1,7 +1,7 @@
 """What saving costs a training run: `python benchmarks/checkpoints.py [--every 200] [--rounds 3] [--json]`.
 
-Trains the UNet of sv3d-mini on random latents. A round times some steps without a save, then as many from the moment
-that a save begins until it is on disk; what these took longer, over the time of `--every` steps, is the overhead.
+Trains the UNet of sv3d-mini on random latents. A round times some steps without a save, then as many that begin with
+one and end when it is on disk; what these took longer, over the time of `--every` steps, is the overhead.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from sv3d_jax.train.objectives import init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer
 from sv3d_jax.train.state import new_state
 
-STEPS = 6  # timed without a save; with one, as many as it takes
+STEPS = 6  # of a round without a save, and with one
 
 
 def main() -> None:
@@ -48,14 +48,13 @@ def main() -> None:
                 state, metrics = step(state, {}, batch, key)
                 jax.device_get(metrics)
             plain.append((time.perf_counter() - start) / STEPS)
-            start, steps = time.perf_counter(), 0
+            start = time.perf_counter()
             checkpoints.save(number + 1, state, {})
-            while steps < STEPS:
+            for _ in range(STEPS):
                 state, metrics = step(state, {}, batch, key)
                 jax.device_get(metrics)
-                steps += 1
             checkpoints.wait()
-            extra.append(time.perf_counter() - start - steps * plain[-1])
+            extra.append(time.perf_counter() - start - STEPS * plain[-1])
     step_s, save_s = statistics.median(plain), statistics.median(extra)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     result = {

@@ -1,9 +1,13 @@
-"""Array annotations: jaxtyping where it is installed, names that say the same and check nothing where it is not.
+"""Array annotations, and the names of a tree's arrays.
+
+The annotations are those of jaxtyping where it is installed, and names that say the same and check nothing where it
+is not.
 
 Letters are the same everywhere: b batch, f frames or views, h w height and width, c d channels, n points or
 rays, s samples along a ray, v vertices, t triangles, l tokens, k lobes or levels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,4 +29,21 @@ except ImportError:  # accelerator hosts often carry jax and nothing else
 Params = dict[str, Any]
 Scalar = Float[Array, ""]
 
-__all__ = ["Array", "Bool", "Float", "Int", "Num", "PRNGKeyArray", "Params", "Scalar", "UInt8"]
+__all__ = [
+    "Array",
+    "Bool",
+    "Float",
+    "Int",
+    "Num",
+    "PRNGKeyArray",
+    "Params",
+    "Scalar",
+    "UInt8",
+    "named_leaves",
+]
+
+
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Leaves by their path, its parts joined by slashes; the empty name is that of a tree that is one array."""
+    paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}

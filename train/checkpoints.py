@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from sv3d_jax.arrays import Array
+from sv3d_jax.arrays import Array, named_leaves
 from sv3d_jax.errors import CheckpointError
 from sv3d_jax.io.outputs import free_bytes
 from sv3d_jax.parallel.devices import same_for_all
@@ -257,12 +257,6 @@ def read_settings(directory: Path) -> dict[str, Any]:
     """The settings of the run whose checkpoints these are."""
     with Checkpoints(directory, read_only=True) as checkpoints:
         return checkpoints.settings(checkpoints.steps()[-1])
-
-
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by their path, its parts joined by slashes."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
 
 
 @jax.jit

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Params, PRNGKeyArray
+from sv3d_jax.arrays import Array, Params, PRNGKeyArray, named_leaves
 from sv3d_jax.io.outputs import write_atomic, write_json
 from sv3d_jax.train.losses import Loss
 
@@ -49,8 +49,8 @@ def write_debug_bundle(folder: Path, report: dict[str, Any], rows: Any) -> Path:
 def part_norms(params: Params) -> dict[str, Array]:
     """L2 norm of each part of a model: of each block of the UNet, for example `unet/middle_block_1`."""
     squares: dict[str, Array] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        part = jax.tree_util.keystr(path[:2], simple=True, separator="/")
+    for name, leaf in named_leaves(params).items():
+        part = "/".join(name.split("/")[:2])
         squares[part] = squares.get(part, 0.0) + jnp.square(leaf.astype(jnp.float32)).sum()
     return jax.tree.map(jnp.sqrt, squares)
 
@@ -63,11 +63,7 @@ def _range(leaf: Array) -> dict[str, Any]:
 
 def _named(tree: Any) -> dict[str, Any]:
     """Leaves by path; a batch that is one array is called so."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").replace(".", "") or "batch": leaf
-        for path, leaf in paths
-    }
+    return {name or "batch": leaf for name, leaf in named_leaves(tree).items()}
 
 
 def _number(value: Any) -> float | str:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Params, PRNGKeyArray
+from sv3d_jax.arrays import Array, Params, PRNGKeyArray, named_leaves
 from sv3d_jax.train.config import TrainableConfig
 from sv3d_jax.weights.key_map import tree_from_leaves
 
@@ -84,5 +84,5 @@ def _merged(adapters: Params, params: Params, scale: float) -> Params:
 
 def _leaves(tree: Params) -> Iterator[tuple[Path, Array]]:
     """Every leaf with the names on the way to it, in the order of the names."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield tuple(entry.key for entry in path), leaf
+    for name, leaf in named_leaves(tree).items():
+        yield tuple(name.split("/")), leaf

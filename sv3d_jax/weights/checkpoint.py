@@ -1,4 +1,4 @@
-"""Parameter trees as Orbax checkpoints, written and read in bounded memory; the only module that knows Orbax.
+"""Parameter trees as Orbax checkpoints, written and read in bounded memory.
 
 Orbax restores a damaged byte as a wrong number, so a CRC-32 of every leaf stands in the checkpoint's own metadata
 and is compared when the leaf is read.

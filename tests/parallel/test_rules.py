@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from sv3d_jax.arrays import named_leaves
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.video_unet import init_unet
@@ -63,8 +64,7 @@ def test_a_full_size_state_is_spread_over_a_pod(full_state):
 def test_averages_and_moments_lie_where_their_parameters_do(full_state):
     specs = tree_specs(full_state, POD)
     is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
-    paths = jax.tree_util.tree_leaves_with_path(specs, is_leaf=is_spec)
-    by_name = {jax.tree_util.keystr(path, simple=True, separator="/"): spec for path, spec in paths}
+    by_name = named_leaves(specs, is_leaf=is_spec)
     params = {name: spec for name, spec in by_name.items() if name.startswith("params/")}
     assert len(params) == 1428  # as published
     for name, spec in params.items():

@@ -143,11 +143,10 @@ def test_usdz_without_the_extra_names_the_line_that_installs_it(baked, tmp_path,
 
 
 def test_usdz_holds_the_surface_and_its_picture(baked, tmp_path):
-    usd = pytest.importorskip("pxr.Usd")
-    from pxr import UsdGeom, UsdShade
+    from pxr import Usd, UsdGeom, UsdShade
 
     write_mesh(tmp_path / "mesh.usdz", baked)
-    stage = usd.Stage.Open(str(tmp_path / "mesh.usdz"))
+    stage = Usd.Stage.Open(str(tmp_path / "mesh.usdz"))
     surface = UsdGeom.Mesh.Get(stage, "/object/mesh")
     world = np.array(surface.GetPointsAttr().Get()) @ meshes.world_from_file("y")[:3, :3].T
     np.testing.assert_allclose(world, baked.vertices, atol=1e-6)
@@ -157,7 +156,6 @@ def test_usdz_holds_the_surface_and_its_picture(baked, tmp_path):
 
 
 def test_usdz_is_byte_identical_when_written_again(baked, tmp_path):
-    pytest.importorskip("pxr")
     for name in ("a.usdz", "b.usdz"):
         write_mesh(tmp_path / name, baked)
     assert (tmp_path / "a.usdz").read_bytes() == (tmp_path / "b.usdz").read_bytes()

@@ -2,10 +2,10 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
+from sv3d_jax.arrays import named_leaves
 from sv3d_jax.errors import InputError
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.checkpoints import read_checkpoint
@@ -34,8 +34,7 @@ def test_exported_parts_are_the_averaged_weights_in_bfloat16(chain):
     params, _, _ = load_weights(str(chain / "mini"), dtype="float32")
     for objective, part in zip(OBJECTIVES, ("vae_encoder", "image_tower", "unet"), strict=True):
         arrays, _ = read_checkpoint(chain / objective / "checkpoints", 3)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params[part]):
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+        for name, leaf in named_leaves(params[part]).items():
             np.testing.assert_allclose(leaf, arrays[f"ema/{part}/{name}"], rtol=2**-8, atol=1e-30)
 
 
@@ -46,8 +45,7 @@ def test_a_run_converts_to_published_names_without_rounding(chain, tmp_path):
     params, model, _ = load_weights(str(file), dtype="float32")
     arrays, settings = read_checkpoint(chain / "unet" / "checkpoints", 3)
     assert model.to_dict()["latent_factor"] == settings["model"]["latent_factor"]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params["unet"]):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for name, leaf in named_leaves(params["unet"]).items():
         np.testing.assert_array_equal(leaf, arrays[f"ema/unet/{name}"])
     with pytest.raises(InputError, match="tower alone"):
         run_convert(ConvertConfig(input=chain / "tower", output=tmp_path / "tower"), NullProgress())

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sv3d_jax.arrays import named_leaves
 from sv3d_jax.train.config import TrainableConfig
 from sv3d_jax.train.trainable import choose_trainable, fingerprint
 from tests.reference_weights import reference_params
@@ -26,8 +27,7 @@ def choose(params, layers):
 
 
 def named(tree):
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in paths}
+    return {name: np.asarray(leaf) for name, leaf in named_leaves(tree).items()}
 
 
 def moved(tree):

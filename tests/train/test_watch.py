@@ -141,7 +141,6 @@ def test_a_profile_that_is_no_range_is_refused(tmp_path, text):
 
 
 def test_tensorboard_has_scalars_and_sheets(tmp_path):
-    pytest.importorskip("tensorboardX")
     config = tiny_config(tmp_path, watch={"tensorboard": True})
     with Watch(config, 0) as seen:
         seen.write(1, loss=0.25, utilisation=None)
