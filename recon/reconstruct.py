@@ -42,6 +42,7 @@ Callback = Callable[[FitInfo], None]
 # From pictures in [0, 1] to unit normals in camera axes: x right, y up, z towards the viewer.
 NormalEstimator = Callable[[Float[np.ndarray, "f h w 3"]], Float[np.ndarray, "f h w 3"]]
 RESULTS = {"coarse": "coarse.ply", "fine": "fine.ply", "bake": "mesh.glb", "all": "mesh.glb"}
+FULLY_LIT = 0.95  # of the vertices are darker than what counts as the brightest place
 STAGES = ["load", "compile", "coarse", "surface", "compile", "fine", "bake", "write"]
 
 
@@ -138,8 +139,9 @@ def reconstruct(
     if recipe.mesh.num_steps and stage != "coarse":
         like = Fine(0, 0, coarse.field, start_light(recipe.mesh), "")
         fine = keep("fine", lambda: _fine(job, mesh, coarse.field), like)
-        mesh, light, log = Mesh(fine.vertices, fine.faces), fine.light, log + _read_log(fine.log)
-        colors_at = _albedo_at(recipe, fine.field)
+        mesh, log = Mesh(fine.vertices, fine.faces), log + _read_log(fine.log)
+        light, brightest = _full_light(mesh, fine.light)
+        colors_at = _albedo_at(recipe, fine.field, brightest)
 
     progress.stage("bake")
     paint = _colored if stage in ("coarse", "fine") else _textured
@@ -377,8 +379,21 @@ def _colored(job: _Job, mesh: Mesh, colors_at: ColorsAt, light: SGLight | None) 
     return with_colors(colors_at), None if light is None else with_colors(_lit(colors_at, light))
 
 
-def _albedo_at(recipe: Recipe, params: Params) -> ColorsAt:
-    compiled = jax.jit(lambda points: albedo(recipe.nerf, params, points))
+def _full_light(mesh: Mesh, light: SGLight | None) -> tuple[SGLight | None, float]:
+    """The light whose brightest shading of a surface is 1, and what it was: the factor that its albedo then takes.
+
+    Pictures tell both up to one factor, and the fit leaves the largest channel of the albedo near 1, as its prior says:
+    a grey object would be white. With this choice an object shows its own colours where it is lit best.
+    """
+    if light is None:
+        return None, 1.0
+    shading = np.asarray(light.shade(smooth_normals(mesh).astype(np.float32)))
+    brightest = float(np.quantile(shading, FULLY_LIT))
+    return light.times(1.0 / brightest), brightest
+
+
+def _albedo_at(recipe: Recipe, params: Params, factor: float) -> ColorsAt:
+    compiled = jax.jit(lambda points: factor * albedo(recipe.nerf, params, points))
     return lambda points, normals: np.asarray(compiled(points))
 
 

@@ -117,6 +117,11 @@ class SGLight(NamedTuple):
         sharpness, amplitude = jax.nn.softplus(self.sharpness_raw), jax.nn.softplus(self.amplitude_raw)
         return sg_shading(axis, sharpness, amplitude, normals)
 
+    def times(self, factor: float) -> "SGLight":
+        """The same light, brighter or darker."""
+        amplitude = factor * jax.nn.softplus(self.amplitude_raw)
+        return self._replace(amplitude_raw=amplitude + jnp.log(-jnp.expm1(-amplitude)))
+
 
 def init_sg_light(num_lobes: int = 24) -> SGLight:
     """Equal lobes on a Fibonacci lattice, whose shading has mean 1 over all normals.

@@ -161,6 +161,11 @@ def test_lit_colours_are_albedo_times_light(fine):
     assert np.abs(lit - expected).mean() < 0.01  # textures are sampled between texels
 
 
+def test_the_brightest_places_show_the_albedo_itself(fine):
+    shading = fine.light.shade(smooth_normals(fine.mesh).astype(np.float32))
+    assert np.quantile(shading, 0.95) == pytest.approx(1.0, abs=0.05)  # a textured mesh has other vertices
+
+
 def test_lit_colours_are_those_of_the_frames(fine):
     expected = 0.5 + fine.lit.vertices
     assert np.abs(with_vertex_colors(fine.lit).vertex_colors - expected).mean() < 0.06

@@ -165,3 +165,9 @@ def test_random_lights_have_mean_one_and_differ(make):
     np.testing.assert_allclose([shade.mean() for shade in shades], 1.0, atol=0.01)
     assert all(shade.std() > 0.05 for shade in shades)
     assert np.abs(shades[0] - shades[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("factor", [0.02, 0.7, 9.0])
+def test_a_light_times_a_factor_shades_by_that_factor(factor):
+    light, normals = init_sg_light(7), fibonacci(30)
+    np.testing.assert_allclose(light.times(factor).shade(normals), factor * light.shade(normals), rtol=1e-5)
