@@ -13,6 +13,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Float, Params
 from sv3d_jax.cameras.pose import intrinsics
+from sv3d_jax.devices import warn_of_slow_scatter
 from sv3d_jax.errors import InputError, SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
@@ -113,6 +114,8 @@ def reconstruct(
     picture that it is given.
     """
     config, progress = config or ReconstructConfig(), progress or NullProgress()
+    if jax.default_backend() == "gpu":
+        warn_of_slow_scatter()
     frames, recipe = usable_frames(_frames(orbit)), config.resolve()
     clock = _Clock()
     vgg = None if config.lpips is None else read_lpips_weights(config.lpips)

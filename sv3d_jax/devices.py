@@ -1,11 +1,21 @@
-"""Choice of the device, and the cache of compiled programs."""
+"""Choice of the device, what it is known to do badly, and the cache of compiled programs."""
 
 import os
+import time
+import warnings
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 from sv3d_jax.errors import InputError
 
 CACHE_BYTES = 2 << 30
+SLOW_SCATTER = ("0.10.2", "0.11.0")
+"""jaxlib versions whose float32 scatter-add on NVIDIA GPUs is a retry loop (jax issue 38806)."""
+NATIVE_ATOMICS = "--xla_backend_extra_options=-nvptx-allow-ftz-atomics"
+SCATTER_LIMIT_S = (
+    0.05  # a native scatter of `scatter_seconds` takes about a millisecond, a retry loop half a second
+)
 
 
 def select_device(name: str | None) -> None:
@@ -13,6 +23,7 @@ def select_device(name: str | None) -> None:
 
     A backend that was named, here or in JAX_PLATFORMS, and is absent is an InputError that lists what there is.
     """
+    use_native_atomics()
     import jax
 
     platform, _, index = (name or "").partition(":")
@@ -56,6 +67,53 @@ def enable_compile_cache(directory: Path | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def use_native_atomics() -> None:
+    """Ask the compiler for native scatter-adds where it has to be asked; for before jax opens a device.
+
+    Flags of the user's own for the compiler's backend stay as they are.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    has_cuda = any(find_spec(f"jax_cuda{number}_plugin") for number in (12, 13))
+    if has_cuda and version("jaxlib") in SLOW_SCATTER and "xla_backend_extra_options" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {NATIVE_ATOMICS}".strip()
+
+
+def warn_of_slow_scatter(limit_s: float = SCATTER_LIMIT_S) -> None:
+    """Warn if a scatter-add with many updates in one place takes far too long: hash grids are made of such."""
+    seconds = scatter_seconds()
+    if seconds > limit_s:
+        warnings.warn(
+            f"scatter-add is slow here: {1000 * seconds:.0f} ms for what takes about 1 ms, and reconstruction with it."
+            f" Take jax 0.11.1 or later, or set XLA_FLAGS={NATIVE_ATOMICS} before the start",
+            stacklevel=2,
+        )
+
+
+def scatter_seconds() -> float:
+    """Time of one float32 scatter-add of 40,960 rows of 128 into the same row."""
+    import jax
+    import jax.numpy as jnp
+
+    add = jax.jit(lambda table, rows, values: table.at[rows].add(values))
+    inputs = jnp.zeros((399, 128)), jnp.zeros(40960, jnp.int32), jnp.ones((40960, 128))
+    jax.block_until_ready(add(*inputs))
+    start = time.perf_counter()
+    jax.block_until_ready(add(*inputs))
+    return time.perf_counter() - start
+
+
+def memory_in_use() -> str:
+    """The default device and how full it is, as far as it says."""
+    import jax
+
+    device = jax.config.jax_default_device or jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return device.device_kind
+    used, limit = (stats[name] / 2**30 for name in ("bytes_in_use", "bytes_limit"))
+    return f"{device.device_kind}, {limit - used:.1f} of {limit:.1f} GiB free"
 
 
 def cache_directory() -> Path:
