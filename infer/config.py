@@ -48,6 +48,10 @@ class OrbitConfig(PathConfig, CommonConfig):
     """longer side of the object over the side of the frame, up to 1 (default: the object keeps its size)"""
     decode_chunk: int | None = None
     """frames decoded at a time (default: as many as 2 GiB take)"""
+    low_memory: bool = False
+    """the same orbit in less memory and more time: parts of the model wait on the host, guidance in two halves"""
+    auto_fit: bool = False
+    """when memory runs out, try again with --decode-chunk 1, then --low-memory, then --dtype bfloat16"""
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
     """format of the orbit's video; png for frames alone"""
 
@@ -88,3 +92,29 @@ class GenerateConfig(OrbitConfig):
     @property
     def reconstruction(self) -> Literal["preview", "fast", "quality"]:
         return self.preset or ("preview" if self.weights == "mini" and not self.sds else "fast")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig(CommonConfig):
+    """How fast a model samples here: seconds of every stage, memory, and the share of a matrix product's speed."""
+
+    weights: str = "mini"
+    """mini, a folder, a .safetensors file, or a hub id"""
+    model: Literal["sv3d_u", "sv3d_p"] | None = None
+    """random numbers in the shape of this model, in place of --weights: its time does not depend on their values"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
+    size: int | None = None
+    """side of the frames in pixels (default: the model's own)"""
+    frames: int | None = None
+    """frames of an orbit (default: the model's own)"""
+    batch: int = 1
+    """orbits sampled at once"""
+    rounds: int = 5
+    """timed calls of every stage; the median counts"""
+    low_memory: bool = False
+    """measure the mode of that name"""
+
+    def __post_init__(self):
+        check_range("batch", self.batch, 1, 1024)
+        check_range("rounds", self.rounds, 1, 1000)

@@ -2,20 +2,20 @@
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, OutOfMemory
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.io.images import read_picture
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.plan import Plan, check_size, plan_orbit, require_accelerator
+from sv3d_jax.plan import Plan, check_size, memory_advice, plan_orbit, require_accelerator
 from sv3d_jax.preprocess import PreparedImage, prepare_for
 from sv3d_jax.progress import Progress
 from sv3d_jax.recon.config import ReconstructConfig
@@ -90,12 +90,29 @@ def _run(
 
     video = "png" if config.format == "png" else available_format(config.format)
 
+    attempts = _attempts(config)
+
     @cache
     def pipeline() -> "Pipeline":
+        from sv3d_jax.devices import memory_in_use
         from sv3d_jax.pipeline import Pipeline
 
         progress.stage("load")
-        return Pipeline.from_pretrained(config.weights, config.variant, config.dtype)
+        now = attempts[0]
+        with memory_advice(_plan(now, model, len(cameras), size), memory_in_use()):
+            return Pipeline.from_pretrained(now.weights, now.variant, now.dtype, low_memory=now.low_memory)
+
+    def sampled(picture: PreparedImage) -> "Orbit":
+        while True:
+            try:
+                return _orbit(pipeline(), attempts[0], model, cameras, picture, progress)
+            except OutOfMemory as error:
+                if len(attempts) == 1:
+                    raise
+                progress.note(error.message)
+            del attempts[0]
+            pipeline.cache_clear()  # before the next one is loaded
+            progress.note(f"trying again with {_changes(config, attempts[0])}")
 
     for job in jobs:
         with job.folder as folder:
@@ -106,9 +123,11 @@ def _run(
                 progress.note(f"{job.image} -> {folder.directory}")
             if not folder.stage_done("orbit"):
                 progress.stages = ORBIT_STAGES
-                orbit = _orbit(pipeline(), config, model, cameras, job.prepared, progress)
+                orbit = sampled(job.prepared)
                 progress.stage("write")
-                facts = {"seed": orbit.seed, "notes": orbit.notes, "timings_s": orbit.timings}
+                changed = _changes(config, attempts[0])
+                notes = orbit.notes + [f"memory ran out: {changed}"] * bool(changed)
+                facts = {"seed": orbit.seed, "notes": notes, "timings_s": orbit.timings}
                 files = orbit.save(folder.directory, video)
                 folder.finish_stage("orbit", files, {**facts, "weights": pipeline().weights})
             if reconstruction is not None and not folder.stage_done("mesh"):
@@ -145,9 +164,30 @@ def _plan(config: OrbitConfig, model: ModelConfig, num_frames: int, size: int) -
     from sv3d_jax.pipeline import resolve_dtype
 
     itemsize = 2 if resolve_dtype(config.dtype) == "bfloat16" else 4
-    plan = plan_orbit(model, num_frames, config.steps, size, 1, itemsize, config.decode_chunk)
+    plan = plan_orbit(
+        model, num_frames, config.steps, size, 1, itemsize, config.decode_chunk, config.low_memory
+    )
     require_accelerator(plan, jax.default_backend(), config.device)
     return plan
+
+
+def _attempts(config: OrbitConfig) -> list[OrbitConfig]:
+    """The settings and, with --auto-fit, what to try after them when memory runs out; the size stays."""
+    attempts = [config]
+    if config.auto_fit:
+        for change in ({"decode_chunk": 1}, {"low_memory": True}, {"dtype": "bfloat16"}):
+            attempts.append(replace(attempts[-1], **change))
+    return [new for new, old in zip(attempts, [None, *attempts], strict=False) if new != old]
+
+
+def _changes(asked: OrbitConfig, taken: OrbitConfig) -> str:
+    """What is not as it was asked for, as flags."""
+    flags = {
+        "--decode-chunk 1": taken.decode_chunk != asked.decode_chunk,
+        "--low-memory": taken.low_memory != asked.low_memory,
+        "--dtype bfloat16": taken.dtype != asked.dtype,
+    }
+    return " ".join(flag for flag, is_new in flags.items() if is_new)
 
 
 def _orbit(

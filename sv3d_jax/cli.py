@@ -42,6 +42,7 @@ VERBS = {
         "infer.generate:run_orbit",
         inputs=("images",),
     ),
+    "bench": Verb("how fast a model samples here", "infer.config:BenchConfig", "infer.bench:run_bench"),
     "reconstruct": Verb(
         "an orbit to a mesh",
         "recon.config:ReconstructVerbConfig",

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.conditioning import camera_vector, condition_on
+from sv3d_jax.devices import memory_in_use
 from sv3d_jax.diffusion.denoiser import Conditioning, Denoise, guided_denoiser
 from sv3d_jax.diffusion.guidance import SCALES
-from sv3d_jax.diffusion.sampler import Churn, sample, sample_with_callback, sampler_step
+from sv3d_jax.diffusion.sampler import (
+    Churn,
+    SamplerProgram,
+    hoisted_program,
+    plain_program,
+    run_program,
+    sample_with_callback,
+    sampler_step,
+)
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Picture, read_picture
-from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.config import ModelConfig, UNetConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.models.video_unet import VideoUNet
@@ -94,6 +103,8 @@ class Pipeline:
 
     Compiled programs are kept per shape, so a second picture starts at once. `reference` computes in the plain form
     that the published modules are compared with, and decodes the last frame although the picture takes its place.
+    With `low_memory` parameters wait on the host until their part is run, and the branches of the guidance are computed
+    one after the other: the same orbit up to rounding, in less memory and more time.
     """
 
     def __init__(
@@ -104,11 +115,12 @@ class Pipeline:
         mesh: Mesh | None = None,
         reference: bool = False,
         weights: dict[str, str] | None = None,
+        low_memory: bool = False,
     ):
-        self.config = config
+        self.config, self.low_memory = config, low_memory
         self.weights = weights or {}  # where they came from: source, path, sha256
         self.dtype = resolve_dtype(dtype)
-        self.compute = Compute(DTYPES[self.dtype], reference)
+        self.compute = Compute(DTYPES[self.dtype], reference, fold=not (reference or low_memory))
         self.mesh = mesh
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
         self._programs: dict[Any, Callable] = {}
@@ -121,6 +133,7 @@ class Pipeline:
         dtype: str = "auto",
         mesh: Mesh | None = None,
         reference: bool = False,
+        low_memory: bool = False,
     ) -> "Pipeline":
         """A model from the shipped "mini", an Orbax folder, a .safetensors file or a hub id.
 
@@ -130,7 +143,7 @@ class Pipeline:
         from sv3d_jax.weights.hub import load_weights
 
         params, config, weights = load_weights(source, variant)
-        return cls(params, config, dtype, mesh, reference, weights)
+        return cls(params, config, dtype, mesh, reference, weights, low_memory)
 
     def __call__(
         self,
@@ -179,7 +192,7 @@ class Pipeline:
         noise, pixel_noise, keys = self.noise(seeds, len(cameras), size)
         scale = SCALES[guidance](len(cameras), *(cfg or (self.config.cfg_min, self.config.cfg_max)))
 
-        with memory_advice(plan):
+        with memory_advice(plan, memory_in_use()):
             stages.stage("compile")
             condition = self.condition(pixels, pixel_noise, cameras)
             after_step = (
@@ -217,7 +230,9 @@ class Pipeline:
         decode_chunk: int | None = None,
     ) -> Plan:
         """Memory and arithmetic of sampling a batch with this model in its dtype."""
-        return plan_orbit(self.config, num_frames, num_steps, size, batch, self._itemsize, decode_chunk)
+        return plan_orbit(
+            self.config, num_frames, num_steps, size, batch, self._itemsize, decode_chunk, self.low_memory
+        )
 
     def sigmas(self, num_steps: int) -> np.ndarray:
         """Noise levels of the model's sampler."""
@@ -250,14 +265,13 @@ class Pipeline:
         def run(params, pixels, noise, vector):
             return condition_on(params, self.config, pixels, noise, vector, self.compute)
 
-        params = {part: self.params[part] for part in ("image_tower", "vae_encoder")}
+        params = {part: self._ready(part) for part in ("image_tower", "vae_encoder")}
         inputs = (params, *map(self._over_batch, (pixels, noise, vector)))
         return self._compiled(run, "condition", *inputs)(*inputs)
 
     def denoiser(self, params: Params, condition: Conditioning, scale: Float[Array, "f"]) -> Denoise:
         """The denoiser with guidance; `params` of the UNet are handed in, so that no program holds a copy of them."""
-        unet = VideoUNet(self.config.unet, self.compute)
-        return guided_denoiser(lambda *inputs: unet.apply({"params": params}, *inputs), condition, scale)
+        return _denoiser(self.config.unet, self.compute, self.low_memory, params, condition, scale)
 
     def encode(self, params: Params, pixels: Float[Array, "n h w 3"]) -> Float[Array, "n h8 w8 c"]:
         """The model's latents of pictures in [-1, 1]; `params` of the encoder, which computes in float32."""
@@ -278,24 +292,30 @@ class Pipeline:
 
         One scan or, with `after_step`, a loop over one step that calls after_step(steps done, sigma, latents).
         """
-        num_steps, scale = len(sigmas) - 1, self._everywhere(scale)
-        params = self.params["unet"]
+        num_steps, levels = len(sigmas) - 1, self._everywhere(np.asarray(sigmas, np.float32))
+        fixed = (self._ready("unet"), condition, self._everywhere(scale))
 
-        def run(params, condition, scale, noise, sigmas, keys):
-            return sample(self.denoiser(params, condition, scale), noise, sigmas, churn, keys)
-
-        def step(params, condition, scale, x, sigma, sigma_next, keys):
-            denoise = self.denoiser(params, condition, scale)
-            return sampler_step(denoise, churn, num_steps, x, sigma, sigma_next, keys)
+        @cache  # traced only where something is compiled
+        def program():
+            given = (fixed, noise, keys)
+            return sampler_program(
+                self.config.unet, self.compute, churn, num_steps, *given, low_memory=self.low_memory
+            )
 
         if after_step is None:
-            inputs = (params, condition, scale, noise, self._everywhere(sigmas), keys)
-            program = self._compiled(run, ("sample", churn), *inputs)
-            return lambda: program(*inputs)
+            whole = self._compiled(
+                lambda *inputs: run_program(program(), *inputs), ("sample", churn), fixed, noise, levels, keys
+            )
+            return lambda: whole(fixed, noise, levels, keys)
 
-        fixed, level = (params, condition, scale), self._everywhere(np.float32(0))
-        program = self._compiled(step, ("step", churn, num_steps), *fixed, noise, level, level, keys)
-        return lambda: sample_with_callback(partial(program, *fixed), noise, sigmas, after_step, keys)
+        prepare = self._compiled(
+            lambda *inputs: program().prepare(*inputs), ("prepare", churn), fixed, levels, split=False
+        )
+        inputs = (fixed, levels, prepare(fixed, levels))
+        one_step = self._compiled(
+            lambda *inputs: program().step(*inputs), ("step", churn), *inputs, np.int32(0), noise, keys
+        )
+        return lambda: sample_with_callback(partial(one_step, *inputs), noise, sigmas, after_step, keys)
 
     def decode(
         self,
@@ -316,9 +336,10 @@ class Pipeline:
         flat = np.asarray(latents).reshape(b * f, *latents.shape[2:])
         padded = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % chunk, axis=0)])
         pixels = np.empty((len(padded), size, size, 3), np.float32)
+        params = self._ready("vae_decoder")
         for start in range(0, len(flat), chunk):
             part = slice(start, start + chunk)
-            inputs = (self.params["vae_decoder"], self._over_batch(padded[part]))
+            inputs = (params, self._over_batch(padded[part]))
             pixels[part] = self._compiled(run, "decode", *inputs)(*inputs)
             advance(min(chunk, len(flat) - start))
         return pixels[: len(flat)].reshape(b, f, size, size, 3)
@@ -331,27 +352,35 @@ class Pipeline:
         frames = np.concatenate([decoded, np.asarray(pixels)[:, None]], axis=1)
         return np.clip((frames + 1) / 2, 0, 1)
 
-    def _compiled(self, function: Callable, name: Any, *inputs: Any) -> Callable:
+    def _compiled(self, function: Callable, name: Any, *inputs: Any, split: bool = True) -> Callable:
         """The program of a function for inputs of these shapes; compiled apart from its first run, once.
 
-        Parameters are inputs too: captured ones would be copied into the program.
+        Parameters are inputs too: captured ones would be copied into the program. What it returns is split over the
+        devices by its first axis, or as the compiler likes.
         """
         leaves, structure = jax.tree.flatten(inputs)
         key = (name, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self._programs:
-            jitted = jax.jit(function, out_shardings=self._sharding(split=True))
+            jitted = jax.jit(function, out_shardings=self._sharding(split=True) if split else None)
             self._programs[key] = jitted.lower(*inputs).compile()
         return self._programs[key]
 
     def _placed(self, part: str, tree: Params) -> Params:
-        """Parameters on the device, matrices in the dtype of computing, vectors in float32.
+        """Parameters where they are kept, matrices in the dtype of computing, vectors in float32.
 
         The encoder stays in float32 altogether, as published.
         """
         matrix = jnp.float32 if part == "vae_encoder" else self.compute.dtype
-        return jax.tree.map(
-            lambda leaf: self._everywhere(jnp.asarray(leaf, matrix if leaf.ndim > 1 else jnp.float32)), tree
-        )
+
+        def place(leaf):
+            dtype = matrix if leaf.ndim > 1 else jnp.float32
+            return np.asarray(leaf, dtype) if self.low_memory else self._everywhere(jnp.asarray(leaf, dtype))
+
+        return jax.tree.map(place, tree)
+
+    def _ready(self, part: str) -> Params:
+        """Parameters on the device, for as long as the caller holds them."""
+        return jax.tree.map(self._everywhere, self.params[part]) if self.low_memory else self.params[part]
 
     def _everywhere(self, x: Array | np.ndarray | np.float32) -> Array:
         return jax.device_put(x, self._sharding(split=False))
@@ -374,6 +403,39 @@ class Pipeline:
     @property
     def _itemsize(self) -> int:
         return jnp.dtype(self.compute.dtype).itemsize
+
+
+def sampler_program(
+    config: UNetConfig,
+    compute: Compute,
+    churn: Churn | None,
+    num_steps: int,
+    fixed: tuple[Params, Conditioning, Float[Array, "f"]],
+    noise: Float[Array, "b f h w c"],
+    keys: Array | None,
+    low_memory: bool = False,
+) -> SamplerProgram:
+    """Sampling from (parameters of the UNet, condition, guidance scale) and noise, all of which may be shapes."""
+
+    def step(params, condition, scale, sigma, sigma_next, x, keys):
+        denoise = _denoiser(config, compute, low_memory, params, condition, scale)
+        return sampler_step(denoise, churn, num_steps, sigma, sigma_next, x, keys)
+
+    if compute.reference or low_memory:
+        return plain_program(step)
+    return hoisted_program(step, fixed, noise, keys)
+
+
+def _denoiser(
+    config: UNetConfig,
+    compute: Compute,
+    in_turn: bool,
+    params: Params,
+    condition: Conditioning,
+    scale: Float[Array, "f"],
+) -> Denoise:
+    unet = VideoUNet(config, compute)
+    return guided_denoiser(lambda *inputs: unet.apply({"params": params}, *inputs), condition, scale, in_turn)
 
 
 def resolve_dtype(dtype: str) -> str:

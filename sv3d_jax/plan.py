@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Plan:
     step_flop: float
     num_steps: int
     decode_chunk: int
+    low_memory: bool = False
 
     @property
     def total_bytes(self) -> int:
@@ -61,24 +63,32 @@ def plan_orbit(
     batch: int = 1,
     dtype_bytes: int = 4,
     decode_chunk: int | None = None,
+    low_memory: bool = False,
 ) -> Plan:
-    """Estimate for `batch` orbits sampled together; what is not given is the model's own."""
+    """Estimate for `batch` orbits sampled together; what is not given is the model's own.
+
+    With `low_memory` one part of the model is on the device at a time, and one branch of the guidance is computed.
+    """
     num_frames, size = num_frames or config.num_frames, size or config.native_size
     side = size // config.vae.downsampling
-    parameters = sum(math.prod(p.shape) for p in model_parameters(config))
+    sizes = Counter()
+    for parameter in model_parameters(config):
+        sizes[parameter.path[0]] += math.prod(parameter.shape)
+    on_device = sizes["unet"] if low_memory else sizes.total()
     features = 2 * batch * num_frames * side**2 * config.unet.model_channels
     chunk = decode_chunk or default_decode_chunk(config, size, dtype_bytes, batch * (num_frames - 1))
     step_flop = (
         SV3D_FLOP * batch * num_frames / 21 * (side / 72) ** 2 * (config.unet.model_channels / 320) ** 2
     )
     return Plan(
-        parameters=parameters,
-        weights_bytes=parameters * dtype_bytes,
-        sampling_bytes=UNET_FEATURES * features * dtype_bytes,
+        parameters=sizes.total(),
+        weights_bytes=on_device * dtype_bytes,
+        sampling_bytes=UNET_FEATURES * features * dtype_bytes // (2 if low_memory else 1),
         decoding_bytes=chunk * _decoder_bytes(config, size, dtype_bytes),
         step_flop=step_flop,
         num_steps=num_steps or config.num_steps,
         decode_chunk=chunk,
+        low_memory=low_memory,
     )
 
 
@@ -108,23 +118,29 @@ def require_accelerator(plan: Plan, platform: str, device: str | None) -> None:
 
 
 @contextmanager
-def memory_advice(plan: Plan) -> Iterator[None]:
-    """Turn the runtime's out-of-memory error into an `OutOfMemory` that lists what helps, most first."""
+def memory_advice(plan: Plan, device: str = "the device") -> Iterator[None]:
+    """Turn the runtime's out-of-memory error into an `OutOfMemory` that lists what helps, in the order to try it."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         frame = plan.decoding_bytes // plan.decode_chunk
+        saved = plan.sampling_bytes // 2
         remedies = [
             f"--decode-chunk 1 (decoding then takes {_readable(frame)})" if plan.decode_chunk > 1 else "",
+            ""
+            if plan.low_memory
+            else f"--low-memory (the same orbit, slower; saves {_readable(saved)} of sampling and all weights but"
+            " the UNet's)",
             f"--dtype bfloat16 (half of {_readable(plan.total_bytes)} if it was float32)",
             "a smaller --size (a quarter of the activations at half the side)",
             "fewer pictures at once, or a device with more memory",
         ]
         raise OutOfMemory(
-            f"the device ran out of memory; {plan}. It said: {str(error).splitlines()[0]}",
-            hint="in this order: " + "; ".join(filter(None, remedies)),
+            f"{device} ran out of memory; {plan}. It said: {str(error).splitlines()[0]}",
+            hint="--auto-fit tries by itself what helps without changing the size; in this order: "
+            + "; ".join(filter(None, remedies)),
         ) from error
 
 

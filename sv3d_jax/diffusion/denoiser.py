@@ -82,9 +82,26 @@ def both_branches(network: Network, condition: Conditioning) -> Callable[[Array,
     return run
 
 
-def guided_denoiser(network: Network, condition: Conditioning, scale: Float[Array, "f"]) -> Denoise:
-    """Classifier-free guidance with one scale per frame: uncond + scale (cond - uncond), in float32."""
-    branches = both_branches(network, condition)
+def branches_in_turn(
+    network: Network, condition: Conditioning
+) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """The same with one branch after the other, in half the memory."""
+    both = jax.tree.map(lambda u, c: jnp.stack([u, c]), condition.without_image(), condition)
+
+    def run(x, sigma):
+        return tuple(jax.lax.map(lambda branch: conditional_denoiser(network, branch)(x, sigma), both))
+
+    return run
+
+
+def guided_denoiser(
+    network: Network, condition: Conditioning, scale: Float[Array, "f"], in_turn: bool = False
+) -> Denoise:
+    """Classifier-free guidance with one scale per frame: uncond + scale (cond - uncond), in float32.
+
+    With `in_turn` the branches are not computed as one batch.
+    """
+    branches = (branches_in_turn if in_turn else both_branches)(network, condition)
 
     def run(x, sigma):
         return guide(*branches(x, sigma), scale)

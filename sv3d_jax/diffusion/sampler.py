@@ -3,12 +3,16 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.diffusion.denoiser import Denoise
+from sv3d_jax.hoist import hoist
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,9 @@ def sampler_step(
     denoise: Denoise,
     churn: Churn | None,
     num_steps: int,
-    x: Array,
     sigma: Array,
     sigma_next: Array,
+    x: Array,
     keys: Array | None,
 ) -> Array:
     """One step of the sampler: churn if it is on, with one key per video, then Euler."""
@@ -56,6 +60,42 @@ def sampler_step(
     return euler_step(denoise, x, sigma, sigma_next)
 
 
+class SamplerProgram(NamedTuple):
+    """All steps of a sampler: what is computed before the first of them, and one step."""
+
+    prepare: Callable[[tuple, Float[Array, "steps_plus_1"]], Any]
+    """(fixed arguments, sigmas) -> prepared values."""
+    step: Callable[[tuple, Float[Array, "steps_plus_1"], Any, Array, Array, Array | None], Array]
+    """(fixed arguments, sigmas, prepared values, index of the step, x, its keys) -> x."""
+
+
+def plain_program(step: Callable[..., Array]) -> SamplerProgram:
+    """`step(*fixed, sigma, sigma_next, x, keys)` as it is, with nothing prepared."""
+    return SamplerProgram(
+        prepare=lambda fixed, sigmas: (),
+        step=lambda fixed, sigmas, prepared, index, x, keys: step(
+            *fixed, sigmas[index], sigmas[index + 1], x, keys
+        ),
+    )
+
+
+def hoisted_program(step: Callable[..., Array], fixed: tuple, x: Array, keys: Array | None) -> SamplerProgram:
+    """The same with everything prepared that latents do not decide: what depends on the noise level, for all levels."""
+    level = jax.ShapeDtypeStruct((), jnp.float32)
+    once, at_level, rest = hoist(step, fixed, (level, level), (x, keys))
+
+    def prepare(fixed, sigmas):
+        kept = once(fixed)
+        return kept, jax.vmap(lambda *levels: at_level(fixed, levels, kept))(sigmas[:-1], sigmas[1:])
+
+    def step_at(fixed, sigmas, prepared, index, x, keys):
+        kept, at_levels = prepared
+        levels = (sigmas[index], sigmas[index + 1])
+        return rest(fixed, levels, (x, keys), kept, [values[index] for values in at_levels])
+
+    return SamplerProgram(prepare, step_at)
+
+
 def sample(
     denoise: Denoise,
     noise: Float[Array, "b f h w c"],
@@ -64,32 +104,29 @@ def sample(
     keys: Array | None = None,
 ) -> Float[Array, "b f h w c"]:
     """Integrate from unit noise, scaled to sigmas[0], down to sigmas[-1] = 0; one scan, for use under jit."""
-    return trajectory(denoise, noise, sigmas, churn, keys, keep=False)[0]
+    program = plain_program(partial(sampler_step, denoise, churn, len(sigmas) - 1))
+    return run_program(program, (), noise, sigmas, keys)
 
 
-def trajectory(
-    denoise: Denoise,
+def run_program(
+    program: SamplerProgram,
+    fixed: tuple,
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
-    churn: Churn | None = None,
     keys: Array | None = None,
-    keep: bool = True,
-) -> tuple[Array, Array | None]:
-    """The sample and, if kept, the latents after every step `steps b f h w c`."""
+) -> Float[Array, "b f h w c"]:
+    """All steps of a program as one scan, for use under jit."""
     sigmas = jnp.asarray(sigmas, jnp.float32)
-    num_steps = len(sigmas) - 1
+    prepared = program.prepare(fixed, sigmas)
 
-    def step(x, level):
-        index, sigma, sigma_next = level
-        x = sampler_step(denoise, churn, num_steps, x, sigma, sigma_next, _step_keys(keys, index))
-        return x, (x if keep else None)
+    def step(x, index):
+        return program.step(fixed, sigmas, prepared, index, x, _step_keys(keys, index)), None
 
-    levels = (jnp.arange(num_steps), sigmas[:-1], sigmas[1:])
-    return jax.lax.scan(step, initial_latents(noise, sigmas), levels)
+    return jax.lax.scan(step, initial_latents(noise, sigmas), jnp.arange(len(sigmas) - 1))[0]
 
 
 def sample_with_callback(
-    step: Callable[[Array, Array, Array, Array], Array],
+    step: Callable[[Array, Array, Array | None], Array],
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
     callback: Callable[[int, float, Array], None],
@@ -97,13 +134,12 @@ def sample_with_callback(
 ) -> Float[Array, "b f h w c"]:
     """The same integration as a host loop over one compiled step, with a call after each.
 
-    step is a compiled (x, sigma, sigma_next, keys) -> x. callback gets (steps done, sigma reached, latents); what
-    it raises ends the loop. It is called when a step has really finished, so at most one step runs past a cancel.
+    step is a compiled (index, x, keys) -> x. callback gets (steps done, sigma reached, latents); what it raises ends
+    the loop. It is called when a step has really finished, so at most one step runs past a cancel.
     """
-    sigmas = jnp.asarray(sigmas, jnp.float32)
     x = initial_latents(noise, sigmas)
     for index in range(len(sigmas) - 1):
-        x = jax.block_until_ready(step(x, sigmas[index], sigmas[index + 1], _step_keys(keys, index)))
+        x = jax.block_until_ready(step(np.int32(index), x, _step_keys(keys, index)))
         callback(index + 1, float(sigmas[index + 1]), x)
     return x
 

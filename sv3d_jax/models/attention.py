@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute, Dense, GroupNorm, LayerNorm, attend
+from sv3d_jax.models.layers import Compute, Dense, DenseKernel, GroupNorm, LayerNorm, attend
 from sv3d_jax.models.resnet import TimeMixer
 
 
@@ -95,9 +95,12 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... s c"]) -> Float[Array, "... s c"]:
         c, compute = x.shape[-1], self.compute
-        q, k, v = (
-            Dense(c, use_bias=False, compute=compute, name=name)(x) for name in ("to_q", "to_k", "to_v")
-        )
+        names = ("to_q", "to_k", "to_v")
+        if compute.fold:
+            kernel = jnp.concatenate([DenseKernel(c, name=name)(c) for name in names], axis=1)
+            q, k, v = jnp.split(jnp.matmul(x.astype(compute.dtype), kernel.astype(compute.dtype)), 3, axis=-1)
+        else:
+            q, k, v = (Dense(c, use_bias=False, compute=compute, name=name)(x) for name in names)
         heads = (c // self.head_width, self.head_width)
         q, k, v = (t.reshape(*t.shape[:-1], *heads) for t in (q, k, v))
         out = _attend_over_frames(q, k, v, compute) if self.over_frames else attend(q, k, v, compute)

@@ -5,9 +5,10 @@ one that is fast on accelerators and CPUs. Both forms share parameters and agree
 """
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -27,12 +28,15 @@ MAX_QUERIES = 1024  # of a part where parts are queries
 class Compute:
     """How a network computes: activations in `dtype` (norms and softmax are float32 whatever it is).
 
-    With `remat`, the gradient keeps what enters the blocks of the UNet and computes their inside again.
+    With `remat`, the gradient keeps what enters the blocks of the UNet and computes their inside again. With `fold`,
+    kernels are joined and scaled first, which leaves fewer products: for callers that do so once, see `hoist`.
     """
 
     dtype: Any = jnp.float32
     reference: bool = False
     remat: bool = False
+    fold: bool = False
+    platform: str | None = None  # cpu, gpu or tpu: what is compiled for, where it is not the device in use
 
     @property
     def precision(self) -> str | None:
@@ -67,6 +71,16 @@ class Dense(nn.Module):
         if self.use_bias:
             y = y + self.param("bias", init, (self.features,)).astype(dtype)
         return y
+
+
+class DenseKernel(nn.Module):
+    """The kernel of a linear layer, for one that is computed together with others."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, fan_in: int) -> Float[Array, "c d"]:
+        return self.param("kernel", torch_uniform(fan_in), (fan_in, self.features))
 
 
 class Conv2d(nn.Module):
@@ -167,19 +181,24 @@ def nearest_double(x: Float[Array, "n h w c"]) -> Float[Array, "n h2 w2 c"]:
 
 
 class TemporalConv(nn.Module):
-    """Convolution over three neighbouring frames of `b f h w c`, zero beyond the ends (published kernel (3,1,1))."""
+    """Convolution over three neighbouring frames of `b f h w c`, zero beyond the ends (published kernel (3,1,1)).
+
+    The result times `scale`, a number.
+    """
 
     features: int
     zero_init: bool = False
     compute: Compute = Compute()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w d"]:
+    def __call__(self, x: Float[Array, "b f h w c"], scale: Array | None = None) -> Float[Array, "b f h w d"]:
         channels, dtype = x.shape[-1], self.compute.dtype
         init = nn.initializers.zeros if self.zero_init else torch_uniform(channels * 3)
-        kernel = self.param("kernel", init, (3, channels, self.features)).astype(dtype)
-        bias = self.param("bias", init, (self.features,)).astype(dtype)
-        return temporal_conv(x.astype(dtype), kernel, self.compute) + bias
+        kernel = self.param("kernel", init, (3, channels, self.features))
+        bias = self.param("bias", init, (self.features,))
+        if scale is not None:
+            kernel, bias = scale * kernel, scale * bias
+        return temporal_conv(x.astype(dtype), kernel.astype(dtype), self.compute) + bias.astype(dtype)
 
 
 def temporal_conv(x: Float[Array, "b f h w c"], kernel: Float[Array, "3 c d"], compute: Compute) -> Array:
@@ -268,9 +287,33 @@ def attend(
     q: Float[Array, "n s k d"], k: Float[Array, "n l k d"], v: Float[Array, "n l k d"], compute: Compute
 ) -> Float[Array, "n s k d"]:
     """softmax(q k^T / sqrt(d)) v per head, softmax in float32."""
+    platform = compute.platform or jax.default_backend()
+    if platform == "gpu" and not compute.reference and _cudnn_takes(q) and _has_cudnn():
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
     if q.shape[1] * k.shape[1] < MAPPED_TOKENS**2:
         return _attend_at_once(q, k, v, compute)
-    return (_attend_by_head if jax.default_backend() == "cpu" else _attend_by_queries)(q, k, v, compute)
+    return (_attend_by_head if platform == "cpu" else _attend_by_queries)(q, k, v, compute)
+
+
+def _cudnn_takes(q: Array) -> bool:
+    """What cuDNN's attention is made for, on every card since Ampere."""
+    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
+
+
+@cache
+def _has_cudnn() -> bool:
+    """Whether cuDNN's attention runs here: tried once, and a warning says so if it does not."""
+    try:
+        with jax.ensure_compile_time_eval():
+            q = jnp.zeros((1, 128, 1, 64), jnp.bfloat16)
+            jax.block_until_ready(jax.nn.dot_product_attention(q, q, q, implementation="cudnn"))
+    except Exception as error:  # whatever the library, its loader or the compiler says
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(
+            f"attention is slower than it could be: cuDNN's does not run here ({reason})", stacklevel=2
+        )
+        return False
+    return True
 
 
 def _attend_at_once(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:

@@ -13,14 +13,20 @@ EPSILON = 1e-5
 class TimeMixer(nn.Module):
     """Blend a * spatial + (1 - a) * temporal with a = sigmoid(mix_factor), or 1 for frames that are still images."""
 
-    @nn.compact
+    def setup(self):
+        self.mix_factor = self.param("mix_factor", nn.initializers.constant(0.5), (1,))
+
+    def temporal_share(self) -> Float[Array, "1"]:
+        """1 - a."""
+        return 1 - jax.nn.sigmoid(self.mix_factor)
+
     def __call__(
         self,
         spatial: Float[Array, "b f ..."],
         temporal: Float[Array, "b f ..."],
         image_only: Float[Array, "b f"] | None,
     ) -> Float[Array, "b f ..."]:
-        factor = jax.nn.sigmoid(self.param("mix_factor", nn.initializers.constant(0.5), (1,)))
+        factor = jax.nn.sigmoid(self.mix_factor)
         if image_only is not None:
             still = image_only.reshape(image_only.shape + (1,) * (spatial.ndim - 2)) != 0
             factor = jnp.where(still, 1.0, factor)
@@ -54,19 +60,24 @@ class VideoResBlock(nn.Module):
         if c != self.features:
             frames = Conv2d(self.features, size=1, compute=compute, name="skip_connection")(frames)
         spatial = (frames + u).reshape(b, f, h, w, self.features)
-        temporal = TemporalResBlock(self.groups, compute, name="time_stack")(spatial, embedding)
-        return TimeMixer(name="time_mixer")(spatial, temporal, image_only)
+        over_time, mixer = (
+            TemporalResBlock(self.groups, compute, name="time_stack"),
+            TimeMixer(name="time_mixer"),
+        )
+        if compute.fold and image_only is None:  # a x + (1 - a) (x + change) = x + (1 - a) change
+            return spatial + over_time(spatial, embedding, mixer.temporal_share())
+        return mixer(spatial, spatial + over_time(spatial, embedding), image_only)
 
 
 class TemporalResBlock(nn.Module):
-    """Residual block of convolutions over time; its norms pool over all frames of a video."""
+    """What a residual block over time adds, times `scale`; its norms pool over all frames of a video."""
 
     groups: int
     compute: Compute
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b f h w c"], embedding: Float[Array, "b f e"]
+        self, x: Float[Array, "b f h w c"], embedding: Float[Array, "b f e"], scale: Array | None = None
     ) -> Float[Array, "b f h w c"]:
         features, compute = x.shape[-1], self.compute
         u = nn.silu(GroupNorm(EPSILON, self.groups, compute, name="in_layers_0")(x))
@@ -74,4 +85,4 @@ class TemporalResBlock(nn.Module):
         shift = Dense(features, compute=compute, name="emb_layers_1")(nn.silu(embedding))
         u = u + shift[:, :, None, None, :]
         u = nn.silu(GroupNorm(EPSILON, self.groups, compute, name="out_layers_0")(u))
-        return x + TemporalConv(features, zero_init=True, compute=compute, name="out_layers_3")(u)
+        return TemporalConv(features, zero_init=True, compute=compute, name="out_layers_3")(u, scale)

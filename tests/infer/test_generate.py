@@ -209,6 +209,53 @@ def test_out_of_memory_lists_what_helps():
         raise RuntimeError("something else")
 
 
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Decoding wants one frame at a time, a pipeline that saves memory, and 16 bits."""
+    from sv3d_jax.pipeline import Pipeline
+
+    tried, decode = [], Pipeline.decode
+
+    def demanding(self, latents, chunk=None, advance=lambda frames: None):
+        tried.append((chunk, self.low_memory, self.dtype))
+        if tried[-1] != (1, True, "bfloat16"):
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+        return decode(self, latents, chunk, advance)
+
+    monkeypatch.setattr(Pipeline, "decode", demanding)
+    return tried
+
+
+def test_auto_fit_goes_down_the_list_until_it_fits(place, tmp_path, little_memory):
+    images = (place / "box.png", place / "ball.png")
+    assert orbit(place, *images, "-o", tmp_path / "out", "--auto-fit", "--decode-chunk", "2") == 0
+    assert little_memory == [
+        (2, False, "float32"),
+        (1, False, "float32"),
+        (1, True, "float32"),
+        (1, True, "bfloat16"),
+        (1, True, "bfloat16"),  # the second picture begins where the first one ended
+    ]
+    for name in ("box", "ball"):
+        [*_, note] = json.loads((tmp_path / "out" / name / "run.json").read_text())["stages"]["orbit"][
+            "notes"
+        ]
+        assert note == "memory ran out: --decode-chunk 1 --low-memory --dtype bfloat16"
+
+
+def test_without_auto_fit_memory_that_runs_out_is_an_error(place, tmp_path, little_memory, capsys):
+    assert orbit(place, place / "box.png", "-o", tmp_path / "out") == 4
+    said = capsys.readouterr().err
+    assert "cpu ran out of memory; memory: about" in said and "--auto-fit" in said
+    assert len(little_memory) == 1
+
+
+def test_low_memory_gives_the_same_orbit(made, place, tmp_path):
+    assert orbit(place, place / "box.png", "-o", tmp_path / "out", "--low-memory") == 0
+    ours, theirs = (read_orbit(folder).images for folder in (tmp_path / "out", made / "box"))
+    np.testing.assert_allclose(ours, theirs, atol=2 / 255)
+
+
 def test_models_of_ours_take_renders_as_they_are():
     rgb = np.full((SIZE, SIZE, 3), 255, np.uint8)
     rgb[20:28, 6:14] = 30

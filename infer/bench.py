@@ -1,0 +1,161 @@
+"""How fast a model samples on this device: the `bench` verb."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sv3d_jax.arrays import Params
+from sv3d_jax.cameras.orbit import static_orbit
+from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.infer.config import BenchConfig
+from sv3d_jax.io.outputs import peak_memory
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.pipeline import Pipeline
+from sv3d_jax.plan import check_size, memory_advice, plan_orbit, require_accelerator
+from sv3d_jax.progress import Progress
+from sv3d_jax.weights.hub import read_model_config
+from sv3d_jax.weights.key_map import model_parameters, tree_from_leaves
+
+WARM_UPS = 2
+STAGES = ["load", "compile", "condition", "sample", "decode", "product"]
+
+
+def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
+    """Medians of `--rounds` calls of every stage after two that do not count, compiling apart, and peak memory."""
+    from sv3d_jax.devices import memory_in_use
+    from sv3d_jax.pipeline import resolve_dtype
+
+    progress.stages = STAGES
+    model = ModelConfig.published(config.model[-1]) if config.model else read_model_config(config.weights)
+    size, frames = config.size or model.native_size, config.frames or model.num_frames
+    check_size(model, size)
+    itemsize = 2 if resolve_dtype(config.dtype) == "bfloat16" else 4
+    plan = plan_orbit(model, frames, None, size, config.batch, itemsize, None, config.low_memory)
+    require_accelerator(plan, jax.default_backend(), config.device)
+    if config.dry_run:
+        return {"dry_run": True, "model": model.name, "plan": str(plan)}
+    progress.note(str(plan))
+
+    with memory_advice(plan, memory_in_use()):
+        progress.stage("load")
+        pipeline = _pipeline(config, model)
+        seconds = _stages(pipeline, config, size, frames, plan.decode_chunk, progress)
+        progress.stage("product")
+        peak = product_tflops(pipeline.compute.dtype)
+    orbit_s = seconds["condition_s"] + plan.num_steps * seconds["step_s"]
+    orbit_s += config.batch * (frames - 1) * seconds["decode_frame_s"]
+    step_tflops = plan.step_flop / seconds["step_s"] / 1e12
+    return {
+        "device": jax.devices()[0].device_kind,
+        "versions": {name: version(name) for name in ("jax", "jaxlib", "sv3d_jax")},
+        "model": model.name,
+        "dtype": pipeline.dtype,
+        "low_memory": config.low_memory,
+        "batch": config.batch,
+        "frames": frames,
+        "size": size,
+        **{name: round(value, 5) for name, value in seconds.items()},
+        "num_steps": plan.num_steps,
+        "orbit_s": round(orbit_s, 3),
+        "step_tflop": round(plan.step_flop / 1e12, 4),
+        "step_tflops": round(step_tflops, 3),
+        "product_tflops": round(peak, 3),
+        "share_of_product": round(step_tflops / peak, 3),
+        "planned_gib": round(plan.total_bytes / 2**30, 2),
+        "peak_gib": round(_peak_bytes() / 2**30, 2),
+    }
+
+
+def _stages(
+    pipeline: Pipeline, config: BenchConfig, size: int, frames: int, chunk: int, progress: Progress
+) -> dict[str, float]:
+    """Seconds of compiling, conditioning, one step of the sampler and one decoded frame."""
+    rng, cameras = np.random.default_rng(0), static_orbit(frames)
+    pixels = rng.uniform(-1, 1, (config.batch, size, size, 3)).astype(np.float32)
+    noise, pixel_noise, keys = pipeline.noise(range(config.batch), frames, size)
+    seconds = {}
+
+    progress.stage("compile")
+    start = time.perf_counter()
+    condition = jax.block_until_ready(pipeline.condition(pixels, pixel_noise, cameras))
+    times: list[float] = []
+    sample = pipeline.sampler(
+        noise,
+        condition,
+        triangular_scale(frames),
+        pipeline.sigmas(WARM_UPS + config.rounds),
+        keys=keys,
+        after_step=lambda *_: (times.append(time.perf_counter()), progress.advance()),
+    )
+    pipeline.decode(noise[:, :1], chunk)
+    seconds["compile_s"] = time.perf_counter() - start
+
+    progress.stage("condition", total=config.rounds)
+    seconds["condition_s"] = _median(
+        lambda: pipeline.condition(pixels, pixel_noise, cameras), config.rounds, progress
+    )
+    progress.stage("sample", total=WARM_UPS + config.rounds)
+    latents = sample()
+    seconds["step_s"] = statistics.median(np.diff(times)[WARM_UPS - 1 :])
+    progress.stage("decode", total=config.rounds)
+    part = np.asarray(latents)[:, :chunk]
+    one = _median(lambda: pipeline.decode(part, chunk), config.rounds, progress)
+    seconds["decode_frame_s"] = one / (config.batch * part.shape[1])
+    return seconds
+
+
+def _median(function: Callable[[], Any], rounds: int, progress: Progress) -> float:
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - start)
+        progress.advance()
+    return statistics.median(times)
+
+
+def product_tflops(dtype: Any) -> float:
+    """What this device reaches in one large matrix product: 8192^3, or 2048^3 on a CPU."""
+    side = 2048 if jax.default_backend() == "cpu" else 8192
+    matrix = jnp.ones((side, side), dtype)
+    product = jax.jit(jnp.matmul)
+    times = []
+    for _ in range(WARM_UPS + 5):
+        start = time.perf_counter()
+        jax.block_until_ready(product(matrix, matrix))
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(times[WARM_UPS:]) / 1e12
+
+
+def _pipeline(config: BenchConfig, model: ModelConfig) -> Pipeline:
+    if config.model is None:
+        return Pipeline.from_pretrained(config.weights, dtype=config.dtype, low_memory=config.low_memory)
+    return Pipeline(random_params(model), model, config.dtype, low_memory=config.low_memory)
+
+
+def random_params(model: ModelConfig) -> Params:
+    """Numbers at the scale of a trained model: time does not depend on them."""
+    rng = np.random.default_rng(0)
+    pool = rng.standard_normal(1 << 20, np.float32)
+
+    def leaf(shape):
+        if len(shape) == 1:
+            return np.full(shape, 0.5, np.float32)
+        values = np.resize(pool, shape)  # drawing billions of numbers would take a minute
+        return values * np.float32(math.prod(shape[:-1]) ** -0.5)
+
+    return tree_from_leaves((p.path, leaf(p.tree_shape)) for p in model_parameters(model))
+
+
+def _peak_bytes() -> int:
+    """Of the device, or of this process where the device does not say."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use") or peak_memory() or 0
