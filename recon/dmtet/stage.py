@@ -25,13 +25,14 @@ from sv3d_jax.recon.guide import Guidance, Guide
 from sv3d_jax.recon.nerf.field import albedo
 from sv3d_jax.recon.sds import sds_loss, visibility_mask
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Cameras, Views
-from sv3d_jax.render.antialias import Edges, antialias, mesh_edges
+from sv3d_jax.render.antialias import Edges, antialias, closed_mesh_edges
 from sv3d_jax.render.interpolate import face_normals, interpolate, seen_shading_normals, vertex_normals
 from sv3d_jax.render.lighting import SGLight, init_sg_light
 from sv3d_jax.render.rasterize import project, rasterize
 
 TRUNCATION_CELLS = 2.0  # of the distances at the start, so that the zero-crossing's interpolation is linear
 SPARE = 1.25  # rows of the mesh's arrays over those in use when they are sized
+SPARE_PIXELS = 1.1  # the same of the object's pixels, whose number the masks tell
 WORLD_TO_BOX = BOX_HALF_SIZE / 0.6  # SV3D's world, in which lengths of the paper are, to box units
 NEARBY_STD = 0.01 * WORLD_TO_BOX
 NEARBY_POINTS = 4096  # of each step
@@ -201,19 +202,27 @@ def render_surface(
         flat = jnp.zeros((is_covered.size, *values.shape[1:])).at[pixel].set(values, mode="drop")
         return flat.reshape(*is_covered.shape, *values.shape[1:])
 
-    def light(normal):
-        return jnp.ones(max_pixels) if params["light"] is None else params["light"].shade(normal)
-
     color = picture(albedo(nerf, params["field"], point))
-    # The prior on the light is not to bend the surface: what varies may be the albedo.
-    shading = picture(light(jax.lax.stop_gradient(normal)))
+    shading, bent = (picture(values) for values in _shadings(params["light"], normal))
     covered = is_covered.astype(jnp.float32)
-    buffers = jnp.concatenate([color * picture(light(normal))[..., None], covered[..., None]], axis=-1)
+    buffers = jnp.concatenate([color * (shading + bent)[..., None], covered[..., None]], axis=-1)
     buffers = antialias(buffers, fragments, screen, faces, edges)
     lit, opacity = buffers[..., :3], buffers[..., 3]
     image = lit + 1.0 - opacity[..., None]
     crowded = is_covered.sum() > max_pixels
     return Rendered(image, opacity, shading, points, normals, color, fragments.depth, covered, crowded)
+
+
+def _shadings(light: SGLight | None, normals: Float[Array, "n 3"]) -> tuple[Array, Array]:
+    """Shading without gradient in the normals, and a 0 whose gradient in the normals is that of the shading.
+
+    The prior on the light is not to bend the surface, for what varies may be the albedo; pictures may. Gradients in
+    the light and in the normals so are computed once each.
+    """
+    if light is None:
+        return jnp.ones(len(normals)), jnp.zeros(len(normals))
+    bent = jax.checkpoint(jax.lax.stop_gradient(light).shade)(normals)  # faster than what would be kept
+    return light.shade(jax.lax.stop_gradient(normals)), bent - jax.lax.stop_gradient(bent)
 
 
 def image_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dict[str, Array]:
@@ -253,8 +262,8 @@ def _start_state(
     }
     surface, _ = extract(lattice.grid, *_displaced(config, lattice, params), Capacity(2**12, 2**13))
     room = Room(
-        _power_of_two(SPARE * surface.num_vertices),
-        _power_of_two(SPARE * surface.num_faces),
+        _room(SPARE * surface.num_vertices),
+        _room(SPARE * surface.num_faces),
         _object_pixels(views, config.views_per_step),
         0 if guide is None else _orbit_pixels(views, guide),
     )
@@ -267,15 +276,16 @@ def _start_state(
     )
 
 
-def _power_of_two(count: float) -> int:
-    """The next one that is not smaller than the count nor than 4096."""
-    return max(2**12, 1 << (math.ceil(count) - 1).bit_length())
+def _room(count: float) -> int:
+    """The count rounded up to one of four sizes between powers of two, so that objects share compiled programs."""
+    block = max(2**12, 1 << (math.ceil(count) - 1).bit_length()) // 8
+    return block * math.ceil(count / block)
 
 
 def _object_pixels(views: Views, count: int) -> int:
     """Room for the object's pixels in any `count` views, and for some more."""
     areas = np.sort((np.asarray(views.masks) > 0).sum(axis=(1, 2)))[-count:]
-    return _whole_blocks(SPARE * areas.sum())
+    return _whole_blocks(SPARE_PIXELS * areas.sum())
 
 
 def _orbit_pixels(views: Views, guide: Guide) -> int:
@@ -326,7 +336,7 @@ def _loss(
     frames = jax.random.permutation(view_key, len(views.images))[: config.views_per_step]
     some = jax.tree.map(lambda leaf: leaf[frames], views)
     surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), room.mesh)
-    edges = mesh_edges(surface.faces)
+    edges = closed_mesh_edges(surface.faces, room.vertices)
     render = partial(render_surface, nerf, params, surface, edges)
     seen = render(some.cameras, views.masks.shape[1:], room.pixels)
     parts = image_losses(seen, some, vgg) | _surface_losses(nerf, params, surface, edges, seen, point_key)

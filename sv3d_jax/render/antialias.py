@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import reduce
 
 from sv3d_jax.arrays import Array, Bool, Float, Int
@@ -50,6 +51,31 @@ def mesh_edges(faces: Int[Array, "t 3"], point_ids: Int[Array, "v"] | None = Non
     second = jnp.where(continued, jnp.roll(face, -1), -1)
     vertices = jnp.stack([faces.ravel(), jnp.roll(faces, -1, axis=1).ravel()], axis=-1)[order]
     return Edges(vertices, jnp.where(used[:, None], jnp.stack([face, second], axis=-1), -1))
+
+
+def closed_mesh_edges(faces: Int[Array, "t 3"], num_vertices: int) -> Edges:
+    """The same for faces that each meet exactly one other at each side, in 3 t / 2 rows.
+
+    Both ends are packed into one number where they fit. A CPU sorts plain numbers eight times as fast as rows of
+    them, and finds the place of each side among them in less.
+    """
+    if num_vertices > 2**16:
+        return mesh_edges(faces)
+    start, end = faces, jnp.roll(faces, -1, axis=1)
+    none, count = np.uint32(2**32 - 1), 3 * len(faces) // 2
+    packed = jnp.minimum(start, end).astype(jnp.uint32) << 16 | jnp.maximum(start, end).astype(jnp.uint32)
+    key = jnp.where((start != end).all(axis=1, keepdims=True), packed, none).ravel()
+    in_order = jnp.sort(key)
+    is_new = jnp.append(True, in_order[1:] != in_order[:-1]) & (in_order != none)
+    (rows,) = jnp.nonzero(is_new, size=count, fill_value=key.size)
+    edge = in_order.at[rows].get(mode="fill", fill_value=none)
+    row = jnp.where(key == none, count, jnp.searchsorted(edge, key))
+    face = jnp.arange(key.size, dtype=jnp.int32) // 3
+    first = jnp.full(count, len(faces), jnp.int32).at[row].min(face, mode="drop")
+    second = jnp.full(count, -1, jnp.int32).at[row].max(face, mode="drop")
+    vertices = jnp.stack([edge >> 16, edge & np.uint32(2**16 - 1)], axis=-1).astype(jnp.int32)
+    used = (edge != none)[:, None]
+    return Edges(jnp.where(used, vertices, 0), jnp.where(used, jnp.stack([first, second], axis=-1), -1))
 
 
 def antialias(

@@ -172,6 +172,8 @@ def sg_shading(
     I = 2 pi a1 a2 exp(d - s1 - s2) (1 - exp(-2 d)) / d. The SV3D paper prints a difference in place of the sum.
     """
     cosine = jnp.einsum("...c,kc->...k", normals, axis, precision="highest")
+    # A product with ones: its gradient is one product too, where that of a broadcast is many slow sums on a CPU.
+    sharpness = jnp.matmul(jnp.ones_like(normals[..., :1]), sharpness[None], precision="highest")
     total, product = sharpness + COSINE_SHARPNESS, sharpness * COSINE_SHARPNESS
     squared = jnp.square(sharpness - COSINE_SHARPNESS) + 2.0 * product * (1.0 + cosine)
     # (1 - exp(-2 d)) exp(d) = 2 sinh(d), and sinh(d) / d is a power series in d^2: no root, no division by 0.
@@ -181,5 +183,5 @@ def sg_shading(
     # d - s1 - s2 as a quotient, for the difference of large numbers loses all digits.
     exponent = -2.0 * product * (1.0 - cosine) / (d + total)
     closed = jnp.exp(exponent) * -jnp.expm1(-2.0 * d) / d
-    lobes = 2.0 * COSINE_AMPLITUDE * jnp.maximum(amplitude, 0.0) * jnp.where(is_small, series, closed)
-    return jnp.sum(lobes, axis=-1)
+    scale = 2.0 * COSINE_AMPLITUDE * jnp.maximum(amplitude, 0.0)
+    return jnp.matmul(jnp.where(is_small, series, closed), scale, precision="highest")

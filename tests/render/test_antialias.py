@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.spatial import ConvexHull
 
 from sv3d_jax.render import antialias as module
-from sv3d_jax.render.antialias import box_filter, mesh_edges
+from sv3d_jax.render.antialias import box_filter, closed_mesh_edges, mesh_edges
 from sv3d_jax.render.rasterize import rasterize
 
 SIZE = 24
@@ -108,6 +109,37 @@ def listed(faces, point_ids=None):
 
 
 QUAD_EDGES = {(0, 1): [[-1, 0]], (1, 2): [[-1, 0]], (0, 2): [[0, 1]], (2, 3): [[-1, 1]], (0, 3): [[-1, 1]]}
+
+
+def sides(faces, edges):
+    """Rows as (vertices, faces) without what holds no edge."""
+    rows = zip(np.asarray(edges.vertices), np.asarray(edges.faces), strict=True)
+    return [(*sorted(vertices.tolist()), *pair.tolist()) for vertices, pair in rows if pair[0] >= 0]
+
+
+def test_edges_of_a_closed_surface_are_those_of_the_general_way_in_the_same_order():
+    faces = random_sphere(300)
+    padded = jnp.pad(faces, ((0, 9), (0, 0)))
+    ours = jax.jit(closed_mesh_edges, static_argnums=1)(padded, 300)
+    assert len(ours.faces) == 3 * len(padded) // 2
+    assert sides(padded, ours) == sides(padded, mesh_edges(padded))
+    assert len(sides(padded, ours)) == 3 * len(faces) // 2
+
+
+def test_edges_of_more_vertices_than_fit_into_a_number_are_found_in_the_general_way():
+    faces = 70_000 + random_sphere(40)
+    assert sides(faces, closed_mesh_edges(faces, 2**17)) == sides(faces, mesh_edges(faces))
+
+
+def random_sphere(count):
+    """The convex hull of points on a sphere, its faces in a random order and wound alike."""
+    points = np.random.default_rng(0).normal(size=(count, 3))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    hull = ConvexHull(points)
+    first, second = np.diff(points[hull.simplices], axis=1).swapaxes(0, 1)
+    outward = np.einsum("tc,tc->t", np.cross(first, second), hull.equations[:, :3])
+    faces = np.where(outward[:, None] > 0, hull.simplices, hull.simplices[:, ::-1])
+    return jnp.asarray(np.random.default_rng(1).permutation(faces), jnp.int32)
 
 
 def test_each_edge_is_listed_once_with_its_faces():
