@@ -105,6 +105,9 @@ class Pipeline:
     that the published modules are compared with, and decodes the last frame although the picture takes its place.
     With `low_memory` parameters wait on the host until their part is run, and the branches of the guidance are computed
     one after the other: the same orbit up to rounding, in less memory and more time.
+
+    The first axis of a `mesh` divides the pictures of a batch. One orbit is divided by an axis named "cfg" of size 2,
+    between the branches of the guidance, and by one named "frames".
     """
 
     def __init__(
@@ -271,7 +274,8 @@ class Pipeline:
 
     def denoiser(self, params: Params, condition: Conditioning, scale: Float[Array, "f"]) -> Denoise:
         """The denoiser with guidance; `params` of the UNet are handed in, so that no program holds a copy of them."""
-        return _denoiser(self.config.unet, self.compute, self.low_memory, params, condition, scale)
+        given = (params, condition, scale)
+        return _denoiser(self.config.unet, self.compute, self.low_memory, self._spread, *given)
 
     def encode(self, params: Params, pixels: Float[Array, "n h w 3"]) -> Float[Array, "n h8 w8 c"]:
         """The model's latents of pictures in [-1, 1]; `params` of the encoder, which computes in float32."""
@@ -299,7 +303,7 @@ class Pipeline:
         def program():
             given = (fixed, noise, keys)
             return sampler_program(
-                self.config.unet, self.compute, churn, num_steps, *given, low_memory=self.low_memory
+                self.config.unet, self.compute, churn, num_steps, *given, self.low_memory, self._spread
             )
 
         if after_step is None:
@@ -390,6 +394,15 @@ class Pipeline:
             raise InputError(f"{len(x)} pictures cannot be divided over {self._devices} devices")
         return jax.device_put(x, self._sharding(split=True))
 
+    def _spread(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        """Branches, pictures and frames of the network's input, in this order, over the axes that are for them."""
+        if self.mesh is None:
+            return x
+        pictures, *axes = self.mesh.axis_names
+        rows = ("cfg", pictures) if "cfg" in axes else (pictures,)
+        spec = PartitionSpec(rows, "frames" if "frames" in axes else None)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
     def _sharding(self, split: bool) -> NamedSharding | None:
         if self.mesh is None:
             return None
@@ -414,11 +427,15 @@ def sampler_program(
     noise: Float[Array, "b f h w c"],
     keys: Array | None,
     low_memory: bool = False,
+    spread: Callable[[Array], Array] = lambda x: x,
 ) -> SamplerProgram:
-    """Sampling from (parameters of the UNet, condition, guidance scale) and noise, all of which may be shapes."""
+    """Sampling from (parameters of the UNet, condition, guidance scale) and noise, all of which may be shapes.
+
+    `spread` says how the network's input lies on the devices.
+    """
 
     def step(params, condition, scale, sigma, sigma_next, x, keys):
-        denoise = _denoiser(config, compute, low_memory, params, condition, scale)
+        denoise = _denoiser(config, compute, low_memory, spread, params, condition, scale)
         return sampler_step(denoise, churn, num_steps, sigma, sigma_next, x, keys)
 
     if compute.reference or low_memory:
@@ -430,12 +447,17 @@ def _denoiser(
     config: UNetConfig,
     compute: Compute,
     in_turn: bool,
+    spread: Callable[[Array], Array],
     params: Params,
     condition: Conditioning,
     scale: Float[Array, "f"],
 ) -> Denoise:
     unet = VideoUNet(config, compute)
-    return guided_denoiser(lambda *inputs: unet.apply({"params": params}, *inputs), condition, scale, in_turn)
+
+    def network(x, *rest):
+        return unet.apply({"params": params}, spread(x), *rest)
+
+    return guided_denoiser(network, condition, scale, in_turn)
 
 
 def resolve_dtype(dtype: str) -> str:

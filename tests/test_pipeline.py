@@ -265,9 +265,29 @@ assert len(told[0].latents.sharding.device_set) == 2, told[0].latents.sharding
 """
 
 
+ON_SIX_DEVICES = """
+import jax, numpy as np
+from jax.sharding import Mesh
+from tests.tiny_model import picture, tiny_pipeline
+
+flop, latents = {}, {}
+for shape in ((1, 1, 1), (1, 2, 1), (1, 2, 3)):
+    devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
+    pipe = tiny_pipeline(mesh=Mesh(devices, ("data", "cfg", "frames")))
+    latents[shape] = np.asarray(pipe(picture(0), seed=7, output_type="latent", num_frames=6).latents)
+    [program] = [program for (name, *_), program in pipe._programs.items() if name[0] == "sample"]
+    flop[shape] = program.cost_analysis()["flops"]  # of one device
+alone, branches, both = flop
+for shape in (branches, both):
+    np.testing.assert_allclose(latents[shape], latents[alone], atol=2e-5)
+assert flop[branches] < 0.55 * flop[alone] and flop[both] < 0.2 * flop[alone], flop
+"""
+
+
 @pytest.mark.slow
-def test_batch_divided_over_two_devices_gives_the_same_frames():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+@pytest.mark.parametrize(("count", "script"), [(2, ON_TWO_DEVICES), (6, ON_SIX_DEVICES)])
+def test_orbits_divided_over_devices_are_the_same(count, script):
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", ON_TWO_DEVICES], cwd=root, env={**os.environ, **flags})
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, **flags})
     assert run.returncode == 0
