@@ -50,6 +50,22 @@ def test_cudnn_attends_on_a_gpu_in_16_bits(change, taken, monkeypatch):
     assert calls == [{"implementation": "cudnn"}] * taken
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_convolution_over_time_is_that_of_the_plain_form(platform):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 4, 6))
+    kernel = jax.random.normal(jax.random.key(1), (3, 6, 8))
+
+    def total(x, kernel, compute):
+        y = layers.temporal_conv(x, kernel, compute)
+        return jnp.sum(jnp.sin(y)), y
+
+    ours, theirs = (
+        jax.value_and_grad(total, (0, 1), has_aux=True)(x, kernel, compute)
+        for compute in (Compute(platform=platform), Compute(reference=True))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), ours, theirs)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 4)])
 def test_doubling_folded_into_the_convolution_is_doubling_then_convolution(size):
     x = jax.random.normal(jax.random.key(0), (2, *size, 6))
