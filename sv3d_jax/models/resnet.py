@@ -60,17 +60,18 @@ class VideoResBlock(nn.Module):
         if c != self.features:
             frames = Conv2d(self.features, size=1, compute=compute, name="skip_connection")(frames)
         spatial = (frames + u).reshape(b, f, h, w, self.features)
-        over_time, mixer = (
-            TemporalResBlock(self.groups, compute, name="time_stack"),
-            TimeMixer(name="time_mixer"),
-        )
+        over_time = TemporalResBlock(self.groups, compute, name="time_stack")
+        mixer = TimeMixer(name="time_mixer")
         if compute.fold and image_only is None:  # a x + (1 - a) (x + change) = x + (1 - a) change
-            return spatial + over_time(spatial, embedding, mixer.temporal_share())
-        return mixer(spatial, spatial + over_time(spatial, embedding), image_only)
+            return over_time(spatial, embedding, mixer.temporal_share())
+        return mixer(spatial, over_time(spatial, embedding), image_only)
 
 
 class TemporalResBlock(nn.Module):
-    """What a residual block over time adds, times `scale`; its norms pool over all frames of a video."""
+    """Residual block of convolutions over time; its norms pool over all frames of a video.
+
+    What it adds is times `scale`, a number.
+    """
 
     groups: int
     compute: Compute
@@ -85,4 +86,4 @@ class TemporalResBlock(nn.Module):
         shift = Dense(features, compute=compute, name="emb_layers_1")(nn.silu(embedding))
         u = u + shift[:, :, None, None, :]
         u = nn.silu(GroupNorm(EPSILON, self.groups, compute, name="out_layers_0")(u))
-        return TemporalConv(features, zero_init=True, compute=compute, name="out_layers_3")(u, scale)
+        return x + TemporalConv(features, zero_init=True, compute=compute, name="out_layers_3")(u, scale)
