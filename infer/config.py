@@ -48,6 +48,8 @@ class OrbitConfig(PathConfig, CommonConfig):
     """longer side of the object over the side of the frame, up to 1 (default: the object keeps its size)"""
     decode_chunk: int | None = None
     """frames decoded at a time (default: as many as 2 GiB take)"""
+    batch: int | None = None
+    """pictures sampled at once (default: one on each device)"""
     low_memory: bool = False
     """the same orbit in less memory and more time: parts of the model wait on the host, guidance in two halves"""
     auto_fit: bool = False
@@ -64,6 +66,7 @@ class OrbitConfig(PathConfig, CommonConfig):
             ("size", 8, 4096),
             ("frame_ratio", 0.05, 1),
             ("decode_chunk", 1, 128),
+            ("batch", 1, 1024),
             ("seed", 0, 2**32 - 1),
         ):
             if (value := getattr(self, name)) is not None:

@@ -126,7 +126,7 @@ class Pipeline:
         self.compute = Compute(DTYPES[self.dtype], reference, fold=not (reference or low_memory))
         self.mesh = mesh
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
-        self._programs: dict[Any, Callable] = {}
+        self.programs: dict[Any, Callable] = {}
 
     @classmethod
     def from_pretrained(
@@ -364,10 +364,10 @@ class Pipeline:
         """
         leaves, structure = jax.tree.flatten(inputs)
         key = (name, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
-        if key not in self._programs:
+        if key not in self.programs:
             jitted = jax.jit(function, out_shardings=self._sharding(split=True) if split else None)
-            self._programs[key] = jitted.lower(*inputs).compile()
-        return self._programs[key]
+            self.programs[key] = jitted.lower(*inputs).compile()
+        return self.programs[key]
 
     def _placed(self, part: str, tree: Params) -> Params:
         """Parameters where they are kept, matrices in the dtype of computing, vectors in float32.

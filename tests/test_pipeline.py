@@ -275,7 +275,7 @@ for shape in ((1, 1, 1), (1, 2, 1), (1, 2, 3)):
     devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
     pipe = tiny_pipeline(mesh=Mesh(devices, ("data", "cfg", "frames")))
     latents[shape] = np.asarray(pipe(picture(0), seed=7, output_type="latent", num_frames=6).latents)
-    [program] = [program for (name, *_), program in pipe._programs.items() if name[0] == "sample"]
+    [program] = [program for (name, *_), program in pipe.programs.items() if name[0] == "sample"]
     flop[shape] = program.cost_analysis()["flops"]  # of one device
 alone, branches, both = flop
 for shape in (branches, both):

@@ -1,6 +1,9 @@
 """The orbit and generate verbs as a user runs them, on a tiny model written as weights."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import imageio.v3
@@ -248,6 +251,39 @@ def test_without_auto_fit_memory_that_runs_out_is_an_error(place, tmp_path, litt
     said = capsys.readouterr().err
     assert "cpu ran out of memory; memory: about" in said and "--auto-fit" in said
     assert len(little_memory) == 1
+
+
+def test_pictures_sampled_at_once_give_the_orbits_of_each(made, place, tmp_path, monkeypatch):
+    from sv3d_jax.pipeline import Pipeline
+
+    sampled, call = [], Pipeline.__call__
+    monkeypatch.setattr(
+        Pipeline,
+        "__call__",
+        lambda self, images, **more: sampled.append(len(images)) or call(self, images, **more),
+    )
+    images = (place / "box.png", place / "ball.png")
+    assert orbit(place, *images, "-o", tmp_path / "out", "--batch", "2") == 0
+    assert sampled == [2]
+    for name in ("box", "ball"):
+        ours, theirs = (read_orbit(folder / name).images for folder in (tmp_path / "out", made))
+        np.testing.assert_allclose(ours, theirs, atol=2 / 255)
+    before = files_with_times(tmp_path / "out")
+    assert orbit(place, *images, "-o", tmp_path / "out") == 0  # done, however many at once
+    assert files_with_times(tmp_path / "out") == before and sampled == [2]
+
+
+@pytest.mark.slow
+def test_pictures_are_divided_over_devices(made, place, tmp_path):
+    """Three pictures on two devices: two at once, then one, which is sampled on both."""
+    images = [place / "box.png", place / "ball.png", tmp_path / "box_again.png"]
+    images[2].write_bytes(images[0].read_bytes())
+    words = ["orbit", "--weights", place / "tiny", *FRAMES, *images, "-o", tmp_path / "out"]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-m", "sv3d_jax", *words], env={**os.environ, **flags}, check=True)
+    for name, same in (("box", "box"), ("ball", "ball"), ("box_again", "box")):
+        ours, theirs = (read_orbit(folder).images for folder in (tmp_path / "out" / name, made / same))
+        np.testing.assert_allclose(ours, theirs, atol=2 / 255)
 
 
 def test_low_memory_gives_the_same_orbit(made, place, tmp_path):
