@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Array, Params
+from sv3d_jax.cost import step_flop_counter
 from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.parallel.devices import (
@@ -27,7 +28,6 @@ from sv3d_jax.parallel.rules import tree_shardings
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.checkpoints import CHECKPOINTS, Checkpoints
 from sv3d_jax.train.config import TrainConfig
-from sv3d_jax.train.cost import step_flop_counter
 from sv3d_jax.train.debug import REPORT, debug_report, write_debug_bundle
 from sv3d_jax.train.export import export_run
 from sv3d_jax.train.initial import first_trainable

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sv3d_jax.cost import live_bytes, step_flop_counter
 from sv3d_jax.io.outputs import check_output_parent
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.parallel.devices import mesh_shape
 from sv3d_jax.parallel.rules import tree_specs
 from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps
 from sv3d_jax.train.config import TrainConfig
-from sv3d_jax.train.cost import live_bytes, step_flop_counter
 from sv3d_jax.train.losses import OrbitBatch
 from sv3d_jax.train.objectives import init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer

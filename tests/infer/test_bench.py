@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sv3d_jax.cli import main
-from sv3d_jax.infer.bench import random_params
+from sv3d_jax.infer.bench import random_params, step_flop
+from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.weights.hub import write_shipped
 from sv3d_jax.weights.key_map import model_parameters
 from tests.reference_weights import reference_params
@@ -32,6 +33,11 @@ def test_bench_plans_the_full_model_without_making_it(capsys):
     assert main(["bench", "--model", "sv3d_p", "--device", "cpu", "--dry-run", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["model"] == "sv3d_p" and "weights 8" in report["plan"]
+
+
+@pytest.mark.slow
+def test_a_step_of_the_published_model_is_counted_as_published():
+    assert step_flop(ModelConfig.published("p"), 1, 21, 576) == pytest.approx(69.16e12, rel=0.003)
 
 
 def test_random_parameters_have_the_shapes_of_the_model():

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from sv3d_jax.arrays import Params
-from sv3d_jax.train.losses import Loss
+from sv3d_jax.arrays import Array, Params
 
 # The inside of these stands for their outputs, which it makes itself.
 CALLS = (
@@ -25,7 +24,7 @@ CALLS = (
 )
 
 
-def step_flop_counter(loss: Loss, params: Params) -> Callable[[Any], float]:
+def step_flop_counter(loss: Callable[..., Array], params: Params) -> Callable[[Any], float]:
     """A function of a batch: model FLOP of a training step on it, three times those of the loss.
 
     Backward is two products for each of forward's; what rematerialisation computes again does not count. One
