@@ -13,14 +13,13 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
+from train_step import random_views
 
 from sv3d_jax.parallel.devices import device_mesh, global_batch
 from sv3d_jax.parallel.rules import tree_shardings
 from sv3d_jax.train.checkpoints import Checkpoints
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.loop import compiled_step
-from sv3d_jax.train.losses import OrbitBatch
 from sv3d_jax.train.objectives import init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer
 from sv3d_jax.train.state import new_state
@@ -77,19 +76,7 @@ def program(config: TrainConfig):
     state = jax.jit(begin, out_shardings=shardings)(jax.random.key(0))
     step = compiled_step(config, make_loss(config, model), lambda params, frozen: params, optimizer, state)
     rows, frames = config.batch_size, config.diffusion.frames_per_sample
-    side, rng = config.data.size // model.vae.downsampling, np.random.default_rng(0)
-
-    def normal(*shape):
-        return rng.standard_normal(shape, np.float32)
-
-    batch = OrbitBatch(
-        latents=normal(rows, frames, side, side, 4),
-        input_latents=normal(rows, side, side, 4),
-        tokens=normal(rows, model.unet.context_width),
-        polar_rad=normal(rows, frames),
-        azimuth_rad=normal(rows, frames),
-        frame_index=np.tile(np.arange(frames, dtype=np.float32), (rows, 1)),
-    )
+    batch = random_views(model, rows, frames, config.data.size // model.vae.downsampling)
     return step, state, global_batch(batch, mesh, rows)
 
 

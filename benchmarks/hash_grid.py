@@ -30,9 +30,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    grid = HashGrid(num_levels=options.levels, table_size=options.table)
+    result = measure(options.points, options.levels, options.table, options.repeats)
+    print(json.dumps(result, indent=1) if options.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+
+
+def measure(num_points: int, levels: int, table_size: int, repeats: int) -> dict:
+    """Milliseconds and rates of all ways that there are here."""
+    grid = HashGrid(num_levels=levels, table_size=table_size)
     tables = init_tables(grid, jax.random.key(0))
-    points = jax.random.uniform(jax.random.key(1), (options.points, 3))
+    points = jax.random.uniform(jax.random.key(1), (num_points, 3))
     forward = jax.jit(lambda tables: encode(grid, tables, points))
     gradient = jax.jit(jax.value_and_grad(lambda tables: (encode(grid, tables, points) ** 2).sum()))
     autodiff = jax.jit(jax.value_and_grad(lambda tables: (encode.fun(grid, tables, points) ** 2).sum()))
@@ -44,15 +50,15 @@ def main() -> None:
     if importlib.util.find_spec("torch"):
         ways |= torch_ways(grid, np.asarray(tables), np.asarray(points))
     first = {name: _seconds(way) for name, way in ways.items()}
-    rounds = [{name: _seconds(way) for name, way in ways.items()} for _ in range(2 + options.repeats)][2:]
+    rounds = [{name: _seconds(way) for name, way in ways.items()} for _ in range(2 + repeats)][2:]
     medians = {name: float(np.median([times[name] for times in rounds])) for name in ways}
-    rates = {name: round(options.points / value / 1e6, 3) for name, value in medians.items()}
+    rates = {name: round(num_points / value / 1e6, 3) for name, value in medians.items()}
     ours = rates["forward_and_gradient"]
     result = {
         "device": jax.devices()[0].device_kind,
-        "points": options.points,
-        "levels": options.levels,
-        "table_size": options.table,
+        "points": num_points,
+        "levels": levels,
+        "table_size": table_size,
         "milliseconds": {name: round(1e3 * value, 2) for name, value in medians.items()},
         "million_points_per_second": rates,
         "speed_over_autodiff": round(ours / rates["forward_and_autodiff"], 2),
@@ -60,7 +66,7 @@ def main() -> None:
     }
     if "torch_forward_and_gradient" in rates:
         result["speed_over_torch"] = round(ours / rates["torch_forward_and_gradient"], 2)
-    print(json.dumps(result, indent=1) if options.json else "\n".join(f"{k}: {v}" for k, v in result.items()))
+    return result
 
 
 def torch_ways(grid: HashGrid, tables: np.ndarray, points: np.ndarray) -> dict[str, Callable]:

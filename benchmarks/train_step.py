@@ -8,11 +8,19 @@ on the same number of threads (torch: channels_last, SDPA, fused AdamW). Needs t
 """
 
 import argparse
+import functools
 import os
 import statistics
 import tempfile
+import time
+from typing import TYPE_CHECKING
 
+import numpy as np
 from unet import Worker, report, serve
+
+if TYPE_CHECKING:
+    from sv3d_jax.models.config import ModelConfig
+    from sv3d_jax.train.losses import OrbitBatch
 
 
 def main() -> None:
@@ -54,51 +62,43 @@ def compare(args: argparse.Namespace) -> dict:
 def jax_side(args: argparse.Namespace) -> tuple:
     """Our training step."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
-    import functools
-    import time
+    from sv3d_jax.models.config import ModelConfig, UNetConfig
 
+    model = ModelConfig(unet=UNetConfig(model_channels=args.width))
+    return training_step(model, args.batch, args.frames, args.side)
+
+
+def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **compute) -> tuple:
+    """A step on random numbers as a call without arguments, and what is known of it."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
-    from sv3d_jax.models.config import ModelConfig, UNetConfig
+    from sv3d_jax.models.layers import Compute
     from sv3d_jax.models.video_unet import init_unet
     from sv3d_jax.train.config import DiffusionConfig, OptimizerConfig
-    from sv3d_jax.train.losses import OrbitBatch, unet_loss
+    from sv3d_jax.train.losses import unet_loss
     from sv3d_jax.train.optimizer import make_optimizer
     from sv3d_jax.train.state import new_state
     from sv3d_jax.train.step import train_step
 
-    model = ModelConfig(unet=UNetConfig(model_channels=args.width))
     shapes = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
-    random = np.random.default_rng(0)
-
-    def normal(*shape, scale=1.0):
-        return jnp.asarray(scale * random.standard_normal(shape, np.float32))
-
-    params = {"unet": jax.tree.map(lambda leaf: normal(*leaf.shape, scale=0.02), shapes)}
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    batch, frames, side = args.batch, args.frames, args.side
-    views = OrbitBatch(
-        latents=normal(batch, frames, side, side, 4),
-        input_latents=normal(batch, side, side, 4),
-        tokens=normal(batch, model.unet.context_width),
-        polar_rad=normal(batch, frames),
-        azimuth_rad=normal(batch, frames),
-        frame_index=jnp.broadcast_to(jnp.arange(frames, dtype=jnp.float32), (batch, frames)),
-    )
+    pool = np.random.default_rng(0).normal(
+        scale=0.02, size=1 << 20
+    )  # billions of numbers would take a minute
+    params = {
+        "unet": jax.tree.map(lambda leaf: jnp.asarray(np.resize(pool, leaf.shape), jnp.float32), shapes)
+    }
+    views = jax.tree.map(jnp.asarray, random_views(model, batch, frames, side))
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.01), 1000)
+    loss = unet_loss(model, DiffusionConfig(), Compute(**compute))
     step = jax.jit(
-        functools.partial(
-            train_step, loss=unet_loss(model, DiffusionConfig()), optimizer=optimizer, ema_decay=0.999
-        ),
-        donate_argnums=0,
+        functools.partial(train_step, loss=loss, optimizer=optimizer, ema_decay=0.999), donate_argnums=0
     )
     state, key = new_state(params, optimizer), jax.random.key(0)
     start = time.perf_counter()
     compiled = step.lower(state, views, key).compile()
     ready = {
-        "parameters": count,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "compile_seconds": time.perf_counter() - start,
         "versions": {"jax": jax.__version__},
     }
@@ -109,6 +109,25 @@ def jax_side(args: argparse.Namespace) -> tuple:
         jax.block_until_ready(state)
 
     return run, ready
+
+
+def random_views(model: "ModelConfig", batch: int, frames: int, side: int) -> "OrbitBatch":
+    """What the UNet is trained on, in random numbers; side is that of the latents."""
+    from sv3d_jax.train.losses import OrbitBatch
+
+    random = np.random.default_rng(0)
+
+    def normal(*shape):
+        return random.standard_normal(shape, np.float32)
+
+    return OrbitBatch(
+        latents=normal(batch, frames, side, side, 4),
+        input_latents=normal(batch, side, side, 4),
+        tokens=normal(batch, model.unet.context_width),
+        polar_rad=normal(batch, frames),
+        azimuth_rad=normal(batch, frames),
+        frame_index=np.tile(np.arange(frames, dtype=np.float32), (batch, 1)),
+    )
 
 
 def torch_side(args: argparse.Namespace) -> tuple:

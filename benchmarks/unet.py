@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed forward passes of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
-    parser.add_argument("--only", choices=SIDES, help="time one side alone")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["jax", "torch"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -38,7 +39,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> dict:
     """Alternate the two sides and return medians, their ratio and the compile times of ours."""
-    sides = [args.only] if args.only else list(SIDES)
+    sides = args.sides
     with tempfile.TemporaryDirectory() as cache:
         workers = {side: Worker(side, args, cache) for side in sides}
         seconds = {side: [] for side in sides}
@@ -58,7 +59,7 @@ def compare(args: argparse.Namespace) -> dict:
             again = Worker("jax", args, cache)
             result["compile_seconds_cached"] = again.ready["compile_seconds"]
             again.close()
-    if not args.only:
+    if {"jax", "torch"} <= set(sides):
         result["ratio"] = result["jax_seconds"] / result["torch_seconds"]
     return result
 
@@ -154,7 +155,7 @@ def jax_side(args: argparse.Namespace) -> tuple:
     return lambda: compiled(params, *inputs).block_until_ready(), ready
 
 
-def torch_side(args: argparse.Namespace) -> tuple:
+def torch_side(args: argparse.Namespace, compile: bool = False) -> tuple:
     """diffusers' model of the same widths."""
     import diffusers
     import torch
@@ -175,6 +176,8 @@ def torch_side(args: argparse.Namespace) -> tuple:
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)
+    if compile:
+        model = torch.compile(model, mode="max-autotune-no-cudagraphs")
     batch, frames, side = args.batch, args.frames, args.side
     sample = torch.randn(batch, frames, 8, side, side, device=device, dtype=dtype)
     context = torch.randn(batch, 1, 1024, device=device, dtype=dtype)
@@ -189,7 +192,7 @@ def torch_side(args: argparse.Namespace) -> tuple:
     return forward, {"versions": {"torch": torch.__version__, "diffusers": diffusers.__version__}}
 
 
-SIDES = {"jax": jax_side, "torch": torch_side}
+SIDES = {"jax": jax_side, "torch": torch_side, "torch_compiled": partial(torch_side, compile=True)}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,204 @@
+"""What an accelerator does, in one run of under ten minutes: `python benchmarks/accelerator.py [-o results.json]`.
+
+Numerics first (16 against 32 bits), then sampling in all its stages, the training step, score distillation, hash grid
+and rasterizer, and with torch installed diffusers' UNet, eager and compiled, on the same device. The model is sv3d_p
+with random numbers for weights; on a CPU, where this is to see that it runs, sv3d-mini's shape. Every part is written
+to the file as soon as it is done; a part that fails leaves its error and does not stop the others.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peers need memory too
+
+import hash_grid
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rasterizer
+import unet
+from train_step import random_views, training_step
+
+from sv3d_jax.cameras.orbit import static_orbit
+from sv3d_jax.cost import step_flop_counter
+from sv3d_jax.devices import enable_compile_cache, scatter_seconds, use_native_atomics
+from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.infer.bench import random_params, run_bench
+from sv3d_jax.infer.config import BenchConfig
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.layers import Compute
+from sv3d_jax.pipeline import Pipeline
+from sv3d_jax.progress import NullProgress
+from sv3d_jax.recon.sds import sds_gradient
+from sv3d_jax.train.config import DiffusionConfig
+from sv3d_jax.train.losses import unet_loss
+from sv3d_jax.weights.hub import read_model_config
+
+MINUTES = 10  # no part begins later
+ROUNDS = 5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("accelerator.json"))
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="no part begins later")
+    options = parser.parse_args()
+    use_native_atomics()
+    enable_compile_cache()
+    is_cpu = jax.default_backend() == "cpu"
+    model = read_model_config("mini") if is_cpu else ModelConfig.published("p")
+    start, report = time.monotonic(), {"device": jax.devices()[0].device_kind, "model": model.name}
+    report["date"] = time.strftime("%Y-%m-%d")
+    for name in options.only:
+        if time.monotonic() - start > 60 * options.minutes:
+            report[name] = "left out: no time"
+            continue
+        began = time.monotonic()
+        try:
+            report[name] = PARTS[name](model, is_cpu)
+        except Exception as error:
+            traceback.print_exc()
+            report[name] = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+        report[name]["took_s"] = round(time.monotonic() - began, 1)
+        options.output.write_text(json.dumps(report, indent=1))
+        print(name, json.dumps(report[name]), flush=True)
+    print(table(report))
+    return any("error" in part for part in report.values() if isinstance(part, dict))
+
+
+def numerics(model: ModelConfig, is_cpu: bool) -> dict:
+    """Denoised latents of one step in bfloat16 against float32, five frames: error over the spread."""
+    params, frames = random_params(model), min(5, model.num_frames)
+    results = []
+    for dtype in ("float32", "bfloat16"):
+        pipe = Pipeline(params, model, dtype)
+        noise, pixel_noise, keys = pipe.noise([0], frames, model.native_size)
+        pixels = np.zeros((1, model.native_size, model.native_size, 3), np.float32)
+        condition = pipe.condition(pixels, pixel_noise, static_orbit(frames))
+        sample = pipe.sampler(noise, condition, triangular_scale(frames), np.float32([1.0, 0.5]), keys=keys)
+        results.append(np.asarray(sample(), np.float32))
+        del pipe
+    exact, rounded = results
+    error = float(np.sqrt(np.mean((rounded - exact) ** 2)) / exact.std())
+    return {"relative_error": error, "finite": bool(np.isfinite(rounded).all()), "ok": error < 0.05}
+
+
+def sampling(model: ModelConfig, is_cpu: bool) -> dict:
+    """`sv3d bench`."""
+    config = BenchConfig(device="cpu") if is_cpu else BenchConfig(model="sv3d_p")
+    return run_bench(config, NullProgress())
+
+
+def training(model: ModelConfig, is_cpu: bool) -> dict:
+    """Samples a second with every block of the UNet computed again for the gradient, one orbit a step."""
+    dtype, frames, side = _dtype(is_cpu), model.num_frames, model.native_size // model.vae.downsampling
+    run, ready = training_step(model, 1, frames, side, dtype=dtype, remat=True)
+    seconds = rasterizer.median_seconds(run, ROUNDS)
+    loss = unet_loss(model, DiffusionConfig(), Compute(dtype))
+    shapes = jax.eval_shape(lambda: {"unet": random_params(model)["unet"]})
+    flop = step_flop_counter(loss, shapes)(random_views(model, 1, frames, side))
+    return {**ready, "step_s": seconds, "samples_per_s": 1 / seconds, "model_tflops": flop / seconds / 1e12}
+
+
+def distillation(model: ModelConfig, is_cpu: bool) -> dict:
+    """The gradient of one orbit of pictures: encoder forward and back, guided UNet."""
+    pipe, frames, size = Pipeline(random_params(model), model), model.num_frames, model.native_size
+    noise, pixel_noise, _ = pipe.noise([0], frames, size)
+    condition = pipe.condition(np.zeros((1, size, size, 3), np.float32), pixel_noise, static_orbit(frames))
+    scale = triangular_scale(frames)
+
+    @jax.jit
+    def gradient(params, condition, images, key):
+        encode = partial(pipe.encode, params["vae_encoder"])
+        denoise = pipe.denoiser(params["unet"], condition, scale)
+        return sds_gradient(images, jnp.ones(images.shape[:3]), encode, denoise, jnp.float32(5.0), key)
+
+    params = {part: pipe.params[part] for part in ("unet", "vae_encoder")}
+    images = jnp.full((frames, size, size, 3), 0.5)
+    call = partial(gradient, params, condition, images, jax.random.key(0))
+    return {"step_s": rasterizer.median_seconds(call, ROUNDS)}
+
+
+def hash_encoding(model: ModelConfig, is_cpu: bool) -> dict:
+    """Points a second, and one scatter with all updates in one place."""
+    return hash_grid.measure(2**17, 16, 2**19, ROUNDS) | {"contended_scatter_ms": 1e3 * scatter_seconds()}
+
+
+def rasterizing(model: ModelConfig, is_cpu: bool) -> dict:
+    """A sphere in one view."""
+    sizes = ((5_000, 128),) if is_cpu else ((5_000, 512), (80_000, 512), (500_000, 1024))
+    return {
+        f"{triangles} at {size} px": rasterizer.measure(triangles, size, ROUNDS) for triangles, size in sizes
+    }
+
+
+def peers(model: ModelConfig, is_cpu: bool) -> dict:
+    """Seconds of diffusers' UNet for the same guided step."""
+    if not importlib.util.find_spec("diffusers"):
+        return {"left_out": "diffusers is not installed"}
+    args = argparse.Namespace(
+        width=model.unet.model_channels,
+        frames=model.num_frames,
+        side=model.native_size // model.vae.downsampling,
+        batch=2,
+        threads=len(os.sched_getaffinity(0)),
+        device="cpu" if is_cpu else "gpu",
+    )
+    found = {}
+    for side in ("torch",) if is_cpu else ("torch", "torch_compiled"):
+        worker = unet.Worker(side, args, "", unet.__file__)
+        seconds = [worker.run() for _ in range(2 + ROUNDS)][2:]
+        found |= {f"{side}_step_s": float(np.median(seconds)), "versions": worker.ready["versions"]}
+        worker.close()
+    return found
+
+
+def _dtype(is_cpu: bool):
+    return jnp.float32 if is_cpu else jnp.bfloat16
+
+
+def table(report: dict) -> str:
+    """The figures that decide, a line each."""
+    step = report.get("sampling", {}).get("step_s")
+    lines = [f"{report['model']} on {report['device']}, {report['date']}"]
+    for part, names in {
+        "numerics": ("relative_error",),
+        "sampling": ("compile_s", "step_s", "share_of_product", "decode_frame_s", "orbit_s", "peak_gib"),
+        "peers": ("torch_step_s", "torch_compiled_step_s"),
+        "training": ("samples_per_s", "model_tflops"),
+        "distillation": ("step_s",),
+    }.items():
+        values = report.get(part, {})
+        lines += [f"{part:14}{name:24}{values[name]:12.4f}" for name in names if name in values]
+        if part == "peers" and step:
+            lines += [
+                f"{part:14}{name.removesuffix('_step_s') + ' over ours':24}{values[name] / step:12.4f}"
+                for name in names
+                if name in values
+            ]
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[ModelConfig, bool], dict]] = {
+    "numerics": numerics,
+    "sampling": sampling,
+    "peers": peers,
+    "training": training,
+    "distillation": distillation,
+    "hash_grid": hash_encoding,
+    "rasterizer": rasterizing,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
