@@ -63,7 +63,10 @@ class OrbitSampler:
                 if len(self._attempts) == 1:
                     raise
                 self._progress.note(error.message)
-            del self._attempts[0], self.pipeline  # before the next one is loaded
+            del self._attempts[0]
+            self.__dict__.pop(
+                "pipeline", None
+            )  # before the next one is loaded; absent if loading was too much
             self._progress.note(f"trying again with {_changes(self._asked, self._attempts[0])}")
 
     def _sample(self, pictures: list[PreparedImage]) -> list[Orbit]:

@@ -3,6 +3,7 @@
 import os
 import time
 import warnings
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +14,7 @@ CACHE_BYTES = 2 << 30
 SLOW_SCATTER = ("0.10.2", "0.11.0")
 """jaxlib versions whose float32 scatter-add on NVIDIA GPUs is a retry loop (jax issue 38806)."""
 NATIVE_ATOMICS = "--xla_backend_extra_options=-nvptx-allow-ftz-atomics"
-SCATTER_LIMIT_S = (
-    0.05  # a native scatter of `scatter_seconds` takes about a millisecond, a retry loop half a second
-)
+SCATTER_LIMIT_S = 0.05  # native, `scatter_seconds` is about a millisecond; as a retry loop, half a second
 
 
 def select_device(name: str | None) -> None:
@@ -91,8 +90,9 @@ def warn_of_slow_scatter(limit_s: float = SCATTER_LIMIT_S) -> None:
         )
 
 
+@cache
 def scatter_seconds() -> float:
-    """Time of one float32 scatter-add of 40,960 rows of 128 into the same row."""
+    """Time, measured once, of one float32 scatter-add of 40,960 rows of 128 into the same row."""
     import jax
     import jax.numpy as jnp
 

@@ -26,7 +26,6 @@ def hoist(function: Callable[..., Any], *groups: tuple) -> list[Part]:
     Part k takes the groups up to the k-th, then the lists that the parts before it returned, and returns the list of
     what later parts need from it; the last part returns the function's result. `groups` are arrays or their shapes.
     """
-    leaves, structure = jax.tree.flatten(groups)
     flat, result = _flat_jaxpr(function, groups)
     part_of_input = [part for part, group in enumerate(groups) for _ in jax.tree.leaves(group)]
     stage = dict(zip(flat.jaxpr.invars, part_of_input, strict=True)) | dict.fromkeys(flat.jaxpr.constvars, 0)

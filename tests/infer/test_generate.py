@@ -246,6 +246,22 @@ def test_auto_fit_goes_down_the_list_until_it_fits(place, tmp_path, little_memor
         assert note == "memory ran out: --decode-chunk 1 --low-memory --dtype bfloat16"
 
 
+def test_auto_fit_goes_on_when_loading_is_too_much(place, tmp_path, monkeypatch):
+    from sv3d_jax.pipeline import Pipeline
+
+    load, tried = Pipeline.from_pretrained, []
+
+    def demanding(*args, low_memory, **more):
+        tried.append(low_memory)
+        if not low_memory:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
+        return load(*args, low_memory=low_memory, **more)
+
+    monkeypatch.setattr(Pipeline, "from_pretrained", demanding)
+    assert orbit(place, place / "box.png", "-o", tmp_path / "out", "--auto-fit") == 0
+    assert tried == [False, False, True]
+
+
 def test_without_auto_fit_memory_that_runs_out_is_an_error(place, tmp_path, little_memory, capsys):
     assert orbit(place, place / "box.png", "-o", tmp_path / "out") == 4
     said = capsys.readouterr().err
