@@ -358,7 +358,7 @@ def test_resumed_run_makes_the_mesh_alone(tmp_path):
         assert main(command) == 130
     before = files_with_times(tmp_path / "out")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sv3d_jax.infer.generate._orbit", stop)
+        patch.setattr("sv3d_jax.infer.batch.OrbitSampler.__call__", stop)
         assert main(command) == 0
     after = files_with_times(tmp_path / "out")
     assert before.items() <= after.items()
