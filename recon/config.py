@@ -70,14 +70,15 @@ class LossWeights:
     """Weights of the fine stage's losses; the paper publishes none.
 
     `perceptual` weighs LPIPS where its weights are given, else structural similarity and absolute errors at several
-    scales; `normal` counts where normals are estimated; `sdf_sign` falls to a twentieth over the first quarter of the
-    steps.
+    scales; `illumination` and `chromaticity` tell the light from the albedo; `normal` counts where normals are
+    estimated; `sdf_sign` falls to a twentieth over the first quarter of the steps.
     """
 
     photometric: float = 10.0
     mask: float = 5.0
     perceptual: float = 1.0
-    illumination: float = 1.0
+    illumination: float = 0.3
+    chromaticity: float = 1.0
     normal: float = 0.1
     depth: float = 0.1
     bilateral: float = 0.05

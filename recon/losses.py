@@ -6,6 +6,10 @@ from einops import reduce
 
 from sv3d_jax.arrays import Array, Float, Int, PRNGKeyArray, Scalar
 
+CHROMATICITY_STD = 0.02  # of r, g and b over their sum, among pixels taken for one paint
+CHROMATICITY_DARKEST = 0.1  # largest channel of pixels whose chromaticity says something
+CHROMATICITY_PARTNERS = 4  # of a pixel
+
 
 def photometric_loss(rendered: Float[Array, "*n d"], target: Float[Array, "*n d"]) -> Scalar:
     """Mean squared error of colours over the background."""
@@ -84,6 +88,29 @@ def illumination_loss(
 ) -> Scalar:
     """Mean squared distance of the rendered light from the largest channel of the picture (SV3D's L_illum)."""
     return _mean(jnp.square(jnp.max(images, axis=-1) - shading), valid)
+
+
+def chromaticity_loss(
+    shading: Float[Array, "*f h w"],
+    images: Float[Array, "*f h w 3"],
+    valid: Float[Array, "*f h w"],
+    key: PRNGKeyArray,
+) -> Scalar:
+    """Mean absolute difference of log brightness over light, between random pixels of like chromaticity.
+
+    What has one chromaticity is taken for one paint, anywhere on the object, so that its brighter places tell the
+    light; absolute values, because some of it is not (Shen, Tan and Lin 2008; Gehler et al. 2011).
+    """
+    brightness = jnp.max(images, axis=-1)
+    ratio = jnp.log(jnp.maximum(brightness, 1e-3)) - jnp.log(jnp.maximum(shading, 1e-3))
+    hue = images / jnp.maximum(jnp.sum(images, axis=-1, keepdims=True), 1e-3)
+    bright = valid * (brightness > CHROMATICITY_DARKEST)
+    pixels = jnp.concatenate([ratio[..., None], hue, bright[..., None]], axis=-1).reshape(-1, 5)
+    shifts = jax.random.randint(key, (CHROMATICITY_PARTNERS,), 1, len(pixels))
+    partners = jnp.stack([jnp.roll(pixels, shift, axis=0) for shift in shifts])
+    step = pixels - partners
+    alike = jnp.exp(-jnp.sum(jnp.square(step[..., 1:4]), axis=-1) / (2 * CHROMATICITY_STD**2))
+    return _mean(jnp.abs(step[..., 0]), alike * pixels[:, 4] * partners[..., 4])
 
 
 def bilateral_loss(

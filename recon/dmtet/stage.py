@@ -332,7 +332,7 @@ def _loss(
 ) -> tuple[Scalar, tuple[dict[str, Array], Room]]:
     """The weighted sum of the losses for some of the views; also each of them, and what had too little room."""
     lattice, views, vgg, _ = data
-    view_key, point_key, guide_key = jax.random.split(key, 3)
+    view_key, point_key, pair_key, guide_key = jax.random.split(key, 4)
     frames = jax.random.permutation(view_key, len(views.images))[: config.views_per_step]
     some = jax.tree.map(lambda leaf: leaf[frames], views)
     surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), room.mesh)
@@ -342,6 +342,9 @@ def _loss(
     parts = image_losses(seen, some, vgg) | _surface_losses(nerf, params, surface, edges, seen, point_key)
     if params["light"] is None:
         del parts["illumination"]
+    else:
+        valid = seen.covered * some.masks
+        parts["chromaticity"] = losses.chromaticity_loss(seen.shading, some.images, valid, pair_key)
     if config.weights.laplacian:
         parts["laplacian"] = losses.laplacian_loss(surface.vertices, edges.vertices, edges.faces)
     ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter

@@ -10,6 +10,7 @@ from sv3d_jax.metrics.images import ssim
 from sv3d_jax.recon.losses import (
     albedo_smoothness_loss,
     bilateral_loss,
+    chromaticity_loss,
     depth_smoothness_loss,
     distortion_loss,
     eroded,
@@ -89,6 +90,32 @@ def test_normals_and_light_count_in_valid_pixels_alone():
     assert float(normal_loss(normals, estimate, valid)) == pytest.approx(expected, rel=1e-5)
     expected = ((images.max(-1) - shading) ** 2)[valid > 0].mean()
     assert float(illumination_loss(shading, images, valid)) == pytest.approx(expected, rel=1e-5)
+
+
+def two_paints(light: np.ndarray) -> np.ndarray:
+    """A picture of two paints in a grey light: the left half of one, the right of another, darker one."""
+    paints = np.asarray([[0.9, 0.3, 0.2], [0.2, 0.3, 0.5]], np.float32)
+    return light[..., None] * paints[(np.arange(light.shape[-1]) >= light.shape[-1] // 2).astype(int)]
+
+
+def test_chromaticity_is_least_for_the_true_light_of_any_brightness():
+    light = 0.4 + 0.6 * pictures(20, 1, 16, 16)
+    images, valid, key = two_paints(light), mask(21, 1, 16, 16), jax.random.key(0)
+    for scale in (0.7, 1.0, 2.0):  # the darker paint asks for no darker light
+        assert float(chromaticity_loss(scale * light, images, valid, key)) < 1e-6
+    assert float(chromaticity_loss(np.ones_like(light), images, valid, key)) > 0.1
+    assert float(chromaticity_loss(images.max(-1), images, valid, key)) < 1e-6  # each paint by itself
+
+
+def test_chromaticity_ignores_what_is_invalid_or_black():
+    light = 0.4 + 0.6 * pictures(22, 1, 16, 16)
+    images, valid = two_paints(light), mask(23, 1, 16, 16)
+    images[valid == 0] = pictures(24, 1, 16, 16, 3)[valid == 0]
+    images[:, :4] = 0.0
+    assert float(chromaticity_loss(light, images, valid, jax.random.key(1))) < 1e-6
+    gradient = jax.grad(chromaticity_loss)(jnp.ones_like(light), images, valid, jax.random.key(1))
+    assert np.isfinite(gradient).all() and np.any(gradient)
+    assert not np.any(gradient[valid == 0]) and not np.any(gradient[:, :4])
 
 
 def test_normals_turn_with_the_camera():
