@@ -26,17 +26,18 @@ def train_step(
     norm = optax.global_norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     # The first steps average over few weights: otherwise the initial ones linger for 1 / (1 - decay) steps.
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema = jax.tree.map(lambda mean, new: decay * mean + (1.0 - decay) * new, state.ema, params)
 
-    params, ema, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        (params, ema, opt_state),
-        (state.params, state.ema, state.opt_state),
-    )
+    def change(params, ema, opt_state):
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        # From new weights that are there already: worked out twice, the old ones would be needed longer, as a copy.
+        params = jax.lax.optimization_barrier(optax.apply_updates(params, updates))
+        ema = jax.tree.map(lambda mean, new: decay * mean + (1.0 - decay) * new, ema, params)
+        return params, ema, opt_state
+
+    old = state.params, state.ema, state.opt_state
+    params, ema, opt_state = jax.lax.cond(finite, change, lambda *kept: kept, *old)
     missed = (~finite).astype(jnp.int32)
     new_state = TrainState(
         step=state.step + 1,
