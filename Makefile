@@ -13,6 +13,7 @@
 # PYTHON=python3.12 make test   takes that one
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+TWO := -n 2 --dist loadfile  # workers, each on half of the cores
 PICTURE ?= examples/figure.png
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -28,11 +29,11 @@ demo: .venv/.installed
 	@ls -1 "$(CURDIR)"/outputs/demo/orbit.* "$(CURDIR)/outputs/demo/contact.png" "$(CURDIR)/outputs/demo/mesh.glb"
 
 test: .venv/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-more: .venv/.test
-	$(BIN)/python -m pytest -m "slow and not gpu" --ignore=tests/parity --ignore=tests/recon
-	$(BIN)/python -m pytest tests/recon --reference tests/reference/recon
+	$(BIN)/python -m pytest $(TWO) -m "slow and not gpu" --ignore=tests/parity --ignore=tests/recon
+	$(BIN)/python -m pytest $(TWO) tests/recon --reference tests/reference/recon
 	$(BIN)/python -m pytest tests/parity --reference tests/reference
 
 check: .venv/.check

@@ -1,6 +1,10 @@
-"""The option `--reference DIR`, shared by `tests/parity` and `tests/recon`, and the report that both write."""
+"""The option `--reference DIR`, shared by `tests/parity` and `tests/recon`, and the report that both write.
+
+With `-n 2` two workers share the tests, each on half of the cores: most tests compile or run on one core.
+"""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -19,14 +23,26 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = []
+    if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        index, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
+        os.sched_setaffinity(0, cores[index::count] or cores)
     if (folder := config.getoption("--reference")) is not None:
         if not folder.is_dir():
             raise pytest.UsageError(f"--reference: {folder} is not a folder")
         config.option.markexpr = ""  # a folder was named to be checked whole, whatever the defaults leave out
 
 
+def pytest_testnodedown(node) -> None:
+    """What a worker of `-n` has to add to the report."""
+    node.config.stash[REPORT] += getattr(node, "workeroutput", {}).get("parity", [])
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if report := session.config.stash[REPORT]:
+    report = session.config.stash[REPORT]
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["parity"] = report
+    elif report:
         path = session.config.invocation_params.dir / "parity.json"
         path.write_text(json.dumps(report, indent=1) + "\n")
 
