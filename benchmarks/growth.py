@@ -24,6 +24,7 @@ from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.cost import live_bytes, product_flop
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.diffusion.sampler import Method
 from sv3d_jax.infer.bench import random_params
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
@@ -76,7 +77,7 @@ def step_cost(frames: int, size: int) -> dict:
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     condition = Conditioning(float32(1, 1, 1024), float32(1, frames, side, side, 4), float32(1, frames, 1280))
     fixed, x = (params, condition, float32(frames)), float32(1, frames, side, side, 4)
-    program = sampler_program(model.unet, compute, None, 50, fixed, x, None)
+    program = sampler_program(model.unet, compute, Method(), 50, fixed, x, None)
     sigmas, index = float32(51), jax.ShapeDtypeStruct((), jnp.int32)
     prepared = jax.eval_shape(program.prepare, fixed, sigmas)
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sv3d_jax.devices import memory_in_use
-from sv3d_jax.diffusion.sampler import Churn
+from sv3d_jax.diffusion.sampler import Churn, Method
 from sv3d_jax.errors import OutOfMemory
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.models.config import ModelConfig
@@ -79,7 +79,11 @@ class OrbitSampler:
             num_steps=now.steps,
             cfg=(lowest, highest),
             guidance=now.guidance,
-            churn=Churn(s_churn=now.churn) if now.churn else None,
+            method=Method(
+                solver=now.solver,
+                churn=Churn(s_churn=now.churn) if now.churn else None,
+                guidance_interval=now.guidance_interval,
+            ),
             seed=now.seed,
             size=now.size,
             decode_chunk=now.decode_chunk,

@@ -16,6 +16,7 @@ from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.cost import product_flop
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.diffusion.sampler import Method
 from sv3d_jax.infer.config import BenchConfig
 from sv3d_jax.io.outputs import peak_memory
 from sv3d_jax.models.config import ModelConfig
@@ -138,7 +139,7 @@ def step_flop(model: ModelConfig, batch: int, frames: int, size: int) -> float:
     params = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
     condition = Conditioning(shape(batch, 1, width), x, shape(batch, frames, model.unet.vector_width))
     fixed = (params, condition, shape(frames))
-    program = sampler_program(model.unet, Compute(reference=True), None, 1, fixed, x, None)
+    program = sampler_program(model.unet, Compute(reference=True), Method(), 1, fixed, x, None)
     step = jax.make_jaxpr(lambda *inputs: program.step(inputs[0], inputs[1], (), 0, inputs[2], None))
     return product_flop(step(fixed, shape(2), x).jaxpr)
 

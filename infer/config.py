@@ -36,6 +36,10 @@ class OrbitConfig(PathConfig, CommonConfig):
     """lowest guidance scale (default: the model's own; 1 for SV3D)"""
     cfg_max: float | None = None
     """highest guidance scale (default: the model's own; 2.5 for SV3D)"""
+    guidance_interval: tuple[float, float] | None = None
+    """lowest and highest noise level with guidance (default: all); steps outside cost half"""
+    solver: Literal["euler", "dpmpp_2m"] = "euler"
+    """euler is SV3D's own; dpmpp_2m is of second order, for fewer steps"""
     churn: float = 0.0
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -71,6 +75,14 @@ class OrbitConfig(PathConfig, CommonConfig):
         ):
             if (value := getattr(self, name)) is not None:
                 check_range(name, value, low, high)
+        if (
+            self.guidance_interval is not None
+            and not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]
+        ):
+            low, high = self.guidance_interval
+            raise InputError(f"--guidance-interval {low:g} {high:g}: a lower and a higher noise level")
+        if self.churn and self.solver != "euler":
+            raise InputError(f"--churn goes with --solver euler, not with {self.solver}")
 
     def camera_path(self) -> CameraPath:
         """The path of --cameras, or of the flags."""

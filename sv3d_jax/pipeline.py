@@ -1,5 +1,6 @@
 """From a picture to an orbit: condition on the picture, sample latents, decode frames."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,11 +18,12 @@ from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.conditioning import camera_vector, condition_on
 from sv3d_jax.devices import memory_in_use
-from sv3d_jax.diffusion.denoiser import Conditioning, Denoise, guided_denoiser
+from sv3d_jax.diffusion.denoiser import Conditioning, Denoise, conditional_denoiser, guided_denoiser
 from sv3d_jax.diffusion.guidance import SCALES
 from sv3d_jax.diffusion.sampler import (
-    Churn,
+    Method,
     SamplerProgram,
+    State,
     hoisted_program,
     plain_program,
     run_program,
@@ -159,7 +161,7 @@ class Pipeline:
         num_steps: int | None = None,
         cfg: tuple[float, float] | None = None,
         guidance: str = "triangular",
-        churn: Churn | None = None,
+        method: Method = Method(),
         seed: int | Sequence[int] = 23,
         size: int | None = None,
         background: str = "auto",
@@ -174,7 +176,8 @@ class Pipeline:
         image: a path, a PIL image, uint8 (h, w, 3 or 4), or a `Picture` or `PreparedImage`. Elevations are absolute,
         azimuths relative to the picture's view, which is the last frame; `cameras` takes the place of both. What is
         None is the model's own default. A seed per picture, or one for all. cfg: lowest and highest guidance scale.
-        After every step callback gets a `StepInfo`; it may raise `Cancelled`.
+        `method`: the solver, churn, and at which noise levels there is guidance. After every step callback gets a
+        `StepInfo`; it may raise `Cancelled`.
         """
         images = image if isinstance(image, list) else [image]
         seeds = [int(seed)] * len(images) if np.ndim(seed) == 0 else [int(value) for value in seed]
@@ -202,7 +205,7 @@ class Pipeline:
                 None if callback is None and progress is None else _reporter(callback, stages, num_steps)
             )
             sigmas = self.sigmas(num_steps)
-            run = self.sampler(noise, condition, scale, sigmas, churn, keys, after_step)
+            run = self.sampler(noise, condition, scale, sigmas, method, keys, after_step)
             stages.stage("sample", total=num_steps)
             latents = jax.block_until_ready(run())
             frames = latents
@@ -288,7 +291,7 @@ class Pipeline:
         condition: Conditioning,
         scale: Float[Array, "f"],
         sigmas: Float[Array, "steps_plus_1"],
-        churn: Churn | None = None,
+        method: Method = Method(),
         keys: Array | None = None,
         after_step: Callable[[int, float, Array], None] | None = None,
     ) -> Callable[[], Float[Array, "b f h w c"]]:
@@ -298,28 +301,55 @@ class Pipeline:
         """
         num_steps, levels = len(sigmas) - 1, self._everywhere(np.asarray(sigmas, np.float32))
         fixed = (self._ready("unet"), condition, self._everywhere(scale))
+        state, guided = method.initial_state(noise, levels), method.guided(sigmas)
 
         @cache  # traced only where something is compiled
-        def program():
-            given = (fixed, noise, keys)
+        def program(is_guided):
+            given = (fixed, state, keys)
             return sampler_program(
-                self.config.unet, self.compute, churn, num_steps, *given, self.low_memory, self._spread
+                self.config.unet,
+                self.compute,
+                method,
+                num_steps,
+                *given,
+                self.low_memory,
+                self._spread,
+                is_guided,
             )
 
         if after_step is None:
-            whole = self._compiled(
-                lambda *inputs: run_program(program(), *inputs), ("sample", churn), fixed, noise, levels, keys
-            )
+
+            def all_steps(*inputs):
+                programs = {flag: program(flag) for flag in set(guided)}
+                return run_program(programs, guided, method, *inputs)
+
+            name = ("sample", method, tuple(guided))
+            whole = self._compiled(all_steps, name, fixed, noise, levels, keys)
             return lambda: whole(fixed, noise, levels, keys)
 
-        prepare = self._compiled(
-            lambda *inputs: program().prepare(*inputs), ("prepare", churn), fixed, levels, split=False
+        def one_step(flag):
+            prepare = self._compiled(
+                lambda *inputs: program(flag).prepare(*inputs),
+                ("prepare", method, flag),
+                fixed,
+                levels,
+                split=False,
+            )
+            inputs = (fixed, levels, prepare(fixed, levels))
+            compiled = self._compiled(
+                lambda *inputs: program(flag).step(*inputs),
+                ("step", method, flag),
+                *inputs,
+                np.int32(0),
+                state,
+                keys,
+            )
+            return partial(compiled, *inputs)
+
+        steps = {flag: one_step(flag) for flag in set(guided)}
+        return lambda: sample_with_callback(
+            lambda index, *inputs: steps[guided[index]](index, *inputs), state, sigmas, after_step, keys
         )
-        inputs = (fixed, levels, prepare(fixed, levels))
-        one_step = self._compiled(
-            lambda *inputs: program().step(*inputs), ("step", churn), *inputs, np.int32(0), noise, keys
-        )
-        return lambda: sample_with_callback(partial(one_step, *inputs), noise, sigmas, after_step, keys)
 
     def decode(
         self,
@@ -400,6 +430,8 @@ class Pipeline:
             return x
         pictures, *axes = self.mesh.axis_names
         rows = ("cfg", pictures) if "cfg" in axes else (pictures,)
+        if len(x) % math.prod(self.mesh.shape[axis] for axis in rows):
+            rows = (pictures,)  # one branch, of a step without guidance
         spec = PartitionSpec(rows, "frames" if "frames" in axes else None)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
@@ -421,26 +453,27 @@ class Pipeline:
 def sampler_program(
     config: UNetConfig,
     compute: Compute,
-    churn: Churn | None,
+    method: Method,
     num_steps: int,
     fixed: tuple[Params, Conditioning, Float[Array, "f"]],
-    noise: Float[Array, "b f h w c"],
+    state: State,
     keys: Array | None,
     low_memory: bool = False,
     spread: Callable[[Array], Array] = lambda x: x,
+    is_guided: bool = True,
 ) -> SamplerProgram:
-    """Sampling from (parameters of the UNet, condition, guidance scale) and noise, all of which may be shapes.
+    """Sampling from (parameters of the UNet, condition, guidance scale) and a state, all of which may be shapes.
 
-    `spread` says how the network's input lies on the devices.
+    `spread` says how the network's input lies on the devices. Without guidance the scale has no part.
     """
 
-    def step(params, condition, scale, sigma, sigma_next, x, keys):
-        denoise = _denoiser(config, compute, low_memory, spread, params, condition, scale)
-        return sampler_step(denoise, churn, num_steps, sigma, sigma_next, x, keys)
+    def step(params, condition, scale, *rest):
+        given = (params, condition, scale if is_guided else None)
+        return sampler_step(_denoiser(config, compute, low_memory, spread, *given), method, num_steps, *rest)
 
     if compute.reference or low_memory:
         return plain_program(step)
-    return hoisted_program(step, fixed, noise, keys)
+    return hoisted_program(step, fixed, state, keys)
 
 
 def _denoiser(
@@ -450,13 +483,15 @@ def _denoiser(
     spread: Callable[[Array], Array],
     params: Params,
     condition: Conditioning,
-    scale: Float[Array, "f"],
+    scale: Float[Array, "f"] | None,
 ) -> Denoise:
     unet = VideoUNet(config, compute)
 
     def network(x, *rest):
         return unet.apply({"params": params}, spread(x), *rest)
 
+    if scale is None:
+        return conditional_denoiser(network, condition)
     return guided_denoiser(network, condition, scale, in_turn)
 
 

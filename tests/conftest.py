@@ -25,7 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[REPORT] = []
     if hasattr(config, "workerinput") and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
-        index, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
+        index, count = (
+            int(config.workerinput["workerid"].removeprefix("gw")),
+            config.workerinput["workercount"],
+        )
         os.sched_setaffinity(0, cores[index::count] or cores)
     if (folder := config.getoption("--reference")) is not None:
         if not folder.is_dir():

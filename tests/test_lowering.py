@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from sv3d_jax.diffusion.denoiser import Conditioning
-from sv3d_jax.diffusion.sampler import run_program
+from sv3d_jax.diffusion.sampler import Method, run_program
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
@@ -70,8 +70,8 @@ def test_sampler(model, lowered):
     fixed, noise, sigmas = sampler_inputs(model)
 
     def sampler(compute, fixed, noise, sigmas):
-        program = sampler_program(model.unet, compute, None, 50, fixed, noise, None)
-        return run_program(program, fixed, noise, sigmas)
+        program = sampler_program(model.unet, compute, Method(), 50, fixed, noise, None)
+        return run_program({True: program}, [True] * 50, Method(), fixed, noise, sigmas)
 
     text = lowered(sampler, fixed, noise, sigmas, fold=True)
     check(text)

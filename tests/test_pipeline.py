@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,8 @@ from safetensors.numpy import load_file
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.diffusion.guidance import triangular_scale
-from sv3d_jax.diffusion.sampler import Churn, sample
+from sv3d_jax.diffusion.sampler import Churn, Method, plain_program, run_program, sample, sampler_step
+from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import CameraError, Cancelled, InputError
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.pipeline import Pipeline
@@ -111,12 +113,78 @@ def test_noise_depends_on_seed_and_shape_alone(pipe):
 
 def test_churn_draws_the_same_noise_in_a_batch(pipe):
     noise, _, keys = pipe.noise([3, 7], 5, SIZE)
-    churn, sigmas = Churn(s_churn=2.0), pipe.sigmas(4)
-    batch = sample(lambda x, sigma: 0.5 * x, noise, sigmas, churn, keys)
-    alone = sample(lambda x, sigma: 0.5 * x, noise[1:], sigmas, churn, keys[1:])
+    method, sigmas = Method(churn=Churn(s_churn=2.0)), pipe.sigmas(4)
+    batch = sample(lambda x, sigma: 0.5 * x, noise, sigmas, method, keys)
+    alone = sample(lambda x, sigma: 0.5 * x, noise[1:], sigmas, method, keys[1:])
     quiet = sample(lambda x, sigma: 0.5 * x, noise[1:], sigmas)
     np.testing.assert_allclose(batch[1], alone[0], rtol=1e-5)
     assert np.abs(alone - quiet).max() > 0.1
+
+
+def gaussian(x, sigma):
+    """The denoiser of data that are normal with deviation 0.5."""
+    return x * 0.25 / (0.25 + jnp.square(sigma)[:, None, None, None, None])
+
+
+def test_second_order_needs_fewer_steps():
+    """Against the ODE's solution for normal data: the error falls with the square of the number of steps."""
+    noise = jnp.full((1, 1, 1, 1, 1), 0.7)
+    exact = 0.7 * np.sqrt(1 + 700.0**2) * 0.5 / np.sqrt(0.25 + 700.0**2)
+
+    def error(solver, num_steps):
+        sigmas = karras_sigmas(num_steps, 0.002, 700.0, 7.0)
+        return abs(float(sample(gaussian, noise, sigmas, Method(solver=solver)).item()) - exact)
+
+    assert error("dpmpp_2m", 1) == pytest.approx(error("euler", 1), rel=1e-5)
+    assert error("dpmpp_2m", 80) < error("dpmpp_2m", 40) / 3.5
+    assert error("euler", 80) > error("euler", 40) / 2.5
+    assert error("dpmpp_2m", 40) < 0.3 * error("euler", 40)
+
+
+def test_guidance_in_an_interval_leaves_the_other_steps_without(pipe):
+    """Programs take turns by the noise level; with and without a callback the same."""
+    noise, sigmas = jnp.ones((1, 1, 1, 1, 1)), np.array([8.0, 4.0, 2.0, 1.0, 0.0], np.float32)
+    method = Method(guidance_interval=(2.0, 4.0))
+    assert method.guided(sigmas) == [False, True, True, False]
+    programs = {
+        flag: plain_program(partial(sampler_step, lambda x, sigma, factor=factor: factor * x, method, 4))
+        for flag, factor in ((True, 0.5), (False, 0.25))
+    }
+    x = run_program(programs, method.guided(sigmas), method, (), noise, sigmas)
+    expected = np.sqrt(65.0)
+    for index, factor in enumerate((0.25, 0.5, 0.5, 0.25)):
+        ratio = sigmas[index + 1] / sigmas[index]
+        expected *= ratio + (1 - ratio) * factor
+    assert float(x.item()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("callback", [None, lambda info: None])
+@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
+def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
+    def latents(**options):
+        return pipe(
+            picture(), seed=7, num_steps=3, output_type="latent", callback=callback, **options
+        ).latents
+
+    never = latents(method=Method(solver=solver, guidance_interval=(1e4, 1e5)))
+    one = latents(method=Method(solver=solver), cfg=(1.0, 1.0))
+    np.testing.assert_allclose(never, one, atol=2e-4)
+    late = latents(method=Method(solver=solver, guidance_interval=(0.0, 10.0)))
+    always = latents(method=Method(solver=solver))
+    assert np.abs(late - never).max() > 1e-3 and np.abs(late - always).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        ({"solver": "heun"}, "euler or dpmpp_2m"),
+        ({"solver": "dpmpp_2m", "churn": Churn(s_churn=1.0)}, "churn goes with"),
+        ({"guidance_interval": (3.0, 1.0)}, "a lower and a higher noise level, got 3 and 1"),
+    ],
+)
+def test_methods_that_cannot_be_are_refused(wrong, expected):
+    with pytest.raises(InputError, match=expected):
+        Method(**wrong)
 
 
 def test_chunks_of_decoding_do_not_change_the_frames(pipe, orbit):

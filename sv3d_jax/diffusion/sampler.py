@@ -1,10 +1,11 @@
-"""The Euler sampler of SV3D: a deterministic ODE solver from unit noise to latents, churn as an option."""
+"""From unit noise to latents: the Euler sampler of SV3D, and what can be changed about it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import groupby
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,14 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.diffusion.denoiser import Denoise
+from sv3d_jax.errors import InputError
 from sv3d_jax.hoist import hoist
+
+State = Array | tuple[Array, Array]
+"""Latents `b f h w c`; for a solver of second order also what the last step took for the denoised ones."""
+
+
+SOLVERS = ("euler", "dpmpp_2m")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,46 @@ class Churn:
         return jnp.where((sigma >= self.s_tmin) & (sigma <= self.s_tmax), gamma, 0.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How the probability-flow ODE is solved; as SV3D does it unless something is said.
+
+    euler takes one call of the network a step, and so does dpmpp_2m, which also uses the call before (second order,
+    fewer steps). `guidance_interval` are the lowest and the highest noise level at which there is guidance
+    (Kynkaanniemi et al., arXiv 2404.07724); the steps outside of it cost half.
+    """
+
+    solver: Literal["euler", "dpmpp_2m"] = "euler"
+    churn: Churn | None = None
+    guidance_interval: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        if self.solver not in SOLVERS:
+            raise InputError(f"solver must be {' or '.join(SOLVERS)}, got {self.solver!r}")
+        if self.churn is not None and self.solver != "euler":
+            raise InputError(f"churn goes with the solver euler, got {self.solver}")
+        low, high = self.guidance_interval or (0.0, math.inf)
+        if not 0 <= low <= high:
+            raise InputError(
+                f"guidance_interval is a lower and a higher noise level, got {low:g} and {high:g}"
+            )
+
+    def guided(self, sigmas: Float[np.ndarray, "steps_plus_1"]) -> list[bool]:
+        """Whether each step has guidance."""
+        low, high = self.guidance_interval or (0.0, math.inf)
+        return [bool(low <= sigma <= high) for sigma in sigmas[:-1]]
+
+    def initial_state(self, noise: Float[Array, "b f h w c"], sigmas: Float[Array, "steps_plus_1"]) -> State:
+        """What the first step starts from."""
+        x = initial_latents(noise, sigmas)
+        return x if self.solver == "euler" else (x, jnp.zeros_like(x))
+
+
+def latents_of(state: State) -> Float[Array, "b f h w c"]:
+    """The latents of a state."""
+    return state[0] if isinstance(state, tuple) else state
+
+
 def initial_latents(noise: Float[Array, "b f h w c"], sigmas: Float[Array, "steps_plus_1"]) -> Array:
     """Unit noise at the scale of the first level: times sqrt(1 + sigma_0^2)."""
     return noise * jnp.sqrt(1.0 + jnp.square(jnp.asarray(sigmas[0], jnp.float32)))
@@ -41,16 +89,44 @@ def euler_step(denoise: Denoise, x: Float[Array, "b f h w c"], sigma: Array, sig
     return x + (sigma_next - sigma) * slope
 
 
-def sampler_step(
+def dpmpp_2m_step(
     denoise: Denoise,
-    churn: Churn | None,
-    num_steps: int,
+    x: Float[Array, "b f h w c"],
+    before: Float[Array, "b f h w c"],
+    sigma_before: Array,
     sigma: Array,
     sigma_next: Array,
-    x: Array,
+) -> tuple[Array, Array]:
+    """One step of DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2), and the denoised latents for the next one.
+
+    `before` are those of the step from sigma_before to sigma. The first step, known by sigma_before = sigma, and the
+    last, to 0, are of first order.
+    """
+    denoised = denoise(x, jnp.broadcast_to(sigma, x.shape[:1]))
+    log_before, log_now, log_next = (
+        jnp.log(jnp.maximum(level, 1e-12)) for level in (sigma_before, sigma, sigma_next)
+    )
+    last, now = log_before - log_now, log_now - log_next
+    is_second_order = (last > 0) & (sigma_next > 0)
+    weight = jnp.where(is_second_order, now / (2.0 * jnp.where(last > 0, last, 1.0)), 0.0)
+    ratio = sigma_next / sigma
+    return ratio * x + (1.0 - ratio) * (denoised + weight * (denoised - before)), denoised
+
+
+def sampler_step(
+    denoise: Denoise,
+    method: Method,
+    num_steps: int,
+    sigma_before: Array,
+    sigma: Array,
+    sigma_next: Array,
+    state: State,
     keys: Array | None,
-) -> Array:
-    """One step of the sampler: churn if it is on, with one key per video, then Euler."""
+) -> State:
+    """One step: churn if it is on, with one key per video, then the solver's step."""
+    if method.solver == "dpmpp_2m":
+        return dpmpp_2m_step(denoise, *state, sigma_before, sigma, sigma_next)
+    x, churn = latents_of(state), method.churn
     if churn is not None and churn.s_churn > 0:
         raised = sigma * (1.0 + churn.gamma(sigma, num_steps))
         spread = churn.s_noise * jnp.sqrt(jnp.square(raised) - jnp.square(sigma))
@@ -65,33 +141,36 @@ class SamplerProgram(NamedTuple):
 
     prepare: Callable[[tuple, Float[Array, "steps_plus_1"]], Any]
     """(fixed arguments, sigmas) -> prepared values."""
-    step: Callable[[tuple, Float[Array, "steps_plus_1"], Any, Array, Array, Array | None], Array]
-    """(fixed arguments, sigmas, prepared values, index of the step, x, its keys) -> x."""
+    step: Callable[[tuple, Float[Array, "steps_plus_1"], Any, Array, State, Array | None], State]
+    """(fixed arguments, sigmas, prepared values, index of the step, state, its keys) -> state."""
 
 
-def plain_program(step: Callable[..., Array]) -> SamplerProgram:
-    """`step(*fixed, sigma, sigma_next, x, keys)` as it is, with nothing prepared."""
+def plain_program(step: Callable[..., State]) -> SamplerProgram:
+    """`step(*fixed, sigma_before, sigma, sigma_next, state, keys)` as it is, with nothing prepared."""
     return SamplerProgram(
         prepare=lambda fixed, sigmas: (),
-        step=lambda fixed, sigmas, prepared, index, x, keys: step(
-            *fixed, sigmas[index], sigmas[index + 1], x, keys
+        step=lambda fixed, sigmas, prepared, index, state, keys: step(
+            *fixed, *_levels(sigmas, index), state, keys
         ),
     )
 
 
-def hoisted_program(step: Callable[..., Array], fixed: tuple, x: Array, keys: Array | None) -> SamplerProgram:
+def hoisted_program(
+    step: Callable[..., State], fixed: tuple, state: State, keys: Array | None
+) -> SamplerProgram:
     """The same with everything prepared that latents do not decide: what depends on the noise level, for all levels."""
     level = jax.ShapeDtypeStruct((), jnp.float32)
-    once, at_level, rest = hoist(step, fixed, (level, level), (x, keys))
+    once, at_level, rest = hoist(step, fixed, (level, level, level), (state, keys))
 
     def prepare(fixed, sigmas):
         kept = once(fixed)
-        return kept, jax.vmap(lambda *levels: at_level(fixed, levels, kept))(sigmas[:-1], sigmas[1:])
+        levels = _levels(sigmas, jnp.arange(len(sigmas) - 1))
+        return kept, jax.vmap(lambda *levels: at_level(fixed, levels, kept))(*levels)
 
-    def step_at(fixed, sigmas, prepared, index, x, keys):
+    def step_at(fixed, sigmas, prepared, index, state, keys):
         kept, at_levels = prepared
-        levels = (sigmas[index], sigmas[index + 1])
-        return rest(fixed, levels, (x, keys), kept, [values[index] for values in at_levels])
+        levels = _levels(sigmas, index)
+        return rest(fixed, levels, (state, keys), kept, [values[index] for values in at_levels])
 
     return SamplerProgram(prepare, step_at)
 
@@ -100,48 +179,62 @@ def sample(
     denoise: Denoise,
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
-    churn: Churn | None = None,
+    method: Method = Method(),
     keys: Array | None = None,
 ) -> Float[Array, "b f h w c"]:
-    """Integrate from unit noise, scaled to sigmas[0], down to sigmas[-1] = 0; one scan, for use under jit."""
-    program = plain_program(partial(sampler_step, denoise, churn, len(sigmas) - 1))
-    return run_program(program, (), noise, sigmas, keys)
+    """Integrate from unit noise, scaled to sigmas[0], down to sigmas[-1] = 0; one scan, for use under jit.
+
+    Guidance is the business of `denoise`.
+    """
+    num_steps = len(sigmas) - 1
+    program = plain_program(partial(sampler_step, denoise, method, num_steps))
+    return run_program({True: program}, [True] * num_steps, method, (), noise, sigmas, keys)
 
 
 def run_program(
-    program: SamplerProgram,
+    programs: Mapping[bool, SamplerProgram],
+    guided: Sequence[bool],
+    method: Method,
     fixed: tuple,
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
     keys: Array | None = None,
 ) -> Float[Array, "b f h w c"]:
-    """All steps of a program as one scan, for use under jit."""
+    """All steps, each by the program with or that without guidance; a scan for every stretch, for use under jit."""
     sigmas = jnp.asarray(sigmas, jnp.float32)
-    prepared = program.prepare(fixed, sigmas)
+    prepared = {flag: programs[flag].prepare(fixed, sigmas) for flag in set(guided)}
 
-    def step(x, index):
-        return program.step(fixed, sigmas, prepared, index, x, _step_keys(keys, index)), None
+    def step(flag, state, index):
+        keys_now = _step_keys(keys, index)
+        return programs[flag].step(fixed, sigmas, prepared[flag], index, state, keys_now), None
 
-    return jax.lax.scan(step, initial_latents(noise, sigmas), jnp.arange(len(sigmas) - 1))[0]
+    state = method.initial_state(noise, sigmas)
+    for flag, stretch in groupby(range(len(guided)), key=guided.__getitem__):
+        state, _ = jax.lax.scan(partial(step, flag), state, jnp.asarray(list(stretch)))
+    return latents_of(state)
 
 
 def sample_with_callback(
-    step: Callable[[Array, Array, Array | None], Array],
-    noise: Float[Array, "b f h w c"],
+    step: Callable[[np.int32, State, Array | None], State],
+    state: State,
     sigmas: Float[Array, "steps_plus_1"],
     callback: Callable[[int, float, Array], None],
     keys: Array | None = None,
 ) -> Float[Array, "b f h w c"]:
-    """The same integration as a host loop over one compiled step, with a call after each.
+    """The same integration as a host loop over compiled steps, with a call after each.
 
-    step is a compiled (index, x, keys) -> x. callback gets (steps done, sigma reached, latents); what it raises ends
-    the loop. It is called when a step has really finished, so at most one step runs past a cancel.
+    `step` takes an index, the state and its keys. callback gets (steps done, sigma reached, latents); what it raises
+    ends the loop. It is called when a step has really finished, so at most one step runs past a cancel.
     """
-    x = initial_latents(noise, sigmas)
     for index in range(len(sigmas) - 1):
-        x = jax.block_until_ready(step(np.int32(index), x, _step_keys(keys, index)))
-        callback(index + 1, float(sigmas[index + 1]), x)
-    return x
+        state = jax.block_until_ready(step(np.int32(index), state, _step_keys(keys, index)))
+        callback(index + 1, float(sigmas[index + 1]), latents_of(state))
+    return latents_of(state)
+
+
+def _levels(sigmas: Float[Array, "steps_plus_1"], index: int | Array) -> tuple[Array, Array, Array]:
+    """The noise levels before (its own at the first step), of and after steps."""
+    return sigmas[jnp.maximum(index - 1, 0)], sigmas[index], sigmas[index + 1]
 
 
 def _step_keys(keys: Array | None, index: int | Array) -> Array | None:

@@ -1,0 +1,94 @@
+"""What cheaper sampling costs in quality: `python benchmarks/approximations.py [--objects 64] [--json]`.
+
+Orbits of held-out figures by sv3d-mini, from the same noise by every method. PSNR of all frames but the input view:
+against the true views, and against the orbit of the model's own steps with Euler's solver. Calls are those of the
+network for one orbit, two in a step with guidance.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+
+import numpy as np
+
+from sv3d_jax.cameras.orbit import CameraPath
+from sv3d_jax.devices import enable_compile_cache
+from sv3d_jax.diffusion.sampler import SOLVERS, Method
+from sv3d_jax.metrics.images import psnr
+from sv3d_jax.pipeline import Pipeline
+from sv3d_jax.preprocess import PreparedImage
+from sv3d_jax.progress import Progress
+from sv3d_jax.train.evaluate import HeldOut, held_out_orbits
+
+INTERVALS = (
+    (0.0, 10.0),
+    (0.5, 60.0),
+    (0.5, 10.0),
+    (1e6, 1e6),
+)  # noise levels; the last is no guidance at all
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--objects", type=int, default=64)
+    parser.add_argument("--json", action="store_true", help="print the table as JSON")
+    options = parser.parse_args()
+    enable_compile_cache()
+
+    pipe = Pipeline.from_pretrained("mini")
+    model, own_steps = pipe.config, pipe.config.num_steps
+    held_out = held_out_orbits(options.objects, model.num_frames, model.native_size)
+    methods = [(Method(solver=solver), steps) for steps in (own_steps, own_steps // 2) for solver in SOLVERS]
+    methods += [(Method(guidance_interval=interval), own_steps) for interval in INTERVALS]
+    exact, rows = None, []
+    with Progress() as progress:
+        for method, steps in methods:
+            frames, seconds = orbits(pipe, held_out, method, steps, progress)
+            exact = frames if exact is None else exact
+            rows.append(
+                {
+                    "solver": method.solver,
+                    "steps": steps,
+                    "guidance_interval": method.guidance_interval,
+                    "calls": steps + sum(method.guided(pipe.sigmas(steps))),
+                    "sample_s": round(seconds, 3),
+                    "psnr_truth": round(likeness(frames, held_out.images / np.float32(255)), 2),
+                    "psnr_exact": None if frames is exact else round(likeness(frames, exact), 2),
+                }
+            )
+            print(rows[-1], file=sys.stderr, flush=True)
+    if options.json:
+        print(json.dumps({"objects": options.objects, "rows": rows}, indent=1))
+
+
+def orbits(
+    pipe: Pipeline, held_out: HeldOut, method: Method, steps: int, progress: Progress
+) -> tuple[np.ndarray, float]:
+    """Frames in [0, 1] `n f h w 3` and the median seconds of sampling an orbit."""
+    frames, seconds = [], []
+    progress.stage(f"{method.solver} {steps}", total=len(held_out.images))
+    for seed, (views, cameras) in enumerate(zip(*held_out, strict=True)):
+        side = views.shape[1]
+        azimuths_deg = (cameras.azimuths_deg - cameras.azimuths_deg[-1]) % 360.0
+        orbit = pipe(
+            PreparedImage(views[-1], (0, 0, side, side)),
+            cameras=CameraPath(azimuths_deg, cameras.elevations_deg),
+            num_steps=steps,
+            method=method,
+            seed=seed,
+            output_type="np",
+        )
+        frames.append(orbit.frames)
+        seconds.append(orbit.timings["sample"])
+        progress.advance()
+    return np.stack(frames), statistics.median(seconds)
+
+
+def likeness(frames: np.ndarray, others: np.ndarray) -> float:
+    """Mean PSNR in dB of all frames but the last of each orbit."""
+    return float(np.mean([psnr(a[:-1], b[:-1]).mean() for a, b in zip(frames, others, strict=True)]))
+
+
+if __name__ == "__main__":
+    main()
