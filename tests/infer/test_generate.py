@@ -156,11 +156,30 @@ def test_picture_that_cannot_be_used_stops_before_any_work(place, tmp_path, caps
         ("seed", -1, "--seed"),
         ("size", 5000, "--size"),
         ("decode_chunk", 0, "--decode-chunk"),
+        ("guidance_interval", (3.0, 1.0), "--guidance-interval 3 1: a lower and a higher noise level"),
     ],
 )
 def test_option_out_of_range_names_its_flag(option, value, says):
     with pytest.raises(InputError, match=says):
         OrbitConfig(images=(Path("a.png"),), output=Path("out"), **{option: value})
+
+
+def test_churn_needs_the_solver_that_knows_it():
+    with pytest.raises(InputError, match="--churn goes with --solver euler, not with dpmpp_2m"):
+        OrbitConfig(images=(Path("a.png"),), output=Path("out"), churn=1.0, solver="dpmpp_2m")
+
+
+def test_how_it_is_sampled_can_be_said(made, place):
+    """Other solvers and intervals of guidance give other frames of the same orbit."""
+    options = ("--solver", "dpmpp_2m", "--guidance-interval", "1", "20")
+    assert orbit(place, place / "ball.png", "-o", place / "otherwise", *options) == 0
+    config = json.loads((place / "otherwise" / "run.json").read_text())["config"]
+    assert (config["solver"], config["guidance_interval"]) == (
+        "dpmpp_2m",
+        [1.0, 20.0],
+    )
+    changed = read_orbit(place / "otherwise").images[:-1] != read_orbit(made / "ball").images[:-1]
+    assert changed.any()
 
 
 def test_size_that_the_networks_cannot_halve_is_refused(place, capsys):
