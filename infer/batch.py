@@ -64,9 +64,8 @@ class OrbitSampler:
                     raise
                 self._progress.note(error.message)
             del self._attempts[0]
-            self.__dict__.pop(
-                "pipeline", None
-            )  # before the next one is loaded; absent if loading was too much
+            # Before the next one is loaded; absent if loading was too much.
+            self.__dict__.pop("pipeline", None)
             self._progress.note(f"trying again with {_changes(self._asked, self._attempts[0])}")
 
     def _sample(self, pictures: list[PreparedImage]) -> list[Orbit]:

@@ -39,7 +39,7 @@ class OrbitConfig(PathConfig, CommonConfig):
     guidance_interval: tuple[float, float] | None = None
     """lowest and highest noise level with guidance (default: all); steps outside cost half"""
     solver: Literal["euler", "dpmpp_2m"] = "euler"
-    """euler is SV3D's own; dpmpp_2m is of second order, for fewer steps"""
+    """euler is SV3D's own; dpmpp_2m is of second order, which is no gain for mini"""
     churn: float = 0.0
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

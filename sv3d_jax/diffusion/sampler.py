@@ -19,7 +19,6 @@ from sv3d_jax.hoist import hoist
 State = Array | tuple[Array, Array]
 """Latents `b f h w c`; for a solver of second order also what the last step took for the denoised ones."""
 
-
 SOLVERS = ("euler", "dpmpp_2m")
 
 
@@ -42,8 +41,8 @@ class Churn:
 class Method:
     """How the probability-flow ODE is solved; as SV3D does it unless something is said.
 
-    euler takes one call of the network a step, and so does dpmpp_2m, which also uses the call before (second order,
-    fewer steps). `guidance_interval` are the lowest and the highest noise level at which there is guidance
+    euler takes one call of the network a step, and so does dpmpp_2m, which also uses the call before (second
+    order). `guidance_interval` are the lowest and the highest noise level at which there is guidance
     (Kynkaanniemi et al., arXiv 2404.07724); the steps outside of it cost half.
     """
 
