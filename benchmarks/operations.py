@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from sv3d_jax.models.attention import FeedForward
-from sv3d_jax.models.layers import Compute, GroupNorm, UpsampleConv2d, attend, conv2d, temporal_conv
+from sv3d_jax.models.layers import Compute, GroupNorm, UpsampleConv2d, attend, conv2d, silu, temporal_conv
 
 FRAMES = 21
 COMPUTE = Compute()
@@ -129,7 +128,7 @@ def norm(channels: int, side: int) -> Case:
     image = channels_last(x).contiguous()  # the faster layout of torch
     weights = torch.from_numpy(scale), torch.from_numpy(bias)
     return (
-        lambda x, scale, bias: nn.silu(layer.apply({"params": {"scale": scale, "bias": bias}}, x)),
+        lambda x, scale, bias: silu(layer.apply({"params": {"scale": scale, "bias": bias}}, x)),
         lambda: F.silu(F.group_norm(image, 32, *weights, eps=1e-5)),
         [x, scale, bias],
     )

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute, Dense, DenseKernel, GroupNorm, LayerNorm, attend
+from sv3d_jax.models.layers import Compute, Dense, DenseKernel, GroupNorm, LayerNorm, attend, gelu, silu
 from sv3d_jax.models.resnet import TimeMixer
 
 
@@ -32,7 +32,7 @@ class SpatioTemporalTransformer(nn.Module):
 
         position = sinusoidal(frame_index, c).astype(compute.dtype)
         position = Dense(4 * c, compute=compute, name="time_pos_embed_0")(position)
-        position = Dense(c, compute=compute, name="time_pos_embed_2")(nn.silu(position))
+        position = Dense(c, compute=compute, name="time_pos_embed_2")(silu(position))
         temporal = TemporalBlock(config, compute, name="time_stack_0")(
             spatial + position[:, :, None], context[:, 0]
         )
@@ -173,4 +173,4 @@ class GEGLU(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... d"]:
         value, gate = jnp.split(Dense(2 * self.features, compute=self.compute, name="proj")(x), 2, axis=-1)
-        return value * nn.gelu(gate, approximate=False)
+        return value * gelu(gate)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.config import TowerConfig
-from sv3d_jax.models.layers import Compute, Dense, LayerNorm, attend, torch_uniform
+from sv3d_jax.models.layers import Compute, Dense, LayerNorm, attend, gelu, torch_uniform
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -163,7 +163,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n l c"]) -> Float[Array, "n l c"]:
         c = x.shape[-1]
-        hidden = nn.gelu(Dense(self.ratio * c, compute=self.compute, name="c_fc")(x), approximate=False)
+        hidden = gelu(Dense(self.ratio * c, compute=self.compute, name="c_fc")(x))
         return Dense(c, compute=self.compute, name="c_proj")(hidden)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sv3d_jax.models import layers
+from sv3d_jax.models import layers, winograd
 from sv3d_jax.models.layers import Compute
 
 
@@ -79,3 +79,75 @@ def test_doubling_folded_into_the_convolution_is_doubling_then_convolution(size)
 
     ours, theirs = (jax.grad(total, 1)(layer, params)["params"] for layer in (folded, plain))
     np.testing.assert_allclose(ours["kernel"], theirs["kernel"], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shape", "taps"), [((2, 6, 8, 5), (3, 3)), ((2, 9, 3, 2, 5), (3,)), ((1, 1, 1, 1, 5), (3,))]
+)
+def test_convolution_by_fewer_products_is_the_plain_one(shape, taps):
+    """Values and gradients, against sums in float64."""
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal(shape), rng.standard_normal((*taps, 5, 7))
+    axes = range(1, 1 + len(taps))
+    padded = np.pad(x, [(int(axis in axes),) * 2 for axis in range(x.ndim)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, taps, axis=tuple(axes))
+    letters = "ij"[: len(taps)]
+    expected = np.einsum(f"...c{letters},{letters}cd->...d", windows, kernel)
+    form = winograd.conv3x3 if len(taps) == 2 else winograd.conv3
+    x, kernel = jnp.float32(x), jnp.float32(kernel)
+    np.testing.assert_allclose(form(x, kernel), expected, atol=1e-5 * np.abs(expected).max())
+
+    def plain(x, kernel):
+        if len(taps) == 2:
+            return layers.conv2d(x, kernel, 1, ((1, 1), (1, 1)), Compute(reference=True))
+        return layers.temporal_conv(x, kernel, Compute(reference=True))
+
+    ours, theirs = (
+        jax.grad(lambda *inputs, f=f: jnp.sin(f(*inputs)).sum(), (0, 1))(x, kernel) for f in (form, plain)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
+
+
+def test_fewer_products_are_for_wide_layers_on_a_cpu(monkeypatch):
+    """Which form a layer takes; what comes out is the same up to rounding."""
+    taken = []
+    for name in ("conv3", "conv3x3"):
+        form = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *inputs, f=form, n=name: taken.append(n) or f(*inputs))
+    wide, narrow = jnp.ones((2, 4, 8, 8, 256)), jnp.ones((2, 4, 8, 8, 255))
+    for x in (wide, narrow, wide[:, :, :7], wide.astype(jnp.bfloat16), wide[:, :1]):
+        for compute in (Compute(platform="cpu"), Compute(platform="tpu"), Compute(reference=True)):
+            kernel = jnp.ones((3, 3, x.shape[-1], 256), x.dtype)
+            frames = x.reshape(-1, *x.shape[2:])
+            y = layers.conv2d(frames, kernel, 1, ((1, 1), (1, 1)), compute)
+            np.testing.assert_allclose(y[0, 1, 1], 9 * x.shape[-1], rtol=1e-2)
+            layers.temporal_conv(x, kernel[0], compute)
+    assert taken == ["conv3x3", "conv3"]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("shape", [(3, 4, 5, 8), (2, 3, 4, 5, 8)])
+def test_group_norm_is_that_of_the_plain_form(shape, platform):
+    """Frames alone or pooled over a video, with means that are large against the deviation."""
+    x = 300.0 + jnp.arange(8) + jax.random.normal(jax.random.key(0), shape)
+    params = {"scale": jnp.linspace(0.5, 2, 8), "bias": jnp.linspace(-1, 1, 8)}
+
+    def total(params, x, compute):
+        y = layers.GroupNorm(1e-5, 4, compute).apply({"params": params}, x)
+        return jnp.sin(y).sum(), y
+
+    ours, theirs = (
+        jax.value_and_grad(total, (0, 1), has_aux=True)(params, x, compute)
+        for compute in (Compute(platform=platform), Compute(reference=True))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-3), ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("ours", "theirs"), [(layers.silu, jax.nn.silu), (layers.gelu, jax.nn.gelu)])
+def test_activations_are_exact(ours, theirs, dtype):
+    x = jnp.linspace(-12, 12, 97, dtype=dtype)
+    exact = {} if theirs is jax.nn.silu else {"approximate": False}
+    expected = theirs(x.astype(jnp.float32), **exact)
+    eps = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(ours(x).astype(jnp.float32), expected, rtol=eps, atol=1e-6)
