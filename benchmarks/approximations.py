@@ -1,8 +1,8 @@
 """What cheaper sampling costs in quality: `python benchmarks/approximations.py [--objects 64] [--json]`.
 
 Orbits of held-out figures by sv3d-mini, from the same noise by every method. PSNR of all frames but the input view:
-against the true views, and against the orbit of the model's own steps with Euler's solver. Calls are those of the
-network for one orbit, two in a step with guidance.
+against the true views, and against the orbit of the model's own steps with Euler's solver. Calls are those of the whole
+network for one orbit, two in a step with guidance; those of its first level alone are counted apart.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.devices import enable_compile_cache
-from sv3d_jax.diffusion.sampler import SOLVERS, Method
+from sv3d_jax.diffusion.sampler import SOLVERS, Method, StepKind
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.preprocess import PreparedImage
@@ -27,6 +27,7 @@ INTERVALS = (
     (0.5, 10.0),
     (1e6, 1e6),
 )  # noise levels; the last is no guidance at all
+CACHE_INTERVALS = (2, 3, 5)
 
 
 def main() -> None:
@@ -41,6 +42,7 @@ def main() -> None:
     held_out = held_out_orbits(options.objects, model.num_frames, model.native_size)
     methods = [(Method(solver=solver), steps) for steps in (own_steps, own_steps // 2) for solver in SOLVERS]
     methods += [(Method(guidance_interval=interval), own_steps) for interval in INTERVALS]
+    methods += [(Method(cache_interval=interval), own_steps) for interval in CACHE_INTERVALS]
     exact, rows = None, []
     with Progress() as progress:
         for method, steps in methods:
@@ -51,7 +53,8 @@ def main() -> None:
                     "solver": method.solver,
                     "steps": steps,
                     "guidance_interval": method.guidance_interval,
-                    "calls": steps + sum(method.guided(pipe.sigmas(steps))),
+                    "cache_interval": method.cache_interval,
+                    **calls(method.kinds(pipe.sigmas(steps))),
                     "sample_s": round(seconds, 3),
                     "psnr_truth": round(likeness(frames, held_out.images / np.float32(255)), 2),
                     "psnr_exact": None if frames is exact else round(likeness(frames, exact), 2),
@@ -60,6 +63,14 @@ def main() -> None:
             print(rows[-1], file=sys.stderr, flush=True)
     if options.json:
         print(json.dumps({"objects": options.objects, "rows": rows}, indent=1))
+
+
+def calls(kinds: list[StepKind]) -> dict[str, int]:
+    """Calls of the whole network and of its first level alone."""
+    counts = {"calls": 0, "first_level_calls": 0}
+    for kind in kinds:
+        counts["first_level_calls" if kind.levels == "first" else "calls"] += 2 if kind.is_guided else 1
+    return counts
 
 
 def orbits(

@@ -24,13 +24,14 @@ from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.cost import live_bytes, product_flop
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.guidance import triangular_scale
-from sv3d_jax.diffusion.sampler import Method
+from sv3d_jax.diffusion.sampler import Method, State, StepKind
 from sv3d_jax.infer.bench import random_params
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
-from sv3d_jax.pipeline import Pipeline, sampler_program
+from sv3d_jax.pipeline import Pipeline
+from sv3d_jax.sampling import UNetSampler
 from sv3d_jax.weights.hub import read_model_config
 
 FRAMES, SIDES = (7, 14, 21, 42, 63), (256, 384, 576, 768, 1024)
@@ -77,12 +78,12 @@ def step_cost(frames: int, size: int) -> dict:
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     condition = Conditioning(float32(1, 1, 1024), float32(1, frames, side, side, 4), float32(1, frames, 1280))
     fixed, x = (params, condition, float32(frames)), float32(1, frames, side, side, 4)
-    program = sampler_program(model.unet, compute, Method(), 50, fixed, x, None)
+    program = UNetSampler(model.unet, compute).program(StepKind(), Method(), 50, fixed, State(x))
     sigmas, index = float32(51), jax.ShapeDtypeStruct((), jnp.int32)
     prepared = jax.eval_shape(program.prepare, fixed, sigmas)
 
     def step(params, prepared, condition, scale, sigmas, index, x):
-        return program.step((params, condition, scale), sigmas, prepared, index, x, None)
+        return program.step((params, condition, scale), sigmas, prepared, index, State(x), None)
 
     inputs = (params, prepared, condition, float32(frames), sigmas, index, x)
     kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(prepared))

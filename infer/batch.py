@@ -82,6 +82,7 @@ class OrbitSampler:
                 solver=now.solver,
                 churn=Churn(s_churn=now.churn) if now.churn else None,
                 guidance_interval=now.guidance_interval,
+                cache_interval=now.cache_interval,
             ),
             seed=now.seed,
             size=now.size,
@@ -121,7 +122,8 @@ def _attempts(config: OrbitConfig) -> list[OrbitConfig]:
     """The settings and, with --auto-fit, what to try after them when memory runs out; the size stays."""
     attempts = [config]
     if config.auto_fit:
-        for change in ({"decode_chunk": 1}, {"low_memory": True}, {"dtype": "bfloat16"}):
+        in_halves = {"low_memory": True} if config.cache_interval == 1 else {}  # they do not go together
+        for change in ({"decode_chunk": 1}, in_halves, {"dtype": "bfloat16"}):
             attempts.append(replace(attempts[-1], **change))
     return [new for new, old in zip(attempts, [None, *attempts], strict=False) if new != old]
 

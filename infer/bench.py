@@ -16,15 +16,16 @@ from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.cost import product_flop
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.guidance import triangular_scale
-from sv3d_jax.diffusion.sampler import Method
+from sv3d_jax.diffusion.sampler import Method, State, StepKind
 from sv3d_jax.infer.config import BenchConfig
 from sv3d_jax.io.outputs import peak_memory
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.video_unet import init_unet
-from sv3d_jax.pipeline import Pipeline, sampler_program
+from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.plan import check_size, memory_advice, plan_orbit, require_accelerator
 from sv3d_jax.progress import Progress
+from sv3d_jax.sampling import UNetSampler
 from sv3d_jax.weights.hub import read_model_config
 from sv3d_jax.weights.key_map import model_parameters, tree_from_leaves
 
@@ -139,9 +140,10 @@ def step_flop(model: ModelConfig, batch: int, frames: int, size: int) -> float:
     params = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
     condition = Conditioning(shape(batch, 1, width), x, shape(batch, frames, model.unet.vector_width))
     fixed = (params, condition, shape(frames))
-    program = sampler_program(model.unet, Compute(reference=True), Method(), 1, fixed, x, None)
+    sampler = UNetSampler(model.unet, Compute(reference=True))
+    program = sampler.program(StepKind(), Method(), 1, fixed, State(x))
     step = jax.make_jaxpr(lambda *inputs: program.step(inputs[0], inputs[1], (), 0, inputs[2], None))
-    return product_flop(step(fixed, shape(2), x).jaxpr)
+    return product_flop(step(fixed, shape(2), State(x)).jaxpr)
 
 
 def product_tflops(dtype: Any) -> float:

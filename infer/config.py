@@ -38,6 +38,8 @@ class OrbitConfig(PathConfig, CommonConfig):
     """highest guidance scale (default: the model's own; 2.5 for SV3D)"""
     guidance_interval: tuple[float, float] | None = None
     """lowest and highest noise level with guidance (default: all); steps outside cost half"""
+    cache_interval: int = 1
+    """of so many steps one runs the whole network, the others its first level alone; 1: all run it whole"""
     solver: Literal["euler", "dpmpp_2m"] = "euler"
     """euler is SV3D's own; dpmpp_2m is of second order, which is no gain for mini"""
     churn: float = 0.0
@@ -67,6 +69,7 @@ class OrbitConfig(PathConfig, CommonConfig):
             ("cfg_min", 0, 100),
             ("cfg_max", 0, 100),
             ("churn", 0, 1000),
+            ("cache_interval", 1, 1000),
             ("size", 8, 4096),
             ("frame_ratio", 0.05, 1),
             ("decode_chunk", 1, 128),
@@ -83,6 +86,8 @@ class OrbitConfig(PathConfig, CommonConfig):
             raise InputError(f"--guidance-interval {low:g} {high:g}: a lower and a higher noise level")
         if self.churn and self.solver != "euler":
             raise InputError(f"--churn goes with --solver euler, not with {self.solver}")
+        if self.cache_interval > 1 and self.low_memory:
+            raise InputError("--cache-interval does not go with --low-memory")
 
     def camera_path(self) -> CameraPath:
         """The path of --cameras, or of the flags."""

@@ -18,28 +18,19 @@ from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.conditioning import camera_vector, condition_on
 from sv3d_jax.devices import memory_in_use
-from sv3d_jax.diffusion.denoiser import Conditioning, Denoise, conditional_denoiser, guided_denoiser
+from sv3d_jax.diffusion.denoiser import Conditioning, Denoise
 from sv3d_jax.diffusion.guidance import SCALES
-from sv3d_jax.diffusion.sampler import (
-    Method,
-    SamplerProgram,
-    State,
-    hoisted_program,
-    plain_program,
-    run_program,
-    sample_with_callback,
-    sampler_step,
-)
+from sv3d_jax.diffusion.sampler import Method, run_programs, sample_with_callback
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Picture, read_picture
-from sv3d_jax.models.config import ModelConfig, UNetConfig
+from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments
-from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
 from sv3d_jax.preprocess import PreparedImage, prepare_for
 from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.sampling import UNetSampler
 
 OUTPUT_TYPES = ("pil", "np", "jax", "latent")
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -127,6 +118,7 @@ class Pipeline:
         self.dtype = resolve_dtype(dtype)
         self.compute = Compute(DTYPES[self.dtype], reference, fold=not (reference or low_memory))
         self.mesh = mesh
+        self.unet = UNetSampler(config.unet, self.compute, low_memory, self._spread)
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
         self.programs: dict[Any, Callable] = {}
 
@@ -176,7 +168,7 @@ class Pipeline:
         image: a path, a PIL image, uint8 (h, w, 3 or 4), or a `Picture` or `PreparedImage`. Elevations are absolute,
         azimuths relative to the picture's view, which is the last frame; `cameras` takes the place of both. What is
         None is the model's own default. A seed per picture, or one for all. cfg: lowest and highest guidance scale.
-        `method`: the solver, churn, and at which noise levels there is guidance. After every step callback gets a
+        `method`: the solver, churn, where there is guidance, and cached levels. After every step callback gets a
         `StepInfo`; it may raise `Cancelled`.
         """
         images = image if isinstance(image, list) else [image]
@@ -277,8 +269,7 @@ class Pipeline:
 
     def denoiser(self, params: Params, condition: Conditioning, scale: Float[Array, "f"]) -> Denoise:
         """The denoiser with guidance; `params` of the UNet are handed in, so that no program holds a copy of them."""
-        given = (params, condition, scale)
-        return _denoiser(self.config.unet, self.compute, self.low_memory, self._spread, *given)
+        return self.unet.denoiser(params, condition, scale)
 
     def encode(self, params: Params, pixels: Float[Array, "n h w 3"]) -> Float[Array, "n h8 w8 c"]:
         """The model's latents of pictures in [-1, 1]; `params` of the encoder, which computes in float32."""
@@ -299,57 +290,44 @@ class Pipeline:
 
         One scan or, with `after_step`, a loop over one step that calls after_step(steps done, sigma, latents).
         """
-        num_steps, levels = len(sigmas) - 1, self._everywhere(np.asarray(sigmas, np.float32))
+        kinds, levels = method.kinds(sigmas), self._everywhere(np.asarray(sigmas, np.float32))
         fixed = (self._ready("unet"), condition, self._everywhere(scale))
-        state, guided = method.initial_state(noise, levels), method.guided(sigmas)
+        state = method.initial_state(noise, levels)
 
         @cache  # traced only where something is compiled
-        def program(is_guided):
-            given = (fixed, state, keys)
-            return sampler_program(
-                self.config.unet,
-                self.compute,
-                method,
-                num_steps,
-                *given,
-                self.low_memory,
-                self._spread,
-                is_guided,
-            )
+        def program(kind):
+            return self.unet.program(kind, method, len(kinds), fixed, state, keys)
 
         if after_step is None:
 
             def all_steps(*inputs):
-                programs = {flag: program(flag) for flag in set(guided)}
-                return run_program(programs, guided, method, *inputs)
+                programs = {kind: program(kind) for kind in dict.fromkeys(kinds)}
+                return run_programs(programs, kinds, method, *inputs)
 
-            name = ("sample", method, tuple(guided))
-            whole = self._compiled(all_steps, name, fixed, noise, levels, keys)
+            whole = self._compiled(all_steps, ("sample", method, tuple(kinds)), fixed, noise, levels, keys)
             return lambda: whole(fixed, noise, levels, keys)
 
-        def one_step(flag):
-            prepare = self._compiled(
-                lambda *inputs: program(flag).prepare(*inputs),
-                ("prepare", method, flag),
-                fixed,
-                levels,
-                split=False,
-            )
-            inputs = (fixed, levels, prepare(fixed, levels))
-            compiled = self._compiled(
-                lambda *inputs: program(flag).step(*inputs),
-                ("step", method, flag),
-                *inputs,
-                np.int32(0),
-                state,
-                keys,
-            )
-            return partial(compiled, *inputs)
+        def one_step(kind):
+            def prepare(*inputs):
+                return program(kind).prepare(*inputs)
 
-        steps = {flag: one_step(flag) for flag in set(guided)}
-        return lambda: sample_with_callback(
-            lambda index, *inputs: steps[guided[index]](index, *inputs), state, sigmas, after_step, keys
-        )
+            def step(*inputs):
+                return program(kind).step(*inputs)
+
+            prepared = self._compiled(prepare, ("prepare", method, kind), fixed, levels, split=False)
+            inputs = (fixed, levels, prepared(fixed, levels))
+            entering = jax.tree.map(self._split_shape, self.unet.entering(kind, state))
+            return partial(
+                self._compiled(step, ("step", method, kind), *inputs, np.int32(0), entering, keys), *inputs
+            )
+
+        steps = {kind: one_step(kind) for kind in dict.fromkeys(kinds)}
+
+        def run_step(index, state, keys):
+            kind = kinds[index]
+            return steps[kind](index, kind.entering(state), keys)
+
+        return lambda: sample_with_callback(run_step, state, sigmas, after_step, keys)
 
     def decode(
         self,
@@ -440,6 +418,12 @@ class Pipeline:
             return None
         return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]) if split else PartitionSpec())
 
+    def _split_shape(self, x: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+        """Shapes lie on the devices as what a program returns; arrays lie where they are."""
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._sharding(split=True))
+        return x
+
     @property
     def _devices(self) -> int:
         """Devices that a batch is divided over."""
@@ -448,51 +432,6 @@ class Pipeline:
     @property
     def _itemsize(self) -> int:
         return jnp.dtype(self.compute.dtype).itemsize
-
-
-def sampler_program(
-    config: UNetConfig,
-    compute: Compute,
-    method: Method,
-    num_steps: int,
-    fixed: tuple[Params, Conditioning, Float[Array, "f"]],
-    state: State,
-    keys: Array | None,
-    low_memory: bool = False,
-    spread: Callable[[Array], Array] = lambda x: x,
-    is_guided: bool = True,
-) -> SamplerProgram:
-    """Sampling from (parameters of the UNet, condition, guidance scale) and a state, all of which may be shapes.
-
-    `spread` says how the network's input lies on the devices. Without guidance the scale has no part.
-    """
-
-    def step(params, condition, scale, *rest):
-        given = (params, condition, scale if is_guided else None)
-        return sampler_step(_denoiser(config, compute, low_memory, spread, *given), method, num_steps, *rest)
-
-    if compute.reference or low_memory:
-        return plain_program(step)
-    return hoisted_program(step, fixed, state, keys)
-
-
-def _denoiser(
-    config: UNetConfig,
-    compute: Compute,
-    in_turn: bool,
-    spread: Callable[[Array], Array],
-    params: Params,
-    condition: Conditioning,
-    scale: Float[Array, "f"] | None,
-) -> Denoise:
-    unet = VideoUNet(config, compute)
-
-    def network(x, *rest):
-        return unet.apply({"params": params}, spread(x), *rest)
-
-    if scale is None:
-        return conditional_denoiser(network, condition)
-    return guided_denoiser(network, condition, scale, in_turn)
 
 
 def resolve_dtype(dtype: str) -> str:

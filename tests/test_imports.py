@@ -13,7 +13,7 @@ AREAS = ("infer", "recon", "train")
 LEVELS = (
     ("arrays", "errors", "config", "progress", "devices", "hoist", "cost", "cameras", "io"),
     ("models", "diffusion", "render", "geometry"),
-    ("weights", "plan", "preprocess", "conditioning", "pipeline", "parallel", "metrics"),
+    ("weights", "plan", "preprocess", "conditioning", "sampling", "pipeline", "parallel", "metrics"),
     AREAS,
     ("cli", "doctor", "__main__"),
 )

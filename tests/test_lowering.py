@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 from sv3d_jax.diffusion.denoiser import Conditioning
-from sv3d_jax.diffusion.sampler import Method, run_program
+from sv3d_jax.diffusion.sampler import Method, State, StepKind, run_programs
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
-from sv3d_jax.pipeline import sampler_program
+from sv3d_jax.sampling import UNetSampler
 from sv3d_jax.train.config import OptimizerConfig, TrainConfig
 from sv3d_jax.train.losses import unet_loss
 from sv3d_jax.train.optimizer import make_optimizer
@@ -70,8 +70,8 @@ def test_sampler(model, lowered):
     fixed, noise, sigmas = sampler_inputs(model)
 
     def sampler(compute, fixed, noise, sigmas):
-        program = sampler_program(model.unet, compute, Method(), 50, fixed, noise, None)
-        return run_program({True: program}, [True] * 50, Method(), fixed, noise, sigmas)
+        program = UNetSampler(model.unet, compute).program(StepKind(), Method(), 50, fixed, State(noise))
+        return run_programs({StepKind(): program}, [StepKind()] * 50, Method(), fixed, noise, sigmas)
 
     text = lowered(sampler, fixed, noise, sigmas, fold=True)
     check(text)

@@ -13,12 +13,21 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from sv3d_jax.cameras.orbit import CameraPath
+from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.diffusion.guidance import triangular_scale
-from sv3d_jax.diffusion.sampler import Churn, Method, plain_program, run_program, sample, sampler_step
+from sv3d_jax.diffusion.sampler import (
+    Churn,
+    Method,
+    StepKind,
+    plain_program,
+    run_programs,
+    sample,
+    sampler_step,
+)
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import CameraError, Cancelled, InputError
 from sv3d_jax.io.orbits import read_orbit
+from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import Progress
 from tests.reference_weights import reference_params, tiny_config
@@ -145,17 +154,70 @@ def test_guidance_in_an_interval_leaves_the_other_steps_without(pipe):
     """Programs take turns by the noise level; with and without a callback the same."""
     noise, sigmas = jnp.ones((1, 1, 1, 1, 1)), np.array([8.0, 4.0, 2.0, 1.0, 0.0], np.float32)
     method = Method(guidance_interval=(2.0, 4.0))
-    assert method.guided(sigmas) == [False, True, True, False]
+    kinds = method.kinds(sigmas)
+    assert [kind.is_guided for kind in kinds] == [False, True, True, False]
     programs = {
-        flag: plain_program(partial(sampler_step, lambda x, sigma, factor=factor: factor * x, method, 4))
+        StepKind(flag): plain_program(
+            partial(sampler_step, lambda x, sigma, factor=factor: factor * x, method, 4)
+        )
         for flag, factor in ((True, 0.5), (False, 0.25))
     }
-    x = run_program(programs, method.guided(sigmas), method, (), noise, sigmas)
+    x = run_programs(programs, kinds, method, (), noise, sigmas)
     expected = np.sqrt(65.0)
     for index, factor in enumerate((0.25, 0.5, 0.5, 0.25)):
         ratio = sigmas[index + 1] / sigmas[index]
         expected *= ratio + (1 - ratio) * factor
     assert float(x.item()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_all_levels_are_run_every_so_often_and_where_guidance_begins_or_ends():
+    sigmas = np.array([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0], np.float32)
+    kinds = Method(cache_interval=3, guidance_interval=(2.0, 6.0)).kinds(sigmas)
+    assert [kind.levels for kind in kinds] == [
+        *("keep", "first"),
+        *("keep", "first", "first", "keep", "first"),
+        "keep",
+    ]
+    assert {kind.levels for kind in Method().kinds(sigmas)} == {"all"}
+
+
+@pytest.mark.parametrize("callback", [None, lambda info: None])
+@pytest.mark.parametrize("method", [{}, {"guidance_interval": (0.5, 100.0)}, {"solver": "dpmpp_2m"}])
+def test_steps_of_the_first_level_take_what_the_last_whole_step_left(pipe, callback, method):
+    """Against a loop that keeps the features itself."""
+    method, steps = Method(cache_interval=3, **method), 6
+    orbit = pipe(picture(), seed=7, num_steps=steps, method=method, output_type="latent", callback=callback)
+    got = orbit.latents
+
+    noise, pixel_noise, _ = pipe.noise([7], 5, SIZE)
+    pixels = orbit.picture[None] / np.float32(255) * 2 - 1
+    condition = pipe.condition(pixels, pixel_noise, custom_orbit(None, 10.0, 5))
+    unet, params, sigmas = VideoUNet(pipe.config.unet, pipe.compute), pipe.params["unet"], pipe.sigmas(steps)
+    scale = triangular_scale(5, pipe.config.cfg_min, pipe.config.cfg_max)
+    state = method.initial_state(noise, sigmas)
+    for index, kind in enumerate(method.kinds(sigmas)):
+        if kind.levels == "keep":
+            deep = []
+
+        def apply(variables, *inputs, keeps=kind.levels == "keep", deep=deep):
+            if not keeps:
+                return unet.apply(variables, *inputs, deep=deep[0])
+            out, sown = unet.apply(variables, *inputs, mutable="deep")
+            deep[:] = sown["deep"]["deep"]
+            return out
+
+        denoise = pipe.unet.denoiser(params, condition, scale if kind.is_guided else None, apply)
+        levels = sigmas[max(index - 1, 0)], sigmas[index], sigmas[index + 1]
+        state = sampler_step(denoise, method, steps, *map(jnp.float32, levels), state, None)
+    np.testing.assert_allclose(got, state.latents[0], atol=5e-4)
+    exact = pipe(picture(), seed=7, num_steps=steps, output_type="latent").latents
+    assert np.abs(got - exact).max() > 5e-3
+
+
+def test_steps_of_the_first_level_do_not_go_with_guidance_in_halves():
+    method = Method(cache_interval=2)
+    with pytest.raises(InputError, match="guidance in two halves"):
+        tiny_pipeline(low_memory=True)(picture(), method=method)
 
 
 @pytest.mark.parametrize("callback", [None, lambda info: None])
@@ -180,6 +242,7 @@ def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
         ({"solver": "heun"}, "euler or dpmpp_2m"),
         ({"solver": "dpmpp_2m", "churn": Churn(s_churn=1.0)}, "churn goes with"),
         ({"guidance_interval": (3.0, 1.0)}, "a lower and a higher noise level, got 3 and 1"),
+        ({"cache_interval": 0}, "cache_interval is a number of steps, at least 1"),
     ],
 )
 def test_methods_that_cannot_be_are_refused(wrong, expected):

@@ -16,10 +16,32 @@ from sv3d_jax.diffusion.denoiser import Denoise
 from sv3d_jax.errors import InputError
 from sv3d_jax.hoist import hoist
 
-State = Array | tuple[Array, Array]
-"""Latents `b f h w c`; for a solver of second order also what the last step took for the denoised ones."""
-
 SOLVERS = ("euler", "dpmpp_2m")
+
+
+class State(NamedTuple):
+    """What goes from step to step."""
+
+    latents: Float[Array, "b f h w c"]
+    denoised: Float[Array, "b f h w c"] | None = None  # by the step before, for a solver of second order
+    deep: Float[Array, "n f h w d"] | None = (
+        None  # of the network's levels below the first, by the last step of all
+    )
+
+
+class StepKind(NamedTuple):
+    """Which program a step runs: with guidance or without, and how much of the network.
+
+    "all" runs all of it, "keep" also leaves what the levels below the first gave in the state, "first" takes that from
+    the state and runs the first level alone.
+    """
+
+    is_guided: bool = True
+    levels: Literal["all", "keep", "first"] = "all"
+
+    def entering(self, state: State) -> State:
+        """A state as a step of this kind takes it."""
+        return state if self.levels == "first" else state._replace(deep=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +65,14 @@ class Method:
 
     euler takes one call of the network a step, and so does dpmpp_2m, which also uses the call before (second
     order). `guidance_interval` are the lowest and the highest noise level at which there is guidance
-    (Kynkaanniemi et al., arXiv 2404.07724); the steps outside of it cost half.
+    (Kynkaanniemi et al., arXiv 2404.07724); the steps outside of it cost half. Of each `cache_interval` steps the first
+    runs the whole network, the others its first level on what the levels below gave then (DeepCache, arXiv 2312.00858).
     """
 
     solver: Literal["euler", "dpmpp_2m"] = "euler"
     churn: Churn | None = None
     guidance_interval: tuple[float, float] | None = None
+    cache_interval: int = 1
 
     def __post_init__(self):
         if self.solver not in SOLVERS:
@@ -60,21 +84,27 @@ class Method:
             raise InputError(
                 f"guidance_interval is a lower and a higher noise level, got {low:g} and {high:g}"
             )
+        if self.cache_interval < 1:
+            raise InputError(f"cache_interval is a number of steps, at least 1, got {self.cache_interval}")
 
-    def guided(self, sigmas: Float[np.ndarray, "steps_plus_1"]) -> list[bool]:
-        """Whether each step has guidance."""
+    def kinds(self, sigmas: Float[np.ndarray, "steps_plus_1"]) -> list[StepKind]:
+        """What each step runs."""
         low, high = self.guidance_interval or (0.0, math.inf)
-        return [bool(low <= sigma <= high) for sigma in sigmas[:-1]]
+        kinds: list[StepKind] = []
+        since = 0  # steps since all levels were run
+        for sigma in sigmas[:-1]:
+            is_guided = bool(low <= sigma <= high)
+            # A step with guidance has features of both its branches, one without has those of one.
+            is_due = not kinds or since == self.cache_interval or kinds[-1].is_guided != is_guided
+            since = 1 if is_due else since + 1
+            whole = "all" if self.cache_interval == 1 else "keep"
+            kinds.append(StepKind(is_guided, whole if is_due else "first"))
+        return kinds
 
     def initial_state(self, noise: Float[Array, "b f h w c"], sigmas: Float[Array, "steps_plus_1"]) -> State:
         """What the first step starts from."""
         x = initial_latents(noise, sigmas)
-        return x if self.solver == "euler" else (x, jnp.zeros_like(x))
-
-
-def latents_of(state: State) -> Float[Array, "b f h w c"]:
-    """The latents of a state."""
-    return state[0] if isinstance(state, tuple) else state
+        return State(x, None if self.solver == "euler" else jnp.zeros_like(x))
 
 
 def initial_latents(noise: Float[Array, "b f h w c"], sigmas: Float[Array, "steps_plus_1"]) -> Array:
@@ -124,19 +154,19 @@ def sampler_step(
 ) -> State:
     """One step: churn if it is on, with one key per video, then the solver's step."""
     if method.solver == "dpmpp_2m":
-        return dpmpp_2m_step(denoise, *state, sigma_before, sigma, sigma_next)
-    x, churn = latents_of(state), method.churn
+        return State(*dpmpp_2m_step(denoise, state.latents, state.denoised, sigma_before, sigma, sigma_next))
+    x, churn = state.latents, method.churn
     if churn is not None and churn.s_churn > 0:
         raised = sigma * (1.0 + churn.gamma(sigma, num_steps))
         spread = churn.s_noise * jnp.sqrt(jnp.square(raised) - jnp.square(sigma))
         noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
         x = x + spread * noise
         sigma = raised
-    return euler_step(denoise, x, sigma, sigma_next)
+    return State(euler_step(denoise, x, sigma, sigma_next))
 
 
 class SamplerProgram(NamedTuple):
-    """All steps of a sampler: what is computed before the first of them, and one step."""
+    """Steps of one kind: what is computed before the first of them, and one step."""
 
     prepare: Callable[[tuple, Float[Array, "steps_plus_1"]], Any]
     """(fixed arguments, sigmas) -> prepared values."""
@@ -185,32 +215,49 @@ def sample(
 
     Guidance is the business of `denoise`.
     """
-    num_steps = len(sigmas) - 1
-    program = plain_program(partial(sampler_step, denoise, method, num_steps))
-    return run_program({True: program}, [True] * num_steps, method, (), noise, sigmas, keys)
+    kinds = [StepKind()] * (len(sigmas) - 1)
+    program = plain_program(partial(sampler_step, denoise, method, len(kinds)))
+    return run_programs({StepKind(): program}, kinds, method, (), noise, sigmas, keys)
 
 
-def run_program(
-    programs: Mapping[bool, SamplerProgram],
-    guided: Sequence[bool],
+def run_programs(
+    programs: Mapping[StepKind, SamplerProgram],
+    kinds: Sequence[StepKind],
     method: Method,
     fixed: tuple,
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
     keys: Array | None = None,
 ) -> Float[Array, "b f h w c"]:
-    """All steps, each by the program with or that without guidance; a scan for every stretch, for use under jit."""
+    """All steps, each by the program of its kind; a scan for each stretch with or without guidance, for use in jit."""
     sigmas = jnp.asarray(sigmas, jnp.float32)
-    prepared = {flag: programs[flag].prepare(fixed, sigmas) for flag in set(guided)}
+    prepared = {kind: programs[kind].prepare(fixed, sigmas) for kind in dict.fromkeys(kinds)}
 
-    def step(flag, state, index):
+    def step(kind, index, state):
         keys_now = _step_keys(keys, index)
-        return programs[flag].step(fixed, sigmas, prepared[flag], index, state, keys_now), None
+        return programs[kind].step(fixed, sigmas, prepared[kind], index, kind.entering(state), keys_now)
+
+    def of_stretch(state, steps):
+        found = list(dict.fromkeys(kinds[index] for index in steps))
+        is_last = np.array([kinds[index] == found[-1] for index in steps])
+
+        def one(state, at):
+            index, is_last = at
+            if len(found) == 1:
+                return step(found[0], index, state), None
+            whole, rest = (partial(step, kind) for kind in found)
+            return jax.lax.cond(is_last, rest, whole, index, state), None
+
+        if found[0].levels == "keep":  # a scan's state has the same parts throughout
+            deep = jax.eval_shape(partial(step, found[0], steps[0]), state).deep
+            state = state._replace(deep=jnp.zeros(deep.shape, deep.dtype))
+        state, _ = jax.lax.scan(one, state, (jnp.asarray(steps), is_last))
+        return state._replace(deep=None)
 
     state = method.initial_state(noise, sigmas)
-    for flag, stretch in groupby(range(len(guided)), key=guided.__getitem__):
-        state, _ = jax.lax.scan(partial(step, flag), state, jnp.asarray(list(stretch)))
-    return latents_of(state)
+    for _, stretch in groupby(range(len(kinds)), key=lambda index: kinds[index].is_guided):
+        state = of_stretch(state, list(stretch))
+    return state.latents
 
 
 def sample_with_callback(
@@ -227,8 +274,8 @@ def sample_with_callback(
     """
     for index in range(len(sigmas) - 1):
         state = jax.block_until_ready(step(np.int32(index), state, _step_keys(keys, index)))
-        callback(index + 1, float(sigmas[index + 1]), latents_of(state))
-    return latents_of(state)
+        callback(index + 1, float(sigmas[index + 1]), state.latents)
+    return state.latents
 
 
 def _levels(sigmas: Float[Array, "steps_plus_1"], index: int | Array) -> tuple[Array, Array, Array]:

@@ -8,7 +8,7 @@ from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.attention import SpatioTemporalTransformer
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute, Conv2d, Dense, GroupNorm, UpsampleConv2d
+from sv3d_jax.models.layers import Compute, Conv2d, Dense, GroupNorm, UpsampleConv2d, silu
 from sv3d_jax.models.resnet import VideoResBlock
 
 
@@ -27,13 +27,15 @@ class VideoUNet(nn.Module):
         vector: Float[Array, "b f v"],
         image_only: Float[Array, "b f"] | None = None,
         frame_index: Float[Array, "b f"] | None = None,
+        deep: Float[Array, "b f h w d"] | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Network output in float32.
 
         x: noisy latents times c_in, then conditioning latents, along channels. context: image tokens, per video
         or per frame. vector: noise and camera embedding. image_only: nonzero for frames that are stills (their
         temporal branches are off). frame_index: the place of each frame in its orbit, 0 .. f-1 by default; give it
-        when the frames are some of a longer orbit.
+        when the frames are some of a longer orbit. deep: what the levels below the first gave another call (it sows
+        that as "deep", see `deep_shape`); only the first level is then computed.
 
         Sides must be divisible by 2^(levels - 1) so that the skips fit.
         """
@@ -52,9 +54,9 @@ class VideoUNet(nn.Module):
         width = config.embedding_width
         time = sinusoidal(c_noise, config.model_channels).astype(compute.dtype)
         time = Dense(width, compute=compute, name="time_embed_0")(time)
-        time = Dense(width, compute=compute, name="time_embed_2")(nn.silu(time))
+        time = Dense(width, compute=compute, name="time_embed_2")(silu(time))
         label = Dense(width, compute=compute, name="label_emb_0_0")(vector.astype(compute.dtype))
-        label = Dense(width, compute=compute, name="label_emb_0_2")(nn.silu(label))
+        label = Dense(width, compute=compute, name="label_emb_0_2")(silu(label))
         embedding = time + label
 
         ResBlock, Transformer = (
@@ -71,7 +73,7 @@ class VideoUNet(nn.Module):
 
         x = _on_frames(Conv2d(config.model_channels, compute=compute, name="input_blocks_0_0"), x)
         skips = [x]
-        levels = range(len(config.channel_mult))
+        levels = range(len(config.channel_mult) if deep is None else 1)
         for level in levels:
             for _ in range(config.num_res_blocks):
                 block = f"input_blocks_{len(skips)}"
@@ -83,12 +85,17 @@ class VideoUNet(nn.Module):
                 x = Downsample(compute, name=f"input_blocks_{len(skips)}_0")(x)
                 skips.append(x)
 
-        x = res_block(x, levels[-1], "middle_block_0")
-        x = transformer(x, "middle_block_1")
-        x = res_block(x, levels[-1], "middle_block_2")
+        if deep is None:
+            x = res_block(x, levels[-1], "middle_block_0")
+            x = transformer(x, "middle_block_1")
+            x = res_block(x, levels[-1], "middle_block_2")
 
-        block = 0
+        block = (len(config.channel_mult) - len(levels)) * (config.num_res_blocks + 1)
         for level in reversed(levels):
+            if level == 0 and deep is not None:
+                x = deep
+            elif level == 0:
+                self.sow("deep", "deep", x)
             for i in range(config.num_res_blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
                 x = res_block(x, level, f"output_blocks_{block}_0")
@@ -102,7 +109,7 @@ class VideoUNet(nn.Module):
 
         x = _on_frames(GroupNorm(1e-5, config.norm_groups, compute, name="out_0"), x)
         out = Conv2d(config.out_channels, zero_init=True, compute=compute, name="out_2")
-        return _on_frames(out, nn.silu(x)).astype(jnp.float32)
+        return _on_frames(out, silu(x)).astype(jnp.float32)
 
 
 class Downsample(nn.Module):
@@ -123,6 +130,13 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 c"]:
         return _on_frames(UpsampleConv2d(self.compute, name="conv"), x)
+
+
+def deep_shape(config: UNetConfig, x: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the features that the levels below the first give, for an input of shape `b f h w c`."""
+    if len(config.channel_mult) < 2:
+        raise ValueError("a UNet of one level has nothing below it")
+    return (*x[:4], config.model_channels * config.channel_mult[1])
 
 
 def _on_frames(layer, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h2 w2 d"]:

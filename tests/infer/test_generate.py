@@ -13,6 +13,7 @@ from PIL import Image
 
 from sv3d_jax.cli import main
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory
+from sv3d_jax.infer import batch
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.infer.generate import run_generate, run_orbit
 from sv3d_jax.io.images import Picture, read_picture
@@ -156,6 +157,7 @@ def test_picture_that_cannot_be_used_stops_before_any_work(place, tmp_path, caps
         ("seed", -1, "--seed"),
         ("size", 5000, "--size"),
         ("decode_chunk", 0, "--decode-chunk"),
+        ("cache_interval", 0, "--cache-interval 0: must lie between 1 and 1000"),
         ("guidance_interval", (3.0, 1.0), "--guidance-interval 3 1: a lower and a higher noise level"),
     ],
 )
@@ -169,9 +171,21 @@ def test_churn_needs_the_solver_that_knows_it():
         OrbitConfig(images=(Path("a.png"),), output=Path("out"), churn=1.0, solver="dpmpp_2m")
 
 
+def test_cache_interval_does_not_go_with_low_memory():
+    options = {"images": (Path("a.png"),), "output": Path("out"), "cache_interval": 2}
+    with pytest.raises(InputError, match="--cache-interval does not go with --low-memory"):
+        OrbitConfig(**options, low_memory=True)
+    attempts = batch._attempts(OrbitConfig(**options, auto_fit=True))
+    assert [(now.decode_chunk, now.low_memory, now.dtype) for now in attempts] == [
+        (None, False, "auto"),
+        (1, False, "auto"),
+        (1, False, "bfloat16"),
+    ]
+
+
 def test_how_it_is_sampled_can_be_said(made, place):
     """Other solvers and intervals of guidance give other frames of the same orbit."""
-    options = ("--solver", "dpmpp_2m", "--guidance-interval", "1", "20")
+    options = ("--solver", "dpmpp_2m", "--guidance-interval", "1", "20", "--cache-interval", "2")
     assert orbit(place, place / "ball.png", "-o", place / "otherwise", *options) == 0
     config = json.loads((place / "otherwise" / "run.json").read_text())["config"]
     assert (config["solver"], config["guidance_interval"]) == (
