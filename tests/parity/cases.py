@@ -28,6 +28,7 @@ class Family:
     compute: Callable[["Case", str], dict[str, np.ndarray]]
     tolerance: Callable[[str, str], Tolerance]
     slow: bool = False
+    paths: tuple[str, ...] = ("reference", "default")
 
     def is_input(self, name: str) -> bool:
         return re.fullmatch(self.inputs, name) is not None
@@ -84,10 +85,10 @@ def failures(case: Case, path: str, report: list[dict[str, Any]]) -> list[Record
     return [record for record in found if record.failed]
 
 
-def thousandth_more(case: Case) -> dict[str, np.ndarray]:
-    """The stored tensors with all but those given changed by 1e-3 relative.
+def a_little_more(case: Case, share: float) -> dict[str, np.ndarray]:
+    """The stored tensors with all but those given larger by a share.
 
-    Zeros become 1e-3. Of whole numbers one in a thousand, and at least one, changes by 1. What is empty (the shape
+    Zeros become the share. Of whole numbers one in a thousand, and at least one, changes by 1. What is empty (the shape
     of a scalar) gets a value.
     """
     changed = case.tensors()
@@ -97,7 +98,7 @@ def thousandth_more(case: Case) -> dict[str, np.ndarray]:
         if tensor.size == 0:
             changed[name] = np.ones(1)
         elif np.issubdtype(tensor.dtype, np.floating):
-            changed[name] = tensor * 1.001 if tensor.any() else tensor + 1e-3
+            changed[name] = tensor * (1 + share) if tensor.any() else tensor + share
         else:
             changed[name] = tensor.copy()
             changed[name].flat[::1000] ^= tensor.dtype.type(1)

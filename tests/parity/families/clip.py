@@ -10,6 +10,7 @@ from tests.parity.cases import Case, Family, load_safetensors
 from tests.parity.compare import EXACT, Tolerance, absolute
 from tests.parity.families.networks import (
     COMPUTE,
+    NETWORK_PATHS,
     Layers,
     channels_first,
     network_tolerance,
@@ -80,5 +81,6 @@ FAMILIES = (
         load=load_safetensors,
         compute=compute,
         tolerance=tolerance,
+        paths=NETWORK_PATHS,
     ),
 )

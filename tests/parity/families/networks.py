@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Params
@@ -16,9 +17,14 @@ from sv3d_jax.weights.key_map import Parameter, model_parameters, tree_from_leav
 from tests.parity.compare import Tolerance
 from tests.reference_weights import reference_tensor
 
-COMPUTE = {"reference": Compute(reference=True), "default": Compute()}
+COMPUTE = {
+    "reference": Compute(reference=True),
+    "default": Compute(),
+    "bfloat16": Compute(jnp.bfloat16),
+}
+NETWORK_PATHS = tuple(COMPUTE)
 # Sums in another order: twice what float32 itself costs the published modules, and as much again for the savings.
-NETWORK_LIMIT = {"reference": 2e-5, "default": 5e-5}
+NETWORK_LIMIT = {"reference": 2e-5, "default": 5e-5, "bfloat16": 3e-2}
 
 # A published Sequential without a last activation is known by its last layer with weights.
 _SEQUENTIAL = {

@@ -9,6 +9,7 @@ from tests.parity.cases import Case, Family, load_safetensors
 from tests.parity.compare import EXACT, Tolerance
 from tests.parity.families.networks import (
     COMPUTE,
+    NETWORK_PATHS,
     Layers,
     channels_first,
     channels_last,
@@ -78,6 +79,7 @@ FAMILIES = (
         load=load_safetensors,
         compute=compute,
         tolerance=tolerance,
+        paths=NETWORK_PATHS,
         slow=True,
     ),
 )

@@ -13,6 +13,7 @@ from tests.parity.cases import Case, Family, load_safetensors
 from tests.parity.compare import Tolerance, absolute
 from tests.parity.families.networks import (
     COMPUTE,
+    NETWORK_PATHS,
     Layers,
     channels_first,
     channels_last,
@@ -97,5 +98,6 @@ FAMILIES = (
         load=load_safetensors,
         compute=compute,
         tolerance=tolerance,
+        paths=NETWORK_PATHS,
     ),
 )
