@@ -3,8 +3,9 @@
     python benchmarks/train_step.py --json
 
 A step is forward, velocity-weighted loss, backward, clipping and AdamW; ours also draws its noise and keeps the
-running average. Each side lives in its own process and their steps alternate A B A B. On a CPU both compute in float32
-on the same number of threads (torch: channels_last, SDPA, fused AdamW). Needs the `bench` extra.
+running average. The default size is that of configs/model/sv3d_mid.toml. Each side lives in its own process and their
+steps alternate A B A B. On a CPU both compute in float32 on the same number of threads (torch: channels_last, SDPA,
+fused AdamW). Needs the `bench` extra.
 """
 
 import argparse
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--width", type=int, default=128, help="channels of the first level")
-    parser.add_argument("--frames", type=int, default=5)
-    parser.add_argument("--side", type=int, default=16, help="rows and columns of the latents")
+    parser.add_argument("--width", type=int, default=64, help="channels of the first level")
+    parser.add_argument("--frames", type=int, default=21)
+    parser.add_argument("--side", type=int, default=24, help="rows and columns of the latents")
     parser.add_argument("--batch", type=int, default=1, help="videos")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=2)
