@@ -124,11 +124,11 @@ def temporal_convolution(channels: int, side: int) -> Case:
 
 def norm(channels: int, side: int) -> Case:
     x, scale, bias = normal(FRAMES, side, side, channels), normal(channels), normal(channels)
-    layer = GroupNorm(1e-5)
+    layer = GroupNorm(1e-5, activation=silu)
     image = channels_last(x).contiguous()  # the faster layout of torch
     weights = torch.from_numpy(scale), torch.from_numpy(bias)
     return (
-        lambda x, scale, bias: silu(layer.apply({"params": {"scale": scale, "bias": bias}}, x)),
+        lambda x, scale, bias: layer.apply({"params": {"scale": scale, "bias": bias}}, x),
         lambda: F.silu(F.group_norm(image, 32, *weights, eps=1e-5)),
         [x, scale, bias],
     )

@@ -121,6 +121,9 @@ def test_live_bytes_are_what_the_compiler_allocates(tmp_path, dtype):
     loss, params, batch = unet_case(CONFIG, 8, tmp_path, dtype=dtype)
     gradient = jax.value_and_grad(loss)
     estimate = live_bytes(gradient, params, batch, KEY).total
-    memory = jax.jit(gradient).lower(params, batch, KEY).compile().memory_analysis()
-    compiled = memory.temp_size_in_bytes + memory.output_size_in_bytes
-    assert 1 / 1.5 < estimate / compiled < 1.5  # fusion takes some away, another order and padding add some
+    # By default a CPU begins operations as early as it can, and holds half as much again.
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    compiled = jax.jit(gradient).lower(params, batch, KEY).compile(compiler_options=options)
+    memory = compiled.memory_analysis()
+    allocated = memory.temp_size_in_bytes + memory.output_size_in_bytes
+    assert 1 / 1.5 < estimate / allocated < 1.5  # fusion takes some away, another order and padding add some

@@ -1,6 +1,7 @@
 """The transformer of the UNet: a spatial block on the tokens of each frame, then a temporal one on each position."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float
@@ -172,5 +173,10 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... d"]:
-        value, gate = jnp.split(Dense(2 * self.features, compute=self.compute, name="proj")(x), 2, axis=-1)
-        return value * gelu(gate)
+        return _gated(Dense(2 * self.features, compute=self.compute, name="proj")(x))
+
+
+@jax.checkpoint  # the gradient keeps what came in, not what erf gives
+def _gated(x: Float[Array, "... d2"]) -> Float[Array, "... d"]:
+    value, gate = jnp.split(x, 2, axis=-1)
+    return value * gelu(gate)

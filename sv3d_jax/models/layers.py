@@ -238,25 +238,33 @@ def temporal_conv(x: Float[Array, "b f h w c"], kernel: Float[Array, "3 c d"], c
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with 32 groups in float32; statistics pool over all axes between the first and the last.
+    """Group normalisation with 32 groups in float32, then an activation; statistics pool over all axes between the
+    first and the last.
 
-    Give frames as `n h w c` to pool per frame, a video as `b f h w c` to pool over its frames too.
+    Give frames as `n h w c` to pool per frame, a video as `b f h w c` to pool over its frames too. The gradient keeps
+    what came in and what goes out, and computes what is between again.
     """
 
     epsilon: float
     groups: int = 32
     compute: Compute = Compute()
+    activation: Callable[[Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "n ... c"]) -> Float[Array, "n ... c"]:
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        plain, folded = _group_norm_plain, partial(_group_norm_folded, compute=self.compute)
-        normalise = plain if self.compute.reference else folded
         frames = x.shape[1] if x.ndim == 5 else 1
-        rows = x.reshape(x.shape[0], frames, -1, channels).astype(jnp.float32)
-        y = normalise(rows, scale, bias, self.groups, self.epsilon)
+        rows = x.reshape(x.shape[0], frames, -1, channels)
+        activation = self.activation or (lambda y: y)
+        if self.compute.reference:
+            y = activation(
+                _group_norm_plain(rows.astype(jnp.float32), scale, bias, self.groups, self.epsilon)
+            )
+        else:
+            slope, offset = _group_norm_line(rows, scale, bias, self.groups, self.epsilon, self.compute)
+            y = _on_a_line(rows, slope, offset, activation, self.compute.dtype)
         return y.reshape(x.shape).astype(self.compute.dtype)
 
 
@@ -268,37 +276,42 @@ def _group_norm_plain(x: Float[Array, "n f p c"], scale, bias, groups: int, epsi
     return ((grouped - mean) * jax.lax.rsqrt(variance + epsilon)).reshape(x.shape) * scale + bias
 
 
-def _group_norm_folded(
+def _group_norm_line(
     x: Float[Array, "n f p c"], scale, bias, groups: int, epsilon: float, compute: Compute
-) -> Array:
-    """Moments of each channel of a frame first, then of groups and frames, then one multiply-add a value."""
-    n, f, p, c = x.shape
-    frames = x.reshape(n * f, p, c)
+) -> tuple[Float[Array, "n f 1 c"], Float[Array, "n f 1 c"]]:
+    """Slope and offset of each channel: from moments of each channel of a frame, then of groups and frames."""
+    n, f, _, c = x.shape
     grouped = (n, f, groups, c // groups)
-    mean, variance = (moment.reshape(grouped) for moment in _moments(frames, compute))
+    mean, variance = (moment.reshape(grouped) for moment in _moments(x, compute))
     group_mean = mean.mean((1, 3), keepdims=True)
     group_variance = (variance + jnp.square(mean - group_mean)).mean((1, 3))
     slope = scale * _on_channels(jax.lax.rsqrt(group_variance + epsilon), c, compute)
     offset = bias - _on_channels(group_mean[:, 0, :, 0], c, compute) * slope
-    slope, offset = (
-        jnp.broadcast_to(each[:, None], (n, f, c)).reshape(n * f, 1, c) for each in (slope, offset)
-    )
-    return frames * slope + offset
+    return tuple(jnp.broadcast_to(each[:, None, None], (n, f, 1, c)) for each in (slope, offset))
 
 
-def _moments(x: Float[Array, "n p c"], compute: Compute) -> tuple[Float[Array, "n c"], Float[Array, "n c"]]:
-    """Mean and variance over the second axis.
+@partial(jax.checkpoint, static_argnums=(3, 4))
+def _on_a_line(x: Array, slope: Array, offset: Array, activation: Callable[[Array], Array], dtype) -> Array:
+    return activation(x.astype(jnp.float32) * slope + offset).astype(dtype)
+
+
+@partial(jax.checkpoint, static_argnums=(1,))
+def _moments(
+    x: Float[Array, "n f p c"], compute: Compute
+) -> tuple[Float[Array, "n f c"], Float[Array, "n f c"]]:
+    """Mean and variance over the pixels, in float32.
 
     E[x^2] - E[x]^2 alone loses all digits when the mean is large against the deviation. A CPU goes over the values
     twice; elsewhere moments are taken about each channel's first value, which one pass can do.
     """
+    x = x.astype(jnp.float32)
     if compute.target == "cpu":
-        mean = x.mean(1)
-        return mean, jnp.square(x - mean[:, None]).mean(1)
-    anchor = jax.lax.stop_gradient(x[:, :1])
+        mean = x.mean(2)
+        return mean, jnp.square(x - mean[:, :, None]).mean(2)
+    anchor = jax.lax.stop_gradient(x[:, :, :1])
     shifted = x - anchor
-    first, second = shifted.mean(1), jnp.square(shifted).mean(1)
-    return anchor[:, 0] + first, jnp.maximum(second - jnp.square(first), 0.0)
+    first, second = shifted.mean(2), jnp.square(shifted).mean(2)
+    return anchor[:, :, 0] + first, jnp.maximum(second - jnp.square(first), 0.0)
 
 
 def _on_channels(x: Float[Array, "n g"], channels: int, compute: Compute) -> Float[Array, "n c"]:
@@ -323,10 +336,15 @@ class LayerNorm(nn.Module):
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        x = x.astype(jnp.float32)
-        centred = x - x.mean(-1, keepdims=True)
-        variance = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.compute.dtype)
+        normalise = partial(_layer_norm, epsilon=self.epsilon, dtype=self.compute.dtype)
+        return (normalise if self.compute.reference else jax.checkpoint(normalise))(x, scale, bias)
+
+
+def _layer_norm(x: Float[Array, "... c"], scale, bias, epsilon: float, dtype) -> Float[Array, "... c"]:
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt(variance + epsilon) * scale + bias).astype(dtype)
 
 
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -51,11 +51,11 @@ class VideoResBlock(nn.Module):
         b, f, h, w, c = x.shape
         compute = self.compute
         frames = x.reshape(b * f, h, w, c)
-        u = silu(GroupNorm(EPSILON, self.groups, compute, name="in_layers_0")(frames))
+        u = GroupNorm(EPSILON, self.groups, compute, silu, name="in_layers_0")(frames)
         u = Conv2d(self.features, compute=compute, name="in_layers_2")(u)
         shift = Dense(self.features, compute=compute, name="emb_layers_1")(silu(embedding))
         u = u + shift.reshape(b * f, 1, 1, self.features)
-        u = silu(GroupNorm(EPSILON, self.groups, compute, name="out_layers_0")(u))
+        u = GroupNorm(EPSILON, self.groups, compute, silu, name="out_layers_0")(u)
         u = Conv2d(self.features, zero_init=True, compute=compute, name="out_layers_3")(u)
         if c != self.features:
             frames = Conv2d(self.features, size=1, compute=compute, name="skip_connection")(frames)
@@ -81,9 +81,9 @@ class TemporalResBlock(nn.Module):
         self, x: Float[Array, "b f h w c"], embedding: Float[Array, "b f e"], scale: Array | None = None
     ) -> Float[Array, "b f h w c"]:
         features, compute = x.shape[-1], self.compute
-        u = silu(GroupNorm(EPSILON, self.groups, compute, name="in_layers_0")(x))
+        u = GroupNorm(EPSILON, self.groups, compute, silu, name="in_layers_0")(x)
         u = TemporalConv(features, compute=compute, name="in_layers_2")(u)
         shift = Dense(features, compute=compute, name="emb_layers_1")(silu(embedding))
         u = u + shift[:, :, None, None, :]
-        u = silu(GroupNorm(EPSILON, self.groups, compute, name="out_layers_0")(u))
+        u = GroupNorm(EPSILON, self.groups, compute, silu, name="out_layers_0")(u)
         return x + TemporalConv(features, zero_init=True, compute=compute, name="out_layers_3")(u, scale)

@@ -38,7 +38,7 @@ class Encoder(nn.Module):
                 name=f"down_{level}",
             )(x)
         x = Middle(config.norm_groups, compute, name="mid")(x)
-        x = silu(GroupNorm(EPSILON, config.norm_groups, compute, name="norm_out")(x))
+        x = GroupNorm(EPSILON, config.norm_groups, compute, silu, name="norm_out")(x)
         return Conv2d(2 * config.latent_channels, compute=compute, name="conv_out")(x)
 
 
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
                 compute=compute,
                 name=f"up_{level}",
             )(x)
-        x = silu(GroupNorm(EPSILON, config.norm_groups, compute, name="norm_out")(x))
+        x = GroupNorm(EPSILON, config.norm_groups, compute, silu, name="norm_out")(x)
         return Conv2d(3, compute=compute, name="conv_out")(x)
 
 
@@ -96,9 +96,9 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         groups, compute = self.groups, self.compute
-        h = silu(GroupNorm(EPSILON, groups, compute, name="norm1")(x))
+        h = GroupNorm(EPSILON, groups, compute, silu, name="norm1")(x)
         h = Conv2d(self.features, compute=compute, name="conv1")(h)
-        h = silu(GroupNorm(EPSILON, groups, compute, name="norm2")(h))
+        h = GroupNorm(EPSILON, groups, compute, silu, name="norm2")(h)
         h = Conv2d(self.features, compute=compute, name="conv2")(h)
         if x.shape[-1] != self.features:
             x = Conv2d(self.features, size=1, compute=compute, name="nin_shortcut")(x)

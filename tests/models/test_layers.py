@@ -1,11 +1,13 @@
 """Forms of one layer that must agree."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sv3d_jax.models import layers, winograd
+from sv3d_jax.models import attention, layers, winograd
 from sv3d_jax.models.layers import Compute
 
 
@@ -127,13 +129,14 @@ def test_fewer_products_are_for_wide_layers_on_a_cpu(monkeypatch):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("shape", [(3, 4, 5, 8), (2, 3, 4, 5, 8)])
-def test_group_norm_is_that_of_the_plain_form(shape, platform):
+@pytest.mark.parametrize("activation", [None, layers.silu])
+def test_group_norm_is_that_of_the_plain_form(shape, platform, activation):
     """Frames alone or pooled over a video, with means that are large against the deviation."""
     x = 300.0 + jnp.arange(8) + jax.random.normal(jax.random.key(0), shape)
     params = {"scale": jnp.linspace(0.5, 2, 8), "bias": jnp.linspace(-1, 1, 8)}
 
     def total(params, x, compute):
-        y = layers.GroupNorm(1e-5, 4, compute).apply({"params": params}, x)
+        y = layers.GroupNorm(1e-5, 4, compute, activation).apply({"params": params}, x)
         return jnp.sin(y).sum(), y
 
     ours, theirs = (
@@ -141,6 +144,25 @@ def test_group_norm_is_that_of_the_plain_form(shape, platform):
         for compute in (Compute(platform=platform), Compute(reference=True))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=3e-3), ours, theirs)
+
+
+NORM = {"params": {"scale": jnp.ones(32), "bias": jnp.zeros(32)}}
+BFLOAT16 = Compute(jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        partial(layers.GroupNorm(1e-5, 32, BFLOAT16, layers.silu).apply, NORM),
+        partial(layers.LayerNorm(compute=BFLOAT16).apply, NORM),
+        attention._gated,
+    ],
+    ids=["group norm and silu", "layer norm", "gate"],
+)
+def test_the_gradient_keeps_little_beside_what_came_in(layer):
+    x = jnp.ones((2, 32, 32, 32), jnp.bfloat16)
+    _, gradient = jax.vjp(layer, x)
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(gradient)) < 1.1 * x.nbytes
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -98,4 +98,5 @@ def test_the_published_model_fits_a_tpu_v5p_when_sharded(tmp_path):
     assert report["parameters"] == 1_525_278_442
     assert report["batch_per_device"] == [1, 21, 72, 72, 4]
     assert report["gb_per_device"]["optimizer"] == pytest.approx(2 * 4 * 1.525 / 4, rel=0.01)
-    assert "TPU v5p" in report["fits"]["remat, EMA"] and report["fits"]["no remat, EMA"] == ["H200"]
+    assert report["fits"]["no remat, EMA"] == ["A100", "H100", "H200", "TPU v5p"]
+    assert "TPU v6e" in report["fits"]["remat, EMA"] and "TPU v5e" in report["fits"]["remat, no EMA"]
