@@ -21,6 +21,7 @@ from tests.tiny_model import CONFIG
 STEPS = 24
 KILLS = 20
 DEADLINE_S = 300
+HALF_WRITTEN = "*.orbax-checkpoint-tmp"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +95,19 @@ def wait_for_step(folder: Path, output: str, step: int, process) -> None:
         time.sleep(0.02)
 
 
+def stop_in_save(checkpoints: Path, process) -> None:
+    """Return when the process stands still with a save half written."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        if any(checkpoints.glob(HALF_WRITTEN)):
+            process.send_signal(signal.SIGSTOP)
+            if any(checkpoints.glob(HALF_WRITTEN)):
+                return
+            process.send_signal(signal.SIGCONT)
+
+
 def forget_end(folder: Path, output: str) -> int:
     """Take a run's last checkpoints where it is almost done, and what it logged after those left; their last step."""
     checkpoints = folder / output / "checkpoints"
@@ -133,19 +147,19 @@ def assert_close(first: dict, second: dict, start: dict) -> None:
 def test_runs_killed_at_random_end_with_the_same_bits(folder):
     finish(start(folder, "unbroken", "--save-every", "1"))
     rng = random.Random(0)
-    saving = 0
-    for kill in range(KILLS):
+    for moment in ("start", "step", "save", "step") * (KILLS // 4):
         begun = forget_end(folder, "killed")
         process = start(folder, "killed", "--save-every", "1")
-        if kill % 4 == 0:  # some die before their first step
+        if moment == "start":
             time.sleep(rng.uniform(0, 4))
         else:
             wait_for_step(folder, "killed", begun + 1, process)
+        if moment == "step":
             time.sleep(rng.uniform(0, 0.3))
+        elif moment == "save":
+            stop_in_save(folder / "killed" / "checkpoints", process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        saving += any((folder / "killed" / "checkpoints").glob("*.orbax-checkpoint-tmp"))
-    assert saving >= KILLS // 4
     finish(start(folder, "killed", "--save-every", "1"))
     expected, resumed = arrays(folder, "unbroken"), arrays(folder, "killed")
     assert all(np.array_equal(expected[name], resumed[name]) for name in expected)
