@@ -102,6 +102,7 @@ class OrbitSampler:
             2 if resolve_dtype(now.dtype) == "bfloat16" else 4,
             now.decode_chunk,
             now.low_memory,
+            step_kinds=(2 if now.guidance_interval else 1) * (2 if now.cache_interval > 1 else 1),
         )
         require_accelerator(plan, jax.default_backend(), now.device)
         return plan

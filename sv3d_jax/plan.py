@@ -14,6 +14,8 @@ from sv3d_jax.weights.key_map import model_parameters
 FULL_SIZE = 200_000_000  # parameters from which a model is one for accelerators
 # Live activations of one guided step of SV3D are 5.3 GB in bfloat16: so many times the features of its first level.
 UNET_FEATURES = 38
+# Kernels and embeddings that are made once for all steps of a kind take so much of what the UNet's weights take.
+PREPARED_SHARE = 0.25
 DECODER_FEATURES = 4  # the same for a frame in the decoder
 SV3D_FLOP = 69.16e12  # one guided step of SV3D: 21 frames of 72x72 latents
 CPU_FLOPS_PER_CORE = 75e9
@@ -64,10 +66,12 @@ def plan_orbit(
     dtype_bytes: int = 4,
     decode_chunk: int | None = None,
     low_memory: bool = False,
+    step_kinds: int = 1,
 ) -> Plan:
     """Estimate for `batch` orbits sampled together; what is not given is the model's own.
 
-    With `low_memory` one part of the model is on the device at a time, and one branch of the guidance is computed.
+    With `low_memory` one part of the model is on the device at a time, one branch of the guidance is computed, and
+    nothing is prepared for all steps. step_kinds: how many kinds of steps there are, with guidance and without, say.
     """
     num_frames, size = num_frames or config.num_frames, size or config.native_size
     side = size // config.vae.downsampling
@@ -80,10 +84,12 @@ def plan_orbit(
     step_flop = (
         SV3D_FLOP * batch * num_frames / 21 * (side / 72) ** 2 * (config.unet.model_channels / 320) ** 2
     )
+    activations = UNET_FEATURES * features * dtype_bytes
+    prepared = int(PREPARED_SHARE * sizes["unet"]) * dtype_bytes * step_kinds
     return Plan(
         parameters=sizes.total(),
         weights_bytes=on_device * dtype_bytes,
-        sampling_bytes=UNET_FEATURES * features * dtype_bytes // (2 if low_memory else 1),
+        sampling_bytes=activations // 2 if low_memory else activations + prepared,
         decoding_bytes=chunk * _decoder_bytes(config, size, dtype_bytes),
         step_flop=step_flop,
         num_steps=num_steps or config.num_steps,
