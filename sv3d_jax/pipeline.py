@@ -100,7 +100,7 @@ class Pipeline:
     one after the other: the same orbit up to rounding, in less memory and more time.
 
     The first axis of a `mesh` divides the pictures of a batch. One orbit is divided by an axis named "cfg" of size 2,
-    between the branches of the guidance, and by one named "frames".
+    between the branches of the guidance, and by one named "frames"; with that alone the branches follow each other.
     """
 
     def __init__(
@@ -116,9 +116,12 @@ class Pipeline:
         self.config, self.low_memory = config, low_memory
         self.weights = weights or {}  # where they came from: source, path, sha256
         self.dtype = resolve_dtype(dtype)
-        self.compute = Compute(DTYPES[self.dtype], reference, fold=not (reference or low_memory))
+        sizes = mesh.shape if mesh is not None else {}
+        # The network lays branches and frames along one axis, of which a device can have whole branches only.
+        in_turn = low_memory or (sizes.get("frames", 1) > 1 and sizes.get("cfg", 1) == 1)
+        self.compute = Compute(DTYPES[self.dtype], reference, fold=not (reference or in_turn))
         self.mesh = mesh
-        self.unet = UNetSampler(config.unet, self.compute, low_memory, self._spread)
+        self.unet = UNetSampler(config.unet, self.compute, in_turn, self._spread)
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
         self.programs: dict[Any, Callable] = {}
 
