@@ -107,9 +107,9 @@ class VideoUNet(nn.Module):
                     x = Upsample(compute, name=f"output_blocks_{block}_{place}")(x)
                 block += 1
 
-        x = _on_frames(GroupNorm(1e-5, config.norm_groups, compute, silu, name="out_0"), x)
+        x = _on_frames(GroupNorm(1e-5, config.norm_groups, compute, name="out_0"), x)
         out = Conv2d(config.out_channels, zero_init=True, compute=compute, name="out_2")
-        return _on_frames(out, x).astype(jnp.float32)
+        return _on_frames(out, silu(x)).astype(jnp.float32)
 
 
 class Downsample(nn.Module):
