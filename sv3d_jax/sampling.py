@@ -68,7 +68,10 @@ class UNetSampler:
         such program.
         """
         if self.in_turn and kind.levels != "all":
-            raise InputError("steps of the first level alone do not go with guidance in two halves")
+            raise InputError(
+                "steps of the first level alone do not go with guidance in two halves",
+                hint="leave out cache_interval, or low_memory and a mesh with frames but without two branches",
+            )
         unet = VideoUNet(self.config, self.compute)
 
         def step(params, condition, scale, sigma_before, sigma, sigma_next, state, keys):

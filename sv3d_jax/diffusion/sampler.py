@@ -20,13 +20,15 @@ SOLVERS = ("euler", "dpmpp_2m")
 
 
 class State(NamedTuple):
-    """What goes from step to step."""
+    """What goes from step to step.
+
+    denoised: by the step before, for a solver of second order. deep: what the network's levels below the first gave in
+    the last step that ran them, for steps that do not.
+    """
 
     latents: Float[Array, "b f h w c"]
-    denoised: Float[Array, "b f h w c"] | None = None  # by the step before, for a solver of second order
-    deep: Float[Array, "n f h w d"] | None = (
-        None  # of the network's levels below the first, by the last step of all
-    )
+    denoised: Float[Array, "b f h w c"] | None = None
+    deep: Float[Array, "n f h w d"] | None = None
 
 
 class StepKind(NamedTuple):
