@@ -4,11 +4,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float
+from sv3d_jax.arrays import Array, Float, size_of_parts
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute, Dense, DenseKernel, GroupNorm, LayerNorm, attend, gelu, silu
+from sv3d_jax.models.layers import (
+    Compute,
+    Dense,
+    DenseKernel,
+    GroupNorm,
+    LayerNorm,
+    attend,
+    gelu,
+    scaled,
+    silu,
+)
 from sv3d_jax.models.resnet import TimeMixer
+
+MAX_ROWS = 1024  # of a feed-forward layer on a CPU: parts whose inner values stay in a cache
 
 
 class SpatioTemporalTransformer(nn.Module):
@@ -110,8 +122,8 @@ class SelfAttention(nn.Module):
 
 def _attend_over_frames(q, k, v, compute: Compute) -> Float[Array, "b f s k d"]:
     """Attention among the frames of each position, frames left where they are."""
-    scores = jnp.einsum("bfskd,bgskd->bskfg", q, k, precision=compute.precision).astype(jnp.float32)
-    weights = nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
+    scores = jnp.einsum("bfskd,bgskd->bskfg", scaled(q), k, precision=compute.precision)
+    weights = nn.softmax(scores.astype(jnp.float32), axis=-1).astype(q.dtype)
     return jnp.einsum("bskfg,bgskd->bfskd", weights, v, precision=compute.precision)
 
 
@@ -161,8 +173,19 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         c = x.shape[-1]
-        hidden = GEGLU(self.mult * c, compute=self.compute, name="net_0")(x)
-        return Dense(c, compute=self.compute, name="net_2")(hidden)
+        rows = size = x.size // c
+        if self.compute.on_one_cpu and not self.compute.reference:
+            size = size_of_parts(rows, MAX_ROWS)
+        if size == rows:
+            return self.layer(x)
+        one_part = nn.remat(lambda module, _, part: (None, module.layer(part)), prevent_cse=False)
+        over_parts = nn.scan(one_part, variable_broadcast="params", split_rngs={"params": False})
+        _, y = over_parts(self, None, x.reshape(-1, size, c))
+        return y.reshape(x.shape)
+
+    def layer(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        hidden = GEGLU(self.mult * x.shape[-1], compute=self.compute, name="net_0")(x)
+        return Dense(x.shape[-1], compute=self.compute, name="net_2")(hidden)
 
 
 class GEGLU(nn.Module):

@@ -10,10 +10,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float
+from sv3d_jax.arrays import Array, Float, size_of_parts
 
-MIN_CHANNELS = 256  # below, changing the sides costs more than the products that are saved
+# Fewer channels, and changing the sides costs more than the products that are saved.
+MIN_CHANNELS = 64
+MIN_CHANNELS_OVER_TIME = 256
 MIN_PIXELS = 512  # fewer, and changing the kernel does
+MAX_ROWS = (
+    512  # of a product: parts of the input that stay in a cache are changed, multiplied and changed back
+)
 
 
 class Transform(NamedTuple):
@@ -34,51 +39,100 @@ F2 = Transform(
     kernel=((1, 0, 0), (0.5, 0.5, 0.5), (0.5, -0.5, 0.5), (0, 0, 1)),
     outputs=((1, 1, 1, 0), (0, 1, -1, -1)),
 )
-F4 = Transform(
-    inputs=(
-        (4, 0, -5, 0, 1, 0),
-        (0, -4, -4, 1, 1, 0),
-        (0, 4, -4, -1, 1, 0),
-        (0, -2, -1, 2, 1, 0),
-        (0, 2, -1, -2, 1, 0),
-        (0, 4, 0, -5, 0, 1),
-    ),
+F3 = Transform(
+    inputs=((2, -1, -2, 1, 0), (0, -2, -1, 1, 0), (0, 2, -3, 1, 0), (0, -1, 0, 1, 0), (0, 2, -1, -2, 1)),
     kernel=(
-        (1 / 4, 0, 0),
-        (-1 / 6, -1 / 6, -1 / 6),
+        (1 / 2, 0, 0),
+        (-1 / 2, -1 / 2, -1 / 2),
         (-1 / 6, 1 / 6, -1 / 6),
-        (1 / 24, 1 / 12, 1 / 6),
-        (1 / 24, -1 / 12, 1 / 6),
+        (1 / 6, 1 / 3, 2 / 3),
         (0, 0, 1),
     ),
-    outputs=((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
+    outputs=((1, 1, 1, 1, 0), (0, 1, -1, 2, 0), (0, 1, 1, 4, 1)),
 )
 
 
 def is_worth_it(kernel: Float[Array, "... c d"], pixels: int) -> bool:
-    """Whether a convolution of so many pixels is faster this way on a CPU."""
-    return min(kernel.shape[-2:]) >= MIN_CHANNELS and pixels >= MIN_PIXELS and kernel.dtype == jnp.float32
+    """Whether a convolution of so many pixels, in the plane or over time, is faster this way on a CPU."""
+    least = MIN_CHANNELS if kernel.ndim == 4 else MIN_CHANNELS_OVER_TIME
+    return min(kernel.shape[-2:]) >= least and pixels >= MIN_PIXELS and kernel.dtype == jnp.float32
 
 
+@jax.custom_vjp
 def conv3(x: Float[Array, "b f h w c"], kernel: Float[Array, "3 c d"]) -> Float[Array, "b f h w d"]:
-    """Convolution along the second axis, zero beyond its ends, by F(4, 3); 3e-6 of the largest value off."""
-    frames = x.shape[1]
-    tiles = _tiles(x, F4, 1)
-    products = [tile @ tap for tile, tap in zip(tiles, _taps(kernel, F4, 0), strict=True)]
-    y = jnp.stack(_combine(F4.outputs, products), axis=2)
-    return y.reshape(len(x), -1, *y.shape[3:])[:, :frames]
+    """Convolution along the second axis, zero beyond its ends, by F(3, 3); 2e-6 of the largest value off."""
+    b, f, h, w, c = x.shape
+    size = size_of_parts(h * w, F3.step * MAX_ROWS // (b * f))
+    if size == h * w:
+        return _conv3(x, kernel)
+    taps, x = _taps(kernel, F3, 0), x.reshape(b, f, h * w, c)
+
+    def add_part(i, y):
+        part = jax.lax.dynamic_slice_in_dim(x, i * size, size, 2)
+        return jax.lax.dynamic_update_slice_in_dim(y, _conv3_of_taps(part, taps), i * size, 2)
+
+    y = jnp.zeros((b, f, h * w, kernel.shape[-1]), x.dtype)
+    return jax.lax.fori_loop(0, h * w // size, add_part, y).reshape(b, f, h, w, -1)
 
 
+def _conv3(x: Float[Array, "b f ... c"], kernel: Float[Array, "3 c d"]) -> Float[Array, "b f ... d"]:
+    return _conv3_of_taps(x, _taps(kernel, F3, 0))
+
+
+def _conv3_of_taps(x: Float[Array, "b f ... c"], taps: Sequence[Array]) -> Float[Array, "b f ... d"]:
+    products = [tile @ tap for tile, tap in zip(_tiles(x, F3, 1), taps, strict=True)]
+    y = jnp.stack(_combine(F3.outputs, products), axis=2)
+    return y.reshape(len(x), -1, *y.shape[3:])[:, : x.shape[1]]
+
+
+conv3.defvjp(
+    lambda x, kernel: (conv3(x, kernel), (x, kernel)),
+    lambda inputs, gradient: jax.vjp(_conv3, *inputs)[1](gradient),
+)
+
+
+@jax.custom_vjp
 def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "n h w d"]:
-    """Convolution of even sides, zero beyond them, by F(2, 3) along both; 1e-6 of the largest value off."""
-    n, h, w, _ = x.shape
+    """Convolution of even sides, zero beyond them, by F(2, 3) along both; 1e-6 of the largest value off.
+
+    The gradient keeps the inputs, not what they are changed to, which is four times as much.
+    """
+    taps = _taps3x3(kernel)
+    y = jax.lax.map(lambda part: _conv3x3_of_taps(part, taps), _split(x))
+    return y.reshape(*x.shape[:3], -1)
+
+
+def _split(x: Float[Array, "n h w c"]) -> Float[Array, "p m h w c"]:
+    """Parts of some frames."""
+    n, h, w, c = x.shape
+    size = size_of_parts(n, max(1, MAX_ROWS // (h * w // F2.step**2)))
+    return x.reshape(n // size, size, h, w, c)
+
+
+def _conv3x3_of_taps(x: Float[Array, "m h w c"], taps: Sequence[Array]) -> Float[Array, "m h w d"]:
+    m, h, w, _ = x.shape
     tiles = [tile for row in _tiles(x, F2, 1) for tile in _tiles(row, F2, 2)]
-    taps = [tap for row in _taps(kernel, F2, 0) for tap in _taps(row, F2, 0)]
     products = [tile @ tap for tile, tap in zip(tiles, taps, strict=True)]
     columns = [_combine(F2.outputs, products[i : i + 4]) for i in range(0, 16, 4)]
     rows = [_combine(F2.outputs, column) for column in zip(*columns, strict=True)]
-    y = jnp.stack([jnp.stack(row, axis=2) for row in rows], axis=4)  # n h/2 2 w/2 2 d
-    return y.reshape(n, h, w, -1)
+    y = jnp.stack([jnp.stack(row, axis=2) for row in rows], axis=4)  # m h/2 2 w/2 2 d
+    return y.reshape(m, h, w, -1)
+
+
+def _conv3x3_backward(inputs: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = inputs
+    taps, to_kernel = jax.vjp(_taps3x3, kernel)
+
+    def add_part(total, part):
+        inputs, gradient = part
+        to_inputs, to_taps = jax.vjp(_conv3x3_of_taps, inputs, taps)[1](gradient)
+        return jax.tree.map(jnp.add, total, to_taps), to_inputs
+
+    total, to_x = jax.lax.scan(add_part, jax.tree.map(jnp.zeros_like, taps), (_split(x), _split(gradient)))
+    return to_x.reshape(x.shape), *to_kernel(total)
+
+
+conv3x3.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _conv3x3_backward)
 
 
 def _tiles(x: Array, transform: Transform, axis: int) -> list[Array]:
@@ -96,6 +150,10 @@ def _tiles(x: Array, transform: Transform, axis: int) -> list[Array]:
 def _taps(kernel: Array, transform: Transform, axis: int) -> list[Array]:
     """The changed kernel along an axis."""
     return _combine(transform.kernel, [jax.lax.index_in_dim(kernel, i, axis, False) for i in range(3)])
+
+
+def _taps3x3(kernel: Float[Array, "3 3 c d"]) -> list[Array]:
+    return [tap for row in _taps(kernel, F2, 0) for tap in _taps(row, F2, 0)]
 
 
 def _combine(matrix: Sequence[Sequence[float]], parts: Sequence[Array]) -> list[Array]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sv3d_jax.arrays import size_of_parts
 from sv3d_jax.models import attention, layers, winograd
 from sv3d_jax.models.layers import Compute
 
@@ -86,8 +87,10 @@ def test_doubling_folded_into_the_convolution_is_doubling_then_convolution(size)
 @pytest.mark.parametrize(
     ("shape", "taps"), [((2, 6, 8, 5), (3, 3)), ((2, 9, 3, 2, 5), (3,)), ((1, 1, 1, 1, 5), (3,))]
 )
-def test_convolution_by_fewer_products_is_the_plain_one(shape, taps):
-    """Values and gradients, against sums in float64."""
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_convolution_by_fewer_products_is_the_plain_one(shape, taps, rows, monkeypatch):
+    """Values and gradients, in parts or at once, against sums in float64."""
+    monkeypatch.setattr(winograd, "MAX_ROWS", rows)
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal(shape), rng.standard_normal((*taps, 5, 7))
     axes = range(1, 1 + len(taps))
@@ -116,15 +119,69 @@ def test_fewer_products_are_for_wide_layers_on_a_cpu(monkeypatch):
     for name in ("conv3", "conv3x3"):
         form = getattr(winograd, name)
         monkeypatch.setattr(winograd, name, lambda *inputs, f=form, n=name: taken.append(n) or f(*inputs))
-    wide, narrow = jnp.ones((2, 4, 8, 8, 256)), jnp.ones((2, 4, 8, 8, 255))
-    for x in (wide, narrow, wide[:, :, :7], wide.astype(jnp.bfloat16), wide[:, :1]):
-        for compute in (Compute(platform="cpu"), Compute(platform="tpu"), Compute(reference=True)):
-            kernel = jnp.ones((3, 3, x.shape[-1], 256), x.dtype)
-            frames = x.reshape(-1, *x.shape[2:])
-            y = layers.conv2d(frames, kernel, 1, ((1, 1), (1, 1)), compute)
-            np.testing.assert_allclose(y[0, 1, 1], 9 * x.shape[-1], rtol=1e-2)
-            layers.temporal_conv(x, kernel[0], compute)
-    assert taken == ["conv3x3", "conv3"]
+
+    def forms(x, compute):
+        taken.clear()
+        kernel = jnp.ones((3, 3, x.shape[-1], 256), x.dtype)
+        frames = x.reshape(-1, *x.shape[2:])
+        y = layers.conv2d(frames, kernel, 1, ((1, 1), (1, 1)), compute)
+        np.testing.assert_allclose(y[0, 1, 1], 9 * x.shape[-1], rtol=1e-2)
+        layers.temporal_conv(x, kernel[0], compute)
+        return taken[:]
+
+    cpu, x = Compute(platform="cpu"), jnp.ones((2, 4, 8, 8, 256))
+    assert forms(x, cpu) == ["conv3x3", "conv3"]
+    assert forms(x[..., :255], cpu) == forms(x[..., :64], cpu) == ["conv3x3"]
+    for narrow_odd_half_or_small in (x[..., :63], x[:, :, :7], x.astype(jnp.bfloat16), x[:, :1]):
+        assert forms(narrow_odd_half_or_small, cpu) == []
+    assert forms(x, Compute(platform="tpu")) == forms(x, Compute(reference=True)) == []
+
+
+@pytest.mark.parametrize("rows", [4, 40])
+def test_convolution_in_parts_is_that_at_once(rows, monkeypatch):
+    """Parts are frames in the plane, positions over time."""
+    rng = np.random.default_rng(0)
+    video, kernel = rng.standard_normal((2, 6, 8, 6, 5)), rng.standard_normal((3, 3, 5, 7))
+    video, kernel = jnp.float32(video), jnp.float32(kernel)
+    frames = video.reshape(12, 8, 6, 5)
+    monkeypatch.setattr(winograd, "MAX_ROWS", rows)
+    at_once = winograd._conv3x3_of_taps(frames, winograd._taps3x3(kernel))
+    np.testing.assert_allclose(winograd.conv3x3(frames, kernel), at_once, atol=1e-5)
+    over_time = winograd.conv3(video, kernel[0])
+    np.testing.assert_allclose(over_time, winograd._conv3(video, kernel[0]), atol=1e-5)
+    text = str(jax.make_jaxpr(lambda x: winograd.conv3(x, kernel[0]))(video))
+    assert "f32[2,2,1,7]" in text if rows == 4 else "f32[2,2,8,7]" in text  # products of a part
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "size"), [(12, 12, 12), (12, 11, 6), (12, 5, 4), (13, 5, 13), (12, 0, 12), (1, 1, 1)]
+)
+def test_parts_are_equal_and_not_small(count, most, size):
+    assert size_of_parts(count, most) == size
+
+
+def test_feed_forward_in_parts_is_that_at_once(monkeypatch):
+    """Values, gradients and initial weights."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 20, 8))
+    at_once, in_parts = (
+        attention.FeedForward(4, compute) for compute in (Compute(reference=True), Compute())
+    )
+    monkeypatch.setattr(attention, "MAX_ROWS", 30)
+
+    def total(params, x, layer):
+        y = layer.apply({"params": params}, x)
+        return jnp.sin(y).sum(), y
+
+    [weights, others] = [layer.init(jax.random.key(1), x)["params"] for layer in (at_once, in_parts)]
+    jax.tree.map(np.testing.assert_array_equal, weights, others)
+    theirs, ours = (
+        jax.value_and_grad(total, (0, 1), has_aux=True)(weights, x, layer) for layer in (at_once, in_parts)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, theirs)
+    text = str(jax.make_jaxpr(lambda x: in_parts.apply({"params": weights}, x))(x))
+    assert (
+        "f32[30,64]" in text and "f32[4,30,64]" not in text
+    )  # a part of the inner values, never all of them
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
