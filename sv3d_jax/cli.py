@@ -27,6 +27,7 @@ class Verb:
     uses_jax: bool = True
     prints: bool = False  # its own result, unless --json asks for the plain one
     processes: bool = False  # may be one of several, of which the first prints
+    waits: bool = False  # for one program of the device before it asks for the next
 
 
 VERBS = {
@@ -62,7 +63,11 @@ VERBS = {
         "train.convert:run_convert",
     ),
     "train": Verb(
-        "train a part of a model", "train.config:TrainConfig", "train.loop:run_train", processes=True
+        "train a part of a model",
+        "train.config:TrainConfig",
+        "train.loop:run_train",
+        processes=True,
+        waits=True,
     ),
     "data objects": Verb(
         "make procedural objects, one GLB each",
@@ -153,8 +158,10 @@ def _run(words: list[str]) -> int:
         _check_inputs(verb, config)
         # Worker processes open the device themselves; here it would only take their memory.
         if verb.uses_jax and not getattr(config, "workers", 0):
-            from sv3d_jax.devices import enable_compile_cache, select_device
+            from sv3d_jax.devices import enable_compile_cache, run_in_calling_thread, select_device
 
+            if verb.waits:
+                run_in_calling_thread()
             select_device(config.device)
             if config.compile_cache:
                 enable_compile_cache()

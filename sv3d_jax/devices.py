@@ -1,5 +1,6 @@
 """Choice of the device, what it is known to do badly, and the cache of compiled programs."""
 
+import ctypes
 import os
 import time
 import warnings
@@ -14,6 +15,7 @@ CACHE_BYTES = 2 << 30
 SLOW_SCATTER = ("0.10.2", "0.11.0")
 """jaxlib versions whose float32 scatter-add on NVIDIA GPUs is a retry loop (jax issue 38806)."""
 NATIVE_ATOMICS = "--xla_backend_extra_options=-nvptx-allow-ftz-atomics"
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SCATTER_LIMIT_S = 0.05  # native, `scatter_seconds` is about a millisecond; as a retry loop, half a second
 
 
@@ -66,6 +68,35 @@ def enable_compile_cache(directory: Path | None = None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def run_in_calling_thread() -> None:
+    """Run a CPU's programs in the thread that asks, for what asks for one program after another; before any device is
+    opened. `keep_freed_memory` then holds for their memory.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def keep_freed_memory() -> None:
+    """Keep the memory of one program for the next, where `run_in_calling_thread` was called and programs run on a CPU.
+
+    glibc would give all that a program works in back to the system after each call, and every call would wait for half
+    a million new pages and more. For after the programs are compiled, lest what the compiler has freed lies between.
+    """
+    import jax
+
+    if jax.default_backend() == "cpu" and not jax.config.read("jax_cpu_enable_async_dispatch"):
+        tell_allocator_to_keep()
+
+
+def tell_allocator_to_keep() -> None:
+    """Have glibc, for the first thread of this process, keep what is freed; other C libraries are left alone."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def use_native_atomics() -> None:

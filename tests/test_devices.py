@@ -1,6 +1,8 @@
 """What a device is known to do badly is asked for differently, or said."""
 
 import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -34,3 +36,34 @@ def test_a_slow_scatter_is_said_with_what_helps():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         devices.warn_of_slow_scatter(limit_s=60.0)
+
+
+FAULTS = """
+import resource
+import jax, jax.numpy as jnp
+from sv3d_jax.devices import keep_freed_memory, run_in_calling_thread
+if {wait}:
+    run_in_calling_thread()
+run = jax.jit(lambda x: jnp.sort(jnp.cumsum(x * jnp.ones((1 << 14, 1)), axis=0), axis=0).sum())
+x = jnp.ones(1 << 10)
+faults = []
+for index in range(5):
+    if index == 1:
+        keep_freed_memory()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run(x).block_until_ready()
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[2:]))
+"""
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="glibc alone gives memory back at once, and is asked not to"
+)
+def test_memory_of_a_program_is_kept_for_the_next():
+    def faults(wait):
+        run = [sys.executable, "-c", FAULTS.format(wait=wait)]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+        return int(subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout)
+
+    assert faults(wait=True) < faults(wait=False) / 10 > 1000

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Array, Params
 from sv3d_jax.cost import step_flop_counter
+from sv3d_jax.devices import keep_freed_memory
 from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.parallel.devices import (
@@ -133,6 +134,8 @@ def _train(
         step_key = jax.random.fold_in(key, index)
         state, metrics = step(state, frozen, batch, step_key)
         metrics = jax.device_get(metrics)
+        if index == first:
+            keep_freed_memory()
         watch.end(images=objective.batch_images(batch), samples=rows, flop=step_flop(batch))
         progress.advance()
         done, last = index + 1, index + 1 == config.max_steps
