@@ -2,10 +2,10 @@
 
     python benchmarks/train_step.py --json
 
-A step is forward, velocity-weighted loss, backward, clipping and AdamW; ours also draws its noise and keeps the
-running average. The default size is that of configs/model/sv3d_mid.toml. Each side lives in its own process and their
-steps alternate A B A B. On a CPU both compute in float32 on the same number of threads (torch: channels_last, SDPA,
-fused AdamW). Needs the `bench` extra.
+A step is noise, forward, velocity-weighted loss, backward, clipping, AdamW and the running average. The default size is
+that of configs/model/sv3d_mid.toml. Each side lives in its own process and their steps alternate A B A B. On a CPU both
+compute in float32 on the same number of threads (torch: channels_last, SDPA, fused AdamW) and keep freed memory, as
+`sv3d train` does. Needs the `bench` extra.
 """
 
 import argparse
@@ -63,10 +63,14 @@ def compare(args: argparse.Namespace) -> dict:
 def jax_side(args: argparse.Namespace) -> tuple:
     """Our training step."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    from sv3d_jax.devices import keep_freed_memory, run_in_calling_thread
     from sv3d_jax.models.config import ModelConfig, UNetConfig
 
+    run_in_calling_thread()
     model = ModelConfig(unet=UNetConfig(model_channels=args.width))
-    return training_step(model, args.batch, args.frames, args.side)
+    run, ready = training_step(model, args.batch, args.frames, args.side)
+    keep_freed_memory()
+    return run, ready
 
 
 def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **compute) -> tuple:
@@ -136,6 +140,9 @@ def torch_side(args: argparse.Namespace) -> tuple:
     import diffusers
     import torch
 
+    from sv3d_jax.devices import tell_allocator_to_keep
+
+    tell_allocator_to_keep()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     width = args.width
@@ -150,6 +157,7 @@ def torch_side(args: argparse.Namespace) -> tuple:
         if isinstance(module, torch.nn.Conv2d):
             module.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.01, fused=True)
+    average = [parameter.detach().clone() for parameter in model.parameters()]
     batch, frames, side = args.batch, args.frames, args.side
     latents = torch.randn(batch, frames, 4, side, side)
     concat = torch.randn_like(latents)
@@ -168,6 +176,8 @@ def torch_side(args: argparse.Namespace) -> tuple:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(average, list(model.parameters()), 1e-3)
 
     count = sum(parameter.numel() for parameter in model.parameters())
     return run, {
