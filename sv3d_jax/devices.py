@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import sys
 import time
 import warnings
 from functools import cache
@@ -93,10 +94,9 @@ def keep_freed_memory() -> None:
 
 def tell_allocator_to_keep() -> None:
     """Have glibc, for the first thread of this process, keep what is freed; other C libraries are left alone."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def use_native_atomics() -> None:

@@ -177,13 +177,14 @@ class FeedForward(nn.Module):
         if self.compute.on_one_cpu and not self.compute.reference:
             size = size_of_parts(rows, MAX_ROWS)
         if size == rows:
-            return self.layer(x)
-        one_part = nn.remat(lambda module, _, part: (None, module.layer(part)), prevent_cse=False)
+            return self.at_once(x)
+        one_part = nn.remat(lambda module, _, part: (None, module.at_once(part)), prevent_cse=False)
         over_parts = nn.scan(one_part, variable_broadcast="params", split_rngs={"params": False})
         _, y = over_parts(self, None, x.reshape(-1, size, c))
         return y.reshape(x.shape)
 
-    def layer(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+    def at_once(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """The layer itself; the call above gives it all tokens, or on one CPU some after the other."""
         hidden = GEGLU(self.mult * x.shape[-1], compute=self.compute, name="net_0")(x)
         return Dense(x.shape[-1], compute=self.compute, name="net_2")(hidden)
 

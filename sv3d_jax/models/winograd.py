@@ -16,9 +16,7 @@ from sv3d_jax.arrays import Array, Float, size_of_parts
 MIN_CHANNELS = 64
 MIN_CHANNELS_OVER_TIME = 256
 MIN_PIXELS = 512  # fewer, and changing the kernel does
-MAX_ROWS = (
-    512  # of a product: parts of the input that stay in a cache are changed, multiplied and changed back
-)
+MAX_ROWS = 512  # of a product: the input goes part by part, and what a part is changed to stays in a cache
 
 
 class Transform(NamedTuple):
