@@ -45,12 +45,14 @@ def step_flop_counter(loss: Callable[..., Array], params: Params) -> Callable[[A
 
 
 def product_flop(jaxpr: Jaxpr) -> float:
-    """FLOP of all matrix products and convolutions, loops included; everything else is left out."""
+    """FLOP of all matrix products and convolutions, loops and kernels included; everything else is left out."""
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [product_flop(each) for each in _inside(equation)]
         if equation.primitive.name == "cond":
             total += max(inner)
+        elif equation.primitive.name == "pallas_call":
+            total += sum(inner) * math.prod(equation.params["grid_mapping"].grid)
         else:
             total += sum(inner) * equation.params.get("length", 1)
         if equation.primitive.name == "dot_general":

@@ -9,6 +9,7 @@ import pytest
 
 from sv3d_jax.cost import live_bytes, product_flop, step_flop_counter
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.flash import flash_attention
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.train.config import TrainConfig
@@ -61,6 +62,13 @@ def test_products_are_counted_where_they_are(function, shapes, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_products_of_attention_kernels_are_counted(platform):
+    x = float32(2, 1024, 3, 64)
+    traced = jax.make_jaxpr(lambda *qkv: flash_attention(*qkv, platform))(x, x, x)
+    assert product_flop(traced.jaxpr) == 2 * 3 * 4 * 1024**2 * 64
+
+
 def test_the_full_size_unet_has_the_published_flop(tmp_path):
     loss, params, batch = unet_case(ModelConfig.published("p"), 1, tmp_path, reference=True)
     counted = step_flop_counter(loss, params)(batch) / 1e12

@@ -9,6 +9,7 @@ import pytest
 
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.sampler import Method, State, StepKind, run_programs
+from sv3d_jax.models.attend import attend
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
@@ -23,6 +24,7 @@ from sv3d_jax.train.step import train_step
 from tests.tiny_model import CONFIG as TINY
 
 PLATFORMS = {"tpu": "tpu", "cuda": "gpu"}  # as export and as devices call them
+KERNELS = r"custom_call @(tpu_custom_call|__gpu\$xla.gpu.triton)"
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 FULL = ModelConfig.published("p")
 MODELS = [pytest.param(TINY, id="tiny"), pytest.param(FULL, id="sv3d_p", marks=pytest.mark.slow)]
@@ -35,7 +37,9 @@ def lowered(request, recwarn):
     def lower(function, *shapes, **compute):
         compute = Compute(jnp.bfloat16, platform=PLATFORMS[request.param], **compute)
         jitted = jax.jit(partial(function, compute))
-        return jax.export.export(jitted, platforms=[request.param])(*shapes).mlir_module()
+        kernels = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+        export = jax.export.export(jitted, platforms=[request.param], disabled_checks=[kernels])
+        return export(*shapes).mlir_module()
 
     return lower
 
@@ -63,6 +67,23 @@ def check(text):
     assert not re.search(r"dim_numbers = \[b, (0, 1, 2|2, 0, 1), f\]", text)
     assert "f64" not in text
     assert "callback" not in text
+
+
+def test_attention_kernels(lowered):
+    """Those of Pallas, with gradients, for the tokens of the published model's first and second level."""
+
+    def forward(compute, *qkv):
+        return attend(*qkv, compute)
+
+    def gradient(compute, *qkv):
+        return jax.grad(lambda *qkv: forward(compute, *qkv).astype(jnp.float32).sum(), (0, 1, 2))(*qkv)
+
+    for tokens, heads in ((5184, 5), (1296, 10)):
+        x = jax.ShapeDtypeStruct((2, tokens, heads, 64), jnp.bfloat16)
+        assert len(re.findall(KERNELS, lowered(forward, x, x, x))) == 1
+        assert (
+            len(re.findall(KERNELS, lowered(gradient, x, x, x))) == 3
+        )  # forward again, queries, keys and values
 
 
 @pytest.mark.parametrize("model", MODELS)

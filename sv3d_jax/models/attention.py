@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, size_of_parts
+from sv3d_jax.models.attend import attend, scaled
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
 from sv3d_jax.models.layers import (
@@ -13,9 +14,7 @@ from sv3d_jax.models.layers import (
     DenseKernel,
     GroupNorm,
     LayerNorm,
-    attend,
     gelu,
-    scaled,
     silu,
 )
 from sv3d_jax.models.resnet import TimeMixer

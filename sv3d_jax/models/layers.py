@@ -5,10 +5,9 @@ one that is fast on accelerators and CPUs. Both forms share parameters and agree
 """
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,11 +17,6 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.models import winograd
-
-# Attention over at least this many tokens goes part by part, so that the scores of all frames never exist at once; on
-# a CPU it is also three times faster than one batched product.
-MAPPED_TOKENS = 256
-MAX_QUERIES = 1024  # of a part where parts are queries
 
 
 @dataclass(frozen=True)
@@ -386,77 +380,3 @@ def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """
     y = x.astype(jnp.float32)
     return (0.5 * y * (1.0 + jax.lax.erf(y * math.sqrt(0.5)))).astype(x.dtype)
-
-
-def attend(
-    q: Float[Array, "n s k d"], k: Float[Array, "n l k d"], v: Float[Array, "n l k d"], compute: Compute
-) -> Float[Array, "n s k d"]:
-    """softmax(q k^T / sqrt(d)) v per head, softmax in float32."""
-    if compute.target == "gpu" and not compute.reference and _cudnn_takes(q) and _has_cudnn():
-        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-    if q.shape[1] * k.shape[1] < MAPPED_TOKENS**2:
-        return _attend_at_once(q, k, v, compute)
-    return (_attend_by_head if compute.on_one_cpu else _attend_by_queries)(q, k, v, compute)
-
-
-def _cudnn_takes(q: Array) -> bool:
-    """What cuDNN's attention is made for, on every card since Ampere."""
-    return q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] % 8 == 0 and q.shape[-1] <= 128
-
-
-@cache
-def _has_cudnn() -> bool:
-    """Whether cuDNN's attention runs here: tried once, and a warning says so if it does not."""
-    try:
-        with jax.ensure_compile_time_eval():
-            q = jnp.zeros((1, 128, 1, 64), jnp.bfloat16)
-            jax.block_until_ready(jax.nn.dot_product_attention(q, q, q, implementation="cudnn"))
-    except Exception as error:  # whatever the library, its loader or the compiler says
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        warnings.warn(
-            f"attention is slower than it could be: cuDNN's does not run here ({reason})", stacklevel=2
-        )
-        return False
-    return True
-
-
-def _attend_at_once(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:
-    scores = jnp.einsum("nskd,nlkd->nksl", q, k, precision=compute.precision)
-    return jnp.einsum("nksl,nlkd->nskd", _softmax(scores, q), v, precision=compute.precision)
-
-
-def _attend_by_head(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:
-    """One frame and head after the other, all on one device: the form for a CPU."""
-
-    @jax.checkpoint  # the gradient does not keep the weights of all heads
-    def one_head(qkv):
-        q, k, v = qkv
-        scores = jnp.matmul(scaled(q), k.T, precision=compute.precision).astype(jnp.float32)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        # The few values are divided, not the many weights.
-        values = jnp.matmul(weights.astype(v.dtype), v, precision=compute.precision)
-        return (values / weights.sum(-1, keepdims=True)).astype(v.dtype)
-
-    n, s, heads, d = q.shape
-    rows = [x.transpose(0, 2, 1, 3).reshape(n * heads, -1, d) for x in (q, k, v)]
-    out = jax.lax.map(one_head, tuple(rows))
-    return out.reshape(n, heads, s, d).transpose(0, 2, 1, 3)
-
-
-def _attend_by_queries(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:
-    """Some queries of all frames and heads after the other: frames and heads may be split over devices."""
-    n, s, heads, d = q.shape
-    chunk = max(size for size in range(1, MAX_QUERIES + 1) if s % size == 0)
-    part = jax.checkpoint(lambda q: _attend_at_once(q, k, v, compute))
-    out = jax.lax.map(part, jnp.moveaxis(q.reshape(n, s // chunk, chunk, heads, d), 1, 0))
-    return jnp.moveaxis(out, 0, 1).reshape(n, s, heads, d)
-
-
-def scaled(q: Float[Array, "... d"]) -> Float[Array, "... d"]:
-    """q / sqrt(d). To scale the queries takes a CPU less time than to scale the scores, which are more."""
-    return (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
-
-
-def _softmax(scores: Array, q: Array) -> Array:
-    """Attention weights from raw scores, scaled by 1/sqrt(d); float32 inside, the type of q outside."""
-    return jax.nn.softmax(scores.astype(jnp.float32) / math.sqrt(q.shape[-1]), axis=-1).astype(q.dtype)

@@ -12,47 +12,6 @@ from sv3d_jax.models import attention, layers, winograd
 from sv3d_jax.models.layers import Compute
 
 
-@pytest.mark.parametrize("form", [layers._attend_by_head, layers._attend_by_queries])
-def test_attention_in_parts_is_that_at_once(form, monkeypatch):
-    monkeypatch.setattr(layers, "MAX_QUERIES", 7)
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 20, 3, 8))  # parts of 5 queries
-
-    def total(form, *qkv):
-        return (jnp.arange(8) * form(*qkv, Compute())).sum()
-
-    expected = layers._attend_at_once(q, k, v, Compute())
-    np.testing.assert_allclose(form(q, k, v, Compute()), expected, atol=1e-6)
-    gradients = [jax.grad(total, (1, 2, 3))(each, q, k, v) for each in (form, layers._attend_at_once)]
-    for ours, theirs in zip(*gradients, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
-def test_a_gpu_without_cudnn_attention_warns_once_and_attends(monkeypatch):
-    layers._has_cudnn.cache_clear()
-    monkeypatch.setattr(layers, "MAPPED_TOKENS", 4)
-    qkv = jax.random.normal(jax.random.key(0), (3, 2, 20, 3, 8), jnp.bfloat16)
-    compute = Compute(jnp.bfloat16, platform="gpu")
-    with pytest.warns(UserWarning, match="cuDNN's does not run here") as caught:
-        outs = [jax.jit(lambda *qkv: layers.attend(*qkv, compute))(*qkv) for _ in range(2)]
-    assert len(caught) == 1
-    for out in outs:
-        np.testing.assert_array_equal(out, layers._attend_by_queries(*qkv, compute))
-    layers._has_cudnn.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("change", "taken"),
-    [({}, True), ({"platform": "cpu"}, False), ({"reference": True}, False), ({"dtype": jnp.float32}, False)],
-)
-def test_cudnn_attends_on_a_gpu_in_16_bits(change, taken, monkeypatch):
-    calls = []
-    monkeypatch.setattr(layers, "_has_cudnn", lambda: True)
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, *rest, **form: calls.append(form) or q)
-    compute = Compute(**({"dtype": jnp.bfloat16, "platform": "gpu"} | change))
-    layers.attend(*jnp.zeros((3, 1, 5, 2, 64), compute.dtype), compute)
-    assert calls == [{"implementation": "cudnn"}] * taken
-
-
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
 def test_convolution_over_time_is_that_of_the_plain_form(platform):
     x = jax.random.normal(jax.random.key(0), (2, 5, 3, 4, 6))

@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sv3d_jax.models.layers import Compute
 from tests.test_imports import ROOT
 
 MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
@@ -58,6 +62,35 @@ def compare_steps(accumulate: str, *meshes: str) -> None:
         for start, a, b in zip(*map(jax.tree.leaves, trees), strict=True):
             update = np.abs(np.asarray(a) - start).max()
             assert np.abs(np.asarray(a) - np.asarray(b)).max() <= 0.01 * update + 1e-9, mesh
+
+
+def compare_attention() -> None:
+    """Kernels for frames and heads on several devices, with gradients, against plain products on one."""
+    from sv3d_jax.models.attend import _attend_at_once
+    from sv3d_jax.models.flash import flash_attention
+
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 4, 130, 2, 16))
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("frames", "heads"))
+
+    def total(attend, *qkv):
+        out = attend(*qkv)
+        return (jnp.arange(16) * jnp.sin(3 * out)).sum(), out
+
+    def run(attend, *qkv):
+        return jax.jit(jax.value_and_grad(partial(total, attend), (0, 1, 2), has_aux=True))(*qkv)
+
+    (_, expected), gradients = run(lambda *qkv: _attend_at_once(*qkv, Compute()), q, k, v)
+    for platform in ("gpu", "tpu"):
+        for spec in (PartitionSpec("frames", None, "heads"), PartitionSpec(None, "frames")):
+            divided = jax.device_put((q, k, v), NamedSharding(mesh, spec))
+            (_, out), ours = run(lambda *qkv, on=platform: flash_attention(*qkv, on, True), *divided)
+            assert largest_difference([expected, *gradients], [out, *ours]) <= 1e-5, (platform, spec)
+            if spec[0]:  # each device has its frames and heads, and no more
+                assert {each.data.shape for each in out.addressable_shards} == {(2, 130, 1, 16)}, platform
+
+
+def test_attention_kernels_on_four_devices_are_plain_attention_on_one():
+    run_here("compare_attention")
 
 
 @pytest.mark.slow
