@@ -16,6 +16,7 @@ from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.diffusion.sampler import SOLVERS, Method, StepKind
 from sv3d_jax.metrics.images import psnr
+from sv3d_jax.models.quantize import FORMATS
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.preprocess import PreparedImage
 from sv3d_jax.progress import Progress
@@ -43,9 +44,11 @@ def main() -> None:
     methods = [(Method(solver=solver), steps) for steps in (own_steps, own_steps // 2) for solver in SOLVERS]
     methods += [(Method(guidance_interval=interval), own_steps) for interval in INTERVALS]
     methods += [(Method(cache_interval=interval), own_steps) for interval in CACHE_INTERVALS]
+    runs = [(pipe, method, steps) for method, steps in methods]
+    runs += [(Pipeline.from_pretrained("mini", quantize=kind), Method(), own_steps) for kind in FORMATS]
     exact, rows = None, []
     with Progress() as progress:
-        for method, steps in methods:
+        for pipe, method, steps in runs:
             frames, seconds = orbits(pipe, held_out, method, steps, progress)
             exact = frames if exact is None else exact
             rows.append(
@@ -54,6 +57,7 @@ def main() -> None:
                     "steps": steps,
                     "guidance_interval": method.guidance_interval,
                     "cache_interval": method.cache_interval,
+                    "quantize": pipe.quantize,
                     **calls(method.kinds(pipe.sigmas(steps))),
                     "sample_s": round(seconds, 3),
                     "psnr_truth": round(likeness(frames, held_out.images / np.float32(255)), 2),

@@ -44,7 +44,12 @@ class OrbitSampler:
             mesh = Mesh(np.array(self._devices), ("data",))
         with memory_advice(self._plan(), memory_in_use()):
             return Pipeline.from_pretrained(
-                now.weights, now.variant, now.dtype, mesh, low_memory=now.low_memory
+                now.weights,
+                now.variant,
+                now.dtype,
+                mesh,
+                low_memory=now.low_memory,
+                quantize=now.quantize,
             )
 
     @property
@@ -102,6 +107,7 @@ class OrbitSampler:
             2 if resolve_dtype(now.dtype) == "bfloat16" else 4,
             now.decode_chunk,
             now.low_memory,
+            quantized=now.quantize is not None,
             step_kinds=(2 if now.guidance_interval else 1) * (2 if now.cache_interval > 1 else 1),
         )
         require_accelerator(plan, jax.default_backend(), now.device)

@@ -43,7 +43,17 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
     size, frames = config.size or model.native_size, config.frames or model.num_frames
     check_size(model, size)
     itemsize = 2 if resolve_dtype(config.dtype) == "bfloat16" else 4
-    plan = plan_orbit(model, frames, None, size, config.batch, itemsize, None, config.low_memory)
+    plan = plan_orbit(
+        model,
+        frames,
+        None,
+        size,
+        config.batch,
+        itemsize,
+        None,
+        config.low_memory,
+        config.quantize is not None,
+    )
     require_accelerator(plan, jax.default_backend(), config.device)
     if config.dry_run:
         return {"dry_run": True, "model": model.name, "plan": str(plan)}
@@ -65,6 +75,7 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
         "model": model.name,
         "dtype": pipeline.dtype,
         "low_memory": config.low_memory,
+        "quantize": config.quantize,
         "batch": config.batch,
         "frames": frames,
         "size": size,
@@ -160,9 +171,10 @@ def product_tflops(dtype: Any) -> float:
 
 
 def _pipeline(config: BenchConfig, model: ModelConfig) -> Pipeline:
+    how: Any = {"low_memory": config.low_memory, "quantize": config.quantize}
     if config.model is None:
-        return Pipeline.from_pretrained(config.weights, dtype=config.dtype, low_memory=config.low_memory)
-    return Pipeline(random_params(model), model, config.dtype, low_memory=config.low_memory)
+        return Pipeline.from_pretrained(config.weights, dtype=config.dtype, **how)
+    return Pipeline(random_params(model), model, config.dtype, **how)
 
 
 def random_params(model: ModelConfig) -> Params:

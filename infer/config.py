@@ -46,6 +46,8 @@ class OrbitConfig(PathConfig, CommonConfig):
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
+    quantize: Literal["int8", "fp8"] | None = None
+    """linear layers of the UNet in 8 bits (default: in --dtype), for speed on accelerators that have them"""
     size: int | None = None
     """side of the frames in pixels (default: the model's own; 576 for SV3D)"""
     background: Literal["auto", "alpha", "remove", "keep"] = "auto"
@@ -134,6 +136,8 @@ class BenchConfig(CommonConfig):
     """timed calls of every stage; the median counts"""
     low_memory: bool = False
     """measure the mode of that name"""
+    quantize: Literal["int8", "fp8"] | None = None
+    """linear layers of the UNet in 8 bits"""
 
     def __post_init__(self):
         check_range("batch", self.batch, 1, 1024)

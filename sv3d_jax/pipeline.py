@@ -4,7 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Picture, read_picture
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.quantize import FORMATS
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
 from sv3d_jax.preprocess import PreparedImage, prepare_for
@@ -97,7 +98,8 @@ class Pipeline:
     Compiled programs are kept per shape, so a second picture starts at once. `reference` computes in the plain form
     that the published modules are compared with, and decodes the last frame although the picture takes its place.
     With `low_memory` parameters wait on the host until their part is run, and the branches of the guidance are computed
-    one after the other: the same orbit up to rounding, in less memory and more time.
+    one after the other: the same orbit up to rounding, in less memory and more time. `quantize` "int8" or "fp8" rounds
+    what goes into the UNet's linear layers to 8 bits, an approximation.
 
     The first axis of a `mesh` divides the pictures of a batch. One orbit is divided by an axis named "cfg" of size 2,
     between the branches of the guidance, and by one named "frames"; with that alone the branches follow each other.
@@ -112,7 +114,10 @@ class Pipeline:
         reference: bool = False,
         weights: dict[str, str] | None = None,
         low_memory: bool = False,
+        quantize: str | None = None,
     ):
+        if quantize not in (None, *FORMATS):
+            raise InputError(f"quantize={quantize!r}: unknown", hint=f"one of {', '.join(FORMATS)}, or None")
         self.config, self.low_memory = config, low_memory
         self.weights = weights or {}  # where they came from: source, path, sha256
         self.dtype = resolve_dtype(dtype)
@@ -121,7 +126,8 @@ class Pipeline:
         in_turn = low_memory or (sizes.get("frames", 1) > 1 and sizes.get("cfg", 1) == 1)
         self.compute = Compute(DTYPES[self.dtype], reference, fold=not (reference or in_turn))
         self.mesh = mesh
-        self.unet = UNetSampler(config.unet, self.compute, in_turn, self._spread)
+        self.quantize = quantize
+        self.unet = UNetSampler(config.unet, replace(self.compute, quantize=quantize), in_turn, self._spread)
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
         self.programs: dict[Any, Callable] = {}
 
@@ -134,6 +140,7 @@ class Pipeline:
         mesh: Mesh | None = None,
         reference: bool = False,
         low_memory: bool = False,
+        quantize: str | None = None,
     ) -> "Pipeline":
         """A model from the shipped "mini", an Orbax folder, a .safetensors file or a hub id.
 
@@ -143,7 +150,7 @@ class Pipeline:
         from sv3d_jax.weights.hub import load_weights
 
         params, config, weights = load_weights(source, variant)
-        return cls(params, config, dtype, mesh, reference, weights, low_memory)
+        return cls(params, config, dtype, mesh, reference, weights, low_memory, quantize)
 
     def __call__(
         self,
@@ -232,7 +239,15 @@ class Pipeline:
     ) -> Plan:
         """Memory and arithmetic of sampling a batch with this model in its dtype."""
         return plan_orbit(
-            self.config, num_frames, num_steps, size, batch, self._itemsize, decode_chunk, self.low_memory
+            self.config,
+            num_frames,
+            num_steps,
+            size,
+            batch,
+            self._itemsize,
+            decode_chunk,
+            self.low_memory,
+            quantized=self.quantize is not None,
         )
 
     def sigmas(self, num_steps: int) -> np.ndarray:

@@ -16,6 +16,7 @@ FULL_SIZE = 200_000_000  # parameters from which a model is one for accelerators
 UNET_FEATURES = 38
 # Kernels and embeddings that are made once for all steps of a kind take so much of what the UNet's weights take.
 PREPARED_SHARE = 0.25
+QUANTIZED_BYTES = 0.28  # and in 8 bits so many more for each weight
 DECODER_FEATURES = 4  # the same for a frame in the decoder
 SV3D_FLOP = 69.16e12  # one guided step of SV3D: 21 frames of 72x72 latents
 CPU_FLOPS_PER_CORE = 75e9
@@ -66,12 +67,14 @@ def plan_orbit(
     dtype_bytes: int = 4,
     decode_chunk: int | None = None,
     low_memory: bool = False,
+    quantized: bool = False,
     step_kinds: int = 1,
 ) -> Plan:
     """Estimate for `batch` orbits sampled together; what is not given is the model's own.
 
     With `low_memory` one part of the model is on the device at a time, one branch of the guidance is computed, and
-    nothing is prepared for all steps. step_kinds: how many kinds of steps there are, with guidance and without, say.
+    nothing is prepared for all steps. `quantized` layers keep a copy in 8 bits. step_kinds: how many kinds of steps
+    there are, with guidance and without, say.
     """
     num_frames, size = num_frames or config.num_frames, size or config.native_size
     side = size // config.vae.downsampling
@@ -85,7 +88,8 @@ def plan_orbit(
         SV3D_FLOP * batch * num_frames / 21 * (side / 72) ** 2 * (config.unet.model_channels / 320) ** 2
     )
     activations = UNET_FEATURES * features * dtype_bytes
-    prepared = int(PREPARED_SHARE * sizes["unet"]) * dtype_bytes * step_kinds
+    prepared = int(PREPARED_SHARE * sizes["unet"]) * dtype_bytes
+    prepared = (prepared + int(QUANTIZED_BYTES * sizes["unet"] * quantized)) * step_kinds
     return Plan(
         parameters=sizes.total(),
         weights_bytes=on_device * dtype_bytes,

@@ -27,6 +27,7 @@ from sv3d_jax.diffusion.sampler import (
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import CameraError, Cancelled, InputError
 from sv3d_jax.io.orbits import read_orbit
+from sv3d_jax.models.quantize import FORMATS
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import Progress
@@ -220,6 +221,21 @@ def test_steps_of_the_first_level_do_not_go_with_guidance_in_halves():
         tiny_pipeline(low_memory=True)(picture(), method=method)
 
 
+@pytest.mark.parametrize(("kind", "error"), [("int8", 0.02), ("fp8", 0.08)])
+def test_linear_layers_in_8_bits_give_nearly_the_same_orbit(pipe, kind, error):
+    """Kernels are rounded once, before the first step, or in every step with low memory."""
+
+    def latents(pipe):
+        return pipe(picture(), seed=7, callback=lambda info: None, output_type="latent").latents
+
+    exact, rounded = latents(pipe), tiny_pipeline(quantize=kind)
+    for each in (rounded, tiny_pipeline(quantize=kind, low_memory=True)):
+        assert error / 4 < np.abs(latents(each) - exact).mean() < error
+    prepared = next(program for (name, *_), program in rounded.programs.items() if name[0] == "prepare")
+    kinds = [leaf.dtype for leaf in jax.tree.leaves(prepared.out_info)]
+    assert kinds.count(FORMATS[kind][0]) >= 8 * 2  # of two blocks of two transformers, four kernels each
+
+
 @pytest.mark.parametrize("callback", [None, lambda info: None])
 @pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
 def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
@@ -248,6 +264,11 @@ def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
 def test_methods_that_cannot_be_are_refused(wrong, expected):
     with pytest.raises(InputError, match=expected):
         Method(**wrong)
+
+
+def test_only_known_formats_are_taken():
+    with pytest.raises(InputError, match="quantize='int4'"):
+        tiny_pipeline(quantize="int4")
 
 
 def test_chunks_of_decoding_do_not_change_the_frames(pipe, orbit):

@@ -15,6 +15,7 @@ from sv3d_jax.models.layers import (
     GroupNorm,
     LayerNorm,
     gelu,
+    quantizable_matmul,
     silu,
 )
 from sv3d_jax.models.resnet import TimeMixer
@@ -39,7 +40,7 @@ class SpatioTemporalTransformer(nn.Module):
         b, f, h, w, c = x.shape
         config, compute = self.config, self.compute
         normed = GroupNorm(1e-6, config.norm_groups, compute, name="norm")(x.reshape(b * f, h, w, c))
-        tokens = Dense(c, compute=compute, name="proj_in")(normed.reshape(b, f, h * w, c))
+        tokens = Dense(c, quantizable=True, compute=compute, name="proj_in")(normed.reshape(b, f, h * w, c))
         spatial = SpatialBlock(config, compute, name="transformer_blocks_0")(tokens, context)
 
         position = sinusoidal(frame_index, c).astype(compute.dtype)
@@ -49,7 +50,7 @@ class SpatioTemporalTransformer(nn.Module):
             spatial + position[:, :, None], context[:, 0]
         )
         mixed = TimeMixer(name="time_mixer")(spatial, temporal, image_only)
-        out = Dense(c, zero_init=True, compute=compute, name="proj_out")(mixed)
+        out = Dense(c, zero_init=True, quantizable=True, compute=compute, name="proj_out")(mixed)
         return x + out.reshape(x.shape)
 
 
@@ -110,13 +111,16 @@ class SelfAttention(nn.Module):
         names = ("to_q", "to_k", "to_v")
         if compute.fold:
             kernel = jnp.concatenate([DenseKernel(c, name=name)(c) for name in names], axis=1)
-            q, k, v = jnp.split(jnp.matmul(x.astype(compute.dtype), kernel.astype(compute.dtype)), 3, axis=-1)
+            qkv = quantizable_matmul(x.astype(compute.dtype), kernel.astype(compute.dtype), compute)
+            q, k, v = jnp.split(qkv, 3, axis=-1)
         else:
-            q, k, v = (Dense(c, use_bias=False, compute=compute, name=name)(x) for name in names)
+            q, k, v = (
+                Dense(c, use_bias=False, quantizable=True, compute=compute, name=name)(x) for name in names
+            )
         heads = (c // self.head_width, self.head_width)
         q, k, v = (t.reshape(*t.shape[:-1], *heads) for t in (q, k, v))
         out = _attend_over_frames(q, k, v, compute) if self.over_frames else attend(q, k, v, compute)
-        return Dense(c, compute=compute, name="to_out_0")(out.reshape(x.shape))
+        return Dense(c, quantizable=True, compute=compute, name="to_out_0")(out.reshape(x.shape))
 
 
 def _attend_over_frames(q, k, v, compute: Compute) -> Float[Array, "b f s k d"]:
@@ -185,7 +189,7 @@ class FeedForward(nn.Module):
     def at_once(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
         """The layer itself; the call above gives it all tokens, or on one CPU some after the other."""
         hidden = GEGLU(self.mult * x.shape[-1], compute=self.compute, name="net_0")(x)
-        return Dense(x.shape[-1], compute=self.compute, name="net_2")(hidden)
+        return Dense(x.shape[-1], quantizable=True, compute=self.compute, name="net_2")(hidden)
 
 
 class GEGLU(nn.Module):
@@ -196,7 +200,7 @@ class GEGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... d"]:
-        return _gated(Dense(2 * self.features, compute=self.compute, name="proj")(x))
+        return _gated(Dense(2 * self.features, quantizable=True, compute=self.compute, name="proj")(x))
 
 
 @jax.checkpoint  # the gradient keeps what came in, not what erf gives

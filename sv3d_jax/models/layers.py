@@ -17,6 +17,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.models import winograd
+from sv3d_jax.models.quantize import matmul_8_bit
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Compute:
     reference: bool = False
     remat: bool = False
     fold: bool = False
+    quantize: str | None = None  # linear layers that may be: int8, fp8
     platform: str | None = None  # cpu, gpu or tpu: what is compiled for, where it is not the device in use
 
     @property
@@ -59,11 +61,15 @@ def torch_uniform(fan_in: int) -> Callable[..., Array]:
 
 
 class Dense(nn.Module):
-    """Linear layer over the last axis; the product is accumulated in float32."""
+    """Linear layer over the last axis; the product is accumulated in float32.
+
+    A `quantizable` one is in 8 bits where that was asked for: those that take every token, not those of embeddings.
+    """
 
     features: int
     use_bias: bool = True
     zero_init: bool = False
+    quantizable: bool = False
     compute: Compute = Compute()
 
     @nn.compact
@@ -72,10 +78,24 @@ class Dense(nn.Module):
         init = nn.initializers.zeros if self.zero_init else torch_uniform(fan_in)
         kernel = self.param("kernel", init, (fan_in, self.features))
         dtype = self.compute.dtype
-        y = jnp.matmul(x.astype(dtype), kernel.astype(dtype), precision=self.compute.precision)
+        multiply = quantizable_matmul if self.quantizable else matmul
+        y = multiply(x.astype(dtype), kernel.astype(dtype), self.compute)
         if self.use_bias:
             y = y + self.param("bias", init, (self.features,)).astype(dtype)
         return y
+
+
+def matmul(x: Float[Array, "... c"], kernel: Float[Array, "c d"], compute: Compute) -> Float[Array, "... d"]:
+    return jnp.matmul(x, kernel, precision=compute.precision)
+
+
+def quantizable_matmul(
+    x: Float[Array, "... c"], kernel: Float[Array, "c d"], compute: Compute
+) -> Float[Array, "... d"]:
+    """The product, in 8 bits if that was asked for."""
+    if compute.quantize is None or compute.reference:
+        return matmul(x, kernel, compute)
+    return matmul_8_bit(x, kernel, compute.quantize, compute.target)
 
 
 class DenseKernel(nn.Module):

@@ -14,7 +14,9 @@ from tests.reference_weights import reference_params
 from tests.tiny_model import CONFIG, SIZE
 
 
-@pytest.mark.parametrize("flags", [(), ("--low-memory", "--batch", "2", "--frames", "3")])
+@pytest.mark.parametrize(
+    "flags", [(), ("--low-memory", "--batch", "2", "--frames", "3", "--quantize", "fp8")]
+)
 def test_bench_times_every_stage(flags, tmp_path, capsys):
     write_shipped(reference_params(CONFIG), CONFIG, tmp_path / "tiny")
     words = ["bench", "--weights", str(tmp_path / "tiny"), "--rounds", "3", "--quiet", "--json", *flags]

@@ -186,12 +186,11 @@ def test_cache_interval_does_not_go_with_low_memory():
 def test_how_it_is_sampled_can_be_said(made, place):
     """Other solvers and intervals of guidance give other frames of the same orbit."""
     options = ("--solver", "dpmpp_2m", "--guidance-interval", "1", "20", "--cache-interval", "2")
+    options += ("--quantize", "int8")
     assert orbit(place, place / "ball.png", "-o", place / "otherwise", *options) == 0
     config = json.loads((place / "otherwise" / "run.json").read_text())["config"]
-    assert (config["solver"], config["guidance_interval"]) == (
-        "dpmpp_2m",
-        [1.0, 20.0],
-    )
+    assert (config["solver"], config["guidance_interval"]) == ("dpmpp_2m", [1.0, 20.0])
+    assert config["quantize"] == "int8"
     changed = read_orbit(place / "otherwise").images[:-1] != read_orbit(made / "ball").images[:-1]
     assert changed.any()
 
@@ -223,6 +222,8 @@ def test_plan_of_sv3d_has_its_published_size():
     assert 2.5e9 < halves.sampling_bytes < 2.8e9  # 5.3 GB of live activations with guidance
     prepared = plan.sampling_bytes - 2 * halves.sampling_bytes
     assert 0.7e9 < prepared < 0.8e9  # as benchmarks/growth.py finds
+    rounded = plan_orbit(ModelConfig.published("p"), dtype_bytes=2, quantized=True)
+    assert 0.4e9 < rounded.sampling_bytes - plan.sampling_bytes < 0.45e9
     two = plan_orbit(ModelConfig.published("p"), dtype_bytes=2, step_kinds=2)
     assert two.sampling_bytes == plan.sampling_bytes + prepared
     assert plan.step_flop * 50 == pytest.approx(3458e12, rel=1e-3)
