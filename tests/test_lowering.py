@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.sampler import Method, State, StepKind, run_programs
@@ -24,6 +25,7 @@ from sv3d_jax.train.step import train_step
 from tests.tiny_model import CONFIG as TINY
 
 PLATFORMS = {"tpu": "tpu", "cuda": "gpu"}  # as export and as devices call them
+DEVICES = {"tpu": AbstractDevice("TPU v5", 2, "tpu"), "cuda": AbstractDevice("NVIDIA H200", 132, "gpu")}
 KERNELS = r"custom_call @(tpu_custom_call|__gpu\$xla.gpu.triton)"
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 FULL = ModelConfig.published("p")
@@ -39,7 +41,8 @@ def lowered(request, recwarn):
         jitted = jax.jit(partial(function, compute))
         kernels = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
         export = jax.export.export(jitted, platforms=[request.param], disabled_checks=[kernels])
-        return export(*shapes).mlir_module()
+        with use_abstract_mesh(AbstractMesh((), (), abstract_device=DEVICES[request.param])):
+            return export(*shapes).mlir_module()
 
     return lower
 
