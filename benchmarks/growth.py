@@ -1,8 +1,9 @@
-"""How the cost of a guided step grows with frames, pixels and devices: `python benchmarks/growth.py [--json]`.
+"""How the cost of sampling grows with frames, pixels, steps and devices: `python benchmarks/growth.py [--json]`.
 
 Frames and pixels: products and live bytes of a step of sv3d_p in bfloat16, and of decoding a frame, from the traced
-program; nothing is computed. Devices: what the compiler leaves each of up to eight to do and to send, for a narrow UNet
-(`--width`) on devices that a CPU plays; both grow with the width squared and the width.
+program; nothing is computed. Steps: the same of all steps, and seconds of the shipped model. Devices: what the compiler
+leaves each of up to eight to do and to receive, in float32, on devices that a CPU plays; for the published model it
+takes half a minute a mesh, for a narrow one (`--width 32`) seconds.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import math
 import os
 import re
+import statistics
 from collections.abc import Callable
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -18,25 +20,23 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.cost import live_bytes, product_flop
 from sv3d_jax.diffusion.denoiser import Conditioning
-from sv3d_jax.diffusion.guidance import triangular_scale
 from sv3d_jax.diffusion.sampler import Method, State, StepKind
-from sv3d_jax.infer.bench import random_params
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline
+from sv3d_jax.preprocess import PreparedImage
 from sv3d_jax.sampling import UNetSampler
 from sv3d_jax.weights.hub import read_model_config
 
-FRAMES, SIDES = (7, 14, 21, 42, 63), (256, 384, 576, 768, 1024)
+FRAMES, SIDES, STEPS = (7, 14, 21, 42, 63), (256, 384, 576, 768, 1024), (5, 10, 25, 50, 100)
 MESHES = ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 3), (1, 2, 3), (8, 1, 1))  # pictures, branches, frames
-SENDS = r"= (.+?) (all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(-start)?\("
+SENDS = r"= (.+?) (all-gather|all-reduce|collective-permute|all-to-all)(-start)?\((.*)"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
 
 
@@ -45,7 +45,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--width", type=int, default=32, help="channels of the UNet that is divided")
+    parser.add_argument("--width", type=int, help="divide a UNet of so many channels, not the published one")
+    parser.add_argument("--mesh", type=int, nargs=3, help="divide by this one of the meshes alone")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = {}
@@ -69,8 +70,22 @@ def by_side(options: argparse.Namespace):
         yield {"side": side, **step_cost(21, side), **decoding_cost(side)}
 
 
-def step_cost(frames: int, size: int) -> dict:
-    """TFLOP and GB of one guided step, parameters apart."""
+def by_steps(options: argparse.Namespace):
+    pipe = Pipeline.from_pretrained("mini")
+    picture = PreparedImage(np.full((pipe.config.native_size,) * 2 + (3,), 200, np.uint8), (0, 0, 1, 1))
+    for steps in STEPS:
+        cost = step_cost(21, 576, steps)
+        timings = [pipe(picture, num_steps=steps, output_type="latent").timings for _ in range(3)]
+        yield {
+            "steps": steps,
+            "sampling_tflop": round(steps * cost["step_tflop"], 1),
+            "prepared_gb": cost["prepared_gb"],
+            "mini_sample_s": round(statistics.median(timing["sample"] for timing in timings), 3),
+        }
+
+
+def step_cost(frames: int, size: int, steps: int = 50) -> dict:
+    """TFLOP and GB of one guided step, parameters apart; GB that are prepared for all steps."""
     model, compute = ModelConfig.published("p"), Compute(jnp.bfloat16, fold=True, platform="tpu")
     side = size // 8
     shapes = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
@@ -78,8 +93,8 @@ def step_cost(frames: int, size: int) -> dict:
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     condition = Conditioning(float32(1, 1, 1024), float32(1, frames, side, side, 4), float32(1, frames, 1280))
     fixed, x = (params, condition, float32(frames)), float32(1, frames, side, side, 4)
-    program = UNetSampler(model.unet, compute).program(StepKind(), Method(), 50, fixed, State(x))
-    sigmas, index = float32(51), jax.ShapeDtypeStruct((), jnp.int32)
+    program = UNetSampler(model.unet, compute).program(StepKind(), Method(), steps, fixed, State(x))
+    sigmas, index = float32(steps + 1), jax.ShapeDtypeStruct((), jnp.int32)
     prepared = jax.eval_shape(program.prepare, fixed, sigmas)
 
     def step(params, prepared, condition, scale, sigmas, index, x):
@@ -107,45 +122,85 @@ def decoding_cost(size: int) -> dict:
 
 
 def by_devices(options: argparse.Namespace):
-    """One orbit of the shipped model's size and the asked width, or one each where pictures are divided."""
-    mini = read_model_config("mini").to_dict()
-    model = ModelConfig.from_dict(mini | {"unet": mini["unet"] | {"model_channels": options.width}})
-    params = random_params(model)
+    """One orbit, or one each where pictures are divided; of the published model, or a narrow one like the shipped."""
+    if options.width is None:
+        model = ModelConfig.published("p")
+    else:
+        mini = read_model_config("mini").to_dict()
+        model = ModelConfig.from_dict(mini | {"unet": mini["unet"] | {"model_channels": options.width}})
     for shape in MESHES:
+        if options.mesh not in (None, list(shape)):
+            continue
         devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
-        pipe = Pipeline(params, model, mesh=Mesh(devices, ("data", "cfg", "frames")))
-        frames, size, pictures = 21, model.native_size, shape[0]
-        noise, pixel_noise, keys = pipe.noise(range(pictures), frames, size)
-        pixels = np.zeros((pictures, size, size, 3), np.float32)
-        condition = pipe.condition(pixels, pixel_noise, static_orbit(frames))
-        pipe.sampler(
-            noise,
-            condition,
-            triangular_scale(frames),
-            pipe.sigmas(2),
-            keys=keys,
-            after_step=lambda *_: None,
-        )
-        step = next(program for (name, *_), program in pipe.programs.items() if name[0] == "step")
+        pipe = Pipeline({}, model, mesh=Mesh(devices, ("data", "cfg", "frames")))
+        step = compiled_step(pipe, pictures=shape[0])
         rounds = 2 if pipe.unet.in_turn else 1  # of a loop over the branches, which the compiler counts once
         yield {
             "devices": math.prod(shape),
             "pictures, branches, frames": shape,
             "step_gflop_per_device": round(rounds * step.cost_analysis()["flops"] / 1e9, 3),
-            "sent_mb_per_device": round(rounds * sent_bytes(step.as_text()) / 1e6, 3),
+            "received_mb_per_device": round(rounds * received_bytes(step.as_text()) / 1e6, 3),
         }
 
 
-def sent_bytes(program: str) -> int:
-    """Bytes of what the collectives of a compiled program return on one device."""
-    total = 0
+def compiled_step(pipe: Pipeline, pictures: int):
+    """A guided step as `pipe` compiles it for its mesh, from shapes alone."""
+    model, mesh = pipe.config, pipe.mesh
+    split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    frames, side = model.num_frames, model.native_size // model.vae.downsampling
+
+    def float32(*shape, sharding=whole):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    params = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: float32(*leaf.shape), params)
+    condition = Conditioning(
+        context=float32(pictures, 1, model.unet.context_width, sharding=split),
+        concat=float32(pictures, frames, side, side, 4, sharding=split),
+        vector=float32(pictures, frames, model.unet.vector_width, sharding=split),
+    )
+    fixed, sigmas = (params, condition, float32(frames)), float32(model.num_steps + 1)
+    state = State(float32(pictures, frames, side, side, 4, sharding=split))
+    program = pipe.unet.program(StepKind(), Method(), model.num_steps, fixed, state)
+    prepare = jax.jit(program.prepare).lower(fixed, sigmas)
+    prepared = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        prepare.out_info,
+        prepare.compile().output_shardings,
+    )
+    step = jax.jit(program.step, out_shardings=split)
+    return step.lower(fixed, sigmas, prepared, np.int32(0), state, None).compile()
+
+
+def received_bytes(program: str) -> int:
+    """Bytes that the collectives of a compiled program bring to one device from others."""
+    total = 0.0
     for match in re.finditer(SENDS, program):
+        size = 0
         for kind, sides in re.findall(r"(\w+)\[([\d,]*)\]", match.group(1)):
-            total += BYTES[kind] * math.prod(int(side) for side in sides.split(",") if side)
-    return total
+            size += BYTES[kind] * math.prod(int(side) for side in sides.split(",") if side)
+        kind = match.group(2)
+        if kind != "collective-permute":
+            members = group_size(match.group(4))
+            size *= (members - 1) / members
+        total += size * (2 if kind == "all-reduce" else 1)  # sums are made, then handed on
+    return round(total)
 
 
-PARTS: dict[str, Callable] = {"frames": by_frames, "side": by_side, "devices": by_devices}
+def group_size(operation: str) -> int:
+    """Devices that a collective runs over, from the text of its operation."""
+    if listed := re.search(r"replica_groups=\[\d+,(\d+)\]", operation):
+        return int(listed.group(1))
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", operation):
+        return len(listed.group(1).split(","))
+    named = re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", operation)
+    if named is None:
+        raise ValueError(f"cannot tell which devices take part in {operation}")
+    sizes = dict(re.findall(r"('\w+')=(\d+)", named.group(1)))
+    return math.prod(int(sizes[axis]) for axis in named.group(2).split(","))
+
+
+PARTS: dict[str, Callable] = {"frames": by_frames, "side": by_side, "steps": by_steps, "devices": by_devices}
 
 if __name__ == "__main__":
     main()
