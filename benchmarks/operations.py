@@ -1,9 +1,9 @@
 """Operations of the UNet, ours against torch's on the same CPU: `python benchmarks/operations.py [--json]`.
 
 Sizes are those of the published model with fewer pixels: 320 channels at 24x24, 640 at 12x12, 21 frames. Both sides
-compute in float32 on the same number of threads, torch with channels_last and its fused attention; they take turns in
-one process that keeps freed memory, medians of `--rounds` after two warm-ups. A ratio below 1 says that ours takes
-less time. Needs the `bench` extra.
+compute in float32 on the same number of threads, torch with channels_last and its fused attention. They take turns of
+three runs in one process that keeps freed memory; medians of the second and third run of `--rounds` turns, after one to
+warm up. A ratio below 1 says that ours takes less time. Needs the `bench` extra.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from sv3d_jax.models.attention import FeedForward
 from sv3d_jax.models.layers import Compute, GroupNorm, UpsampleConv2d, conv2d, silu, temporal_conv
 
 FRAMES = 21
+TURN = 3  # runs of a side in a row; during the first, threads of the other still wait for work and take time
 COMPUTE = Compute()
 RNG = np.random.default_rng(0)
 Case = tuple[Callable[..., object], Callable[..., object], list[np.ndarray]]
@@ -76,12 +77,14 @@ def measure(ours: Callable, theirs: Callable, arrays: list[np.ndarray], rounds: 
     sides = {"jax_ms": lambda: jax.block_until_ready(compiled(*given)), "torch_ms": theirs}
     times: dict[str, list[float]] = {name: [] for name in sides}
     with torch.inference_mode():
-        for _ in range(2 + rounds):
+        for _ in range(1 + rounds):
             for name, run in sides.items():
-                start = time.perf_counter()
-                run()
-                times[name].append(1e3 * (time.perf_counter() - start))
-    medians = {name: statistics.median(values[2:]) for name, values in times.items()}
+                for turn in range(TURN):
+                    start = time.perf_counter()
+                    run()
+                    if turn:
+                        times[name].append(1e3 * (time.perf_counter() - start))
+    medians = {name: statistics.median(values[TURN - 1 :]) for name, values in times.items()}
     return medians | {"ratio": medians["jax_ms"] / medians["torch_ms"]}
 
 

@@ -8,7 +8,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float
+from sv3d_jax.arrays import Array, Float, size_of_parts
 from sv3d_jax.models.flash import flash_attention
 from sv3d_jax.models.layers import Compute
 
@@ -16,6 +16,7 @@ from sv3d_jax.models.layers import Compute
 # a CPU it is also three times faster than one batched product.
 MAPPED_TOKENS = 256
 MAX_QUERIES = 1024  # of a part where parts are queries
+MAX_SCORES = 1 << 21  # of a part where parts are heads
 FLASH_TOKENS = 1024  # from which a kernel is worth its padding
 MAX_HEAD_WIDTH = 128  # of the kernels of accelerators
 
@@ -87,20 +88,27 @@ def _attend_at_once(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:
 
 
 def _attend_by_head(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:
-    """One frame and head after the other, all on one device: the form for a CPU."""
+    """Some heads of some frames after the other, all on one device: the form for a CPU."""
 
     @jax.checkpoint  # the gradient does not keep the weights of all heads
     def one_head(qkv):
         q, k, v = qkv
-        scores = jnp.matmul(scaled(q), k.T, precision=compute.precision).astype(jnp.float32)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        scores = jnp.einsum("sd,ld->sl", q, k, precision=compute.precision).astype(jnp.float32)
+        # Or the compiler finds the largest scores a second time, with the weights.
+        largest = jax.lax.optimization_barrier(jax.lax.stop_gradient(scores).max(-1, keepdims=True))
+        weights = jnp.exp(scores - largest)
         # The few values are divided, not the many weights.
         values = jnp.matmul(weights.astype(v.dtype), v, precision=compute.precision)
         return (values / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
     n, s, heads, d = q.shape
-    rows = [x.transpose(0, 2, 1, 3).reshape(n * heads, -1, d) for x in (q, k, v)]
-    out = jax.lax.map(one_head, tuple(rows))
+    rows = [x.transpose(0, 2, 1, 3).reshape(n * heads, -1, d) for x in (scaled(q), k, v)]
+    at_once = size_of_parts(n * heads, max(1, MAX_SCORES // (s * k.shape[1])))
+    if at_once == 1:
+        out = jax.lax.map(one_head, tuple(rows))
+    else:
+        parts = tuple(x.reshape(-1, at_once, *x.shape[1:]) for x in rows)
+        out = jax.lax.map(jax.vmap(one_head), parts)
     return out.reshape(n, heads, s, d).transpose(0, 2, 1, 3)
 
 
