@@ -38,15 +38,20 @@ def condition_on(
 
 
 def camera_vector(config: ModelConfig, cameras: CameraPath) -> Float[Array, "f v"]:
-    """The vector of every frame of an orbit; sv3d_u knows the conditioning noise alone.
+    """The vector of every frame of an orbit."""
+    return frame_vector(*frame_values(config, cameras))
+
+
+def frame_values(config: ModelConfig, cameras: CameraPath) -> tuple[np.ndarray, ...]:
+    """What `frame_vector` embeds of every frame of an orbit; sv3d_u knows the conditioning noise alone.
 
     The polar angle is 90 degrees minus the elevation, the azimuth is relative to the input view.
     """
     cond_aug = np.full(len(cameras), config.cond_aug, np.float32)
     if config.variant == "u":
-        return frame_vector(cond_aug)
-    polar_rad, azimuth_rad = np.deg2rad(90.0 - cameras.elevations_deg), np.deg2rad(cameras.azimuths_deg)
-    return frame_vector(cond_aug, polar_rad, azimuth_rad)
+        return (cond_aug,)
+    angles = np.deg2rad(90.0 - cameras.elevations_deg), np.deg2rad(cameras.azimuths_deg)
+    return cond_aug, *(angle.astype(np.float32) for angle in angles)
 
 
 def frame_vector(

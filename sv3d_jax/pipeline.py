@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
-from sv3d_jax.conditioning import camera_vector, condition_on
+from sv3d_jax.conditioning import condition_on, frame_values, frame_vector
 from sv3d_jax.devices import memory_in_use
 from sv3d_jax.diffusion.denoiser import Conditioning, Denoise
 from sv3d_jax.diffusion.guidance import SCALES
@@ -30,6 +30,7 @@ from sv3d_jax.models.quantize import FORMATS
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
 from sv3d_jax.preprocess import PreparedImage, prepare_for
+from sv3d_jax.programs import load_or_compile
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.sampling import UNetSampler
 
@@ -196,9 +197,10 @@ class Pipeline:
 
         stages.stage("preprocess", total=len(images))
         prepared = [_prepared(self.config, image, size, background, frame_ratio, stages) for image in images]
-        pixels = jnp.asarray(np.stack([picture.pixels for picture in prepared]), jnp.float32) / 255 * 2 - 1
+        pixels = np.stack([picture.pixels for picture in prepared]).astype(np.float32) / 255 * 2 - 1
         noise, pixel_noise, keys = self.noise(seeds, len(cameras), size)
-        scale = SCALES[guidance](len(cameras), *(cfg or (self.config.cfg_min, self.config.cfg_max)))
+        scaling = (guidance, len(cameras), *(cfg or (self.config.cfg_min, self.config.cfg_max)))
+        scale = self._compiled(partial(SCALES[guidance], *scaling[1:]), ("guidance", *scaling), split=False)()
 
         with memory_advice(plan, memory_in_use()):
             stages.stage("compile")
@@ -261,28 +263,29 @@ class Pipeline:
         Each depends on its own seed and shape alone, not on its place in a batch or on the number of devices.
         """
         side, channels = size // self.config.vae.downsampling, self.config.vae.latent_channels
-        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(
-            jnp.asarray(seeds, jnp.uint32)
-        )
 
-        def normal(keys, shape):
-            return self._over_batch(jax.vmap(lambda key: jax.random.normal(key, shape))(keys))
+        def draw(seeds):
+            keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(seeds)
+            normal = jax.vmap(jax.random.normal, (0, None))
+            latents = normal(keys[:, 0], (num_frames, side, side, channels))
+            return latents, normal(keys[:, 1], (size, size, 3)), keys[:, 2]
 
-        latents = normal(keys[:, 0], (num_frames, side, side, channels))
-        return latents, normal(keys[:, 1], (size, size, 3)), self._over_batch(keys[:, 2])
+        given = self._over_batch(np.asarray(seeds, np.uint32))
+        return self._compiled(draw, ("noise", num_frames, size), given)(given)
 
     def condition(
         self, pixels: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3"], cameras: CameraPath
     ) -> Conditioning:
         """What the denoiser is told: pictures in [-1, 1], unit noise to be added to them, and the cameras."""
-        vector = camera_vector(self.config, cameras)
-        vector = jnp.broadcast_to(vector, (len(pixels), *vector.shape))
 
-        def run(params, pixels, noise, vector):
+        def run(params, pixels, noise, values):
+            vector = frame_vector(*values)
+            vector = jnp.broadcast_to(vector, (len(pixels), *vector.shape))
             return condition_on(params, self.config, pixels, noise, vector, self.compute)
 
         params = {part: self._ready(part) for part in ("image_tower", "vae_encoder")}
-        inputs = (params, *map(self._over_batch, (pixels, noise, vector)))
+        values = jax.tree.map(self._everywhere, frame_values(self.config, cameras))
+        inputs = (params, *map(self._over_batch, (pixels, noise)), values)
         return self._compiled(run, "condition", *inputs)(*inputs)
 
     def denoiser(self, params: Params, condition: Conditioning, scale: Float[Array, "f"]) -> Denoise:
@@ -310,7 +313,7 @@ class Pipeline:
         """
         kinds, levels = method.kinds(sigmas), self._everywhere(np.asarray(sigmas, np.float32))
         fixed = (self._ready("unet"), condition, self._everywhere(scale))
-        state = method.initial_state(noise, levels)
+        state = self._compiled(method.initial_state, ("begin", method), noise, levels)(noise, levels)
 
         @cache  # traced only where something is compiled
         def program(kind):
@@ -383,7 +386,8 @@ class Pipeline:
         return np.clip((frames + 1) / 2, 0, 1)
 
     def _compiled(self, function: Callable, name: Any, *inputs: Any, split: bool = True) -> Callable:
-        """The program of a function for inputs of these shapes; compiled apart from its first run, once.
+        """The program of a function for inputs of these shapes; compiled apart from its first run, once, or loaded
+        from an earlier start.
 
         Parameters are inputs too: captured ones would be copied into the program. What it returns is split over the
         devices by its first axis, or as the compiler likes.
@@ -392,7 +396,12 @@ class Pipeline:
         key = (name, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if key not in self.programs:
             jitted = jax.jit(function, out_shardings=self._sharding(split=True) if split else None)
-            self.programs[key] = jitted.lower(*inputs).compile()
+            compile_now = lambda: jitted.lower(*inputs).compile()  # noqa: E731
+            if self.mesh is None:
+                how = (self.config.to_dict(), self.compute, self.unet.compute, self.unet.in_turn)
+                self.programs[key] = load_or_compile((*how, key), compile_now)
+            else:
+                self.programs[key] = compile_now()
         return self.programs[key]
 
     def _placed(self, part: str, tree: Params) -> Params:
@@ -404,7 +413,9 @@ class Pipeline:
 
         def place(leaf):
             dtype = matrix if leaf.ndim > 1 else jnp.float32
-            return np.asarray(leaf, dtype) if self.low_memory else self._everywhere(jnp.asarray(leaf, dtype))
+            # On the host, or a conversion is compiled for each shape.
+            leaf = leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
+            return np.asarray(leaf) if self.low_memory else self._everywhere(leaf)
 
         return jax.tree.map(place, tree)
 

@@ -1,0 +1,145 @@
+"""Compiled programs that outlive their process."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sv3d_jax import programs
+from sv3d_jax.programs import load_or_compile
+from tests.test_imports import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Where programs are kept."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path / programs.FOLDER
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def compiled(factor: float = 2.0):
+    x = jax.ShapeDtypeStruct((3,), jnp.float32)
+    return jax.jit(lambda x: {"y": factor * x}).lower(x).compile()
+
+
+def never():
+    raise AssertionError("compiled again")
+
+
+def result(program) -> list[float]:
+    return np.asarray(program(jnp.arange(3.0))["y"]).tolist()
+
+
+def test_a_kept_program_is_loaded_and_not_compiled(folder):
+    for compile_now in (compiled, never, never):
+        assert result(load_or_compile(("double", 1), compile_now)) == [0.0, 2.0, 4.0]
+    assert result(load_or_compile(("triple", 1), lambda: compiled(3.0))) == [0.0, 3.0, 6.0]
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda patch: patch.setattr(programs, "source_digest", lambda: "other code"),
+        lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false"),
+        lambda patch: patch.setattr(programs, "_cpu_features", lambda: ("another CPU",)),
+        lambda patch: patch.setattr(jax, "__version__", "0.0"),
+    ],
+)
+def test_what_decides_a_program_finds_it_no_more(change, folder, monkeypatch):
+    load_or_compile("double", compiled)
+    change(monkeypatch)
+    with pytest.raises(AssertionError, match="compiled again"):
+        load_or_compile("double", never)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"x" * 50]
+)
+def test_a_damaged_program_is_compiled_and_kept_again(damage, folder):
+    load_or_compile("double", compiled)
+    [path] = folder.iterdir()
+    path.write_bytes(damage(path.read_bytes()))
+    assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+    assert result(load_or_compile("double", never)) == [0.0, 2.0, 4.0]
+
+
+def test_a_program_from_the_cache_of_jax_is_not_kept(folder, monkeypatch):
+    """It could not always be loaded again."""
+    x = jnp.arange(4.0)
+
+    def slow():
+        return jax.jit(lambda x: jnp.linalg.svd(jnp.outer(x, x) + 3)[1] + 0.125).lower(x).compile()
+
+    limit = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    try:
+        expected = slow()(x)  # jax keeps it
+        for _ in range(2):
+            np.testing.assert_array_equal(load_or_compile("slow", slow)(x), expected)
+        assert not folder.exists()
+        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", limit)
+
+
+def test_programs_not_used_for_longest_make_room(folder, monkeypatch):
+    for name in "abc":
+        load_or_compile(name, compiled)
+        for path in folder.iterdir():
+            os.utime(path, ns=(0, path.stat().st_mtime_ns - 10**9))  # a second passes
+    load_or_compile("a", never)
+    size = max(path.stat().st_size for path in folder.iterdir())
+    monkeypatch.setattr(programs, "CACHE_BYTES", 2.5 * size)
+    load_or_compile("d", compiled)
+    for kept in "ad":
+        load_or_compile(kept, never)
+    for gone in "bc":
+        with pytest.raises(AssertionError, match="compiled again"):
+            load_or_compile(gone, never)
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_else(folder):
+    folder.write_text("a file where the folder should be")
+    assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+
+
+def test_without_a_cache_nothing_is_kept(folder):
+    jax.config.update("jax_compilation_cache_dir", None)
+    load_or_compile("double", compiled)
+    assert not folder.exists()
+
+
+ORBIT = """
+import sys
+import jax
+import numpy as np
+from sv3d_jax.models.video_unet import VideoUNet
+from tests.tiny_model import picture, tiny_pipeline
+
+if sys.argv[2] == "again":
+    def called(*_):
+        raise AssertionError("traced again")
+    VideoUNet.__call__ = called
+orbits = [tiny_pipeline()(picture(), callback=callback) for callback in (None, lambda info: None)]
+np.save(sys.argv[1], np.stack([orbit.frames_uint8() for orbit in orbits]))
+"""
+
+
+def test_a_second_start_does_not_trace_the_network(tmp_path):
+    """Nor where there are more devices than the one that an orbit takes."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
+    for start in ("first", "again"):
+        words = [sys.executable, "-c", ORBIT, str(tmp_path / start), start]
+        done = subprocess.run(words, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    np.testing.assert_array_equal(*(np.load(tmp_path / f"{start}.npy") for start in ("first", "again")))
