@@ -1,9 +1,10 @@
 """What an accelerator does, in one run of under ten minutes: `python benchmarks/accelerator.py [-o results.json]`.
 
-Numerics first (16 against 32 bits), then sampling in all its stages, the training step, score distillation, hash grid
-and rasterizer, and with torch installed diffusers' UNet, eager and compiled, on the same device. The model is sv3d_p
-with random numbers for weights; on a CPU, where this is to see that it runs, sv3d-mini's shape. Every part is written
-to the file as soon as it is done; a part that fails leaves its error and does not stop the others.
+Numerics first (16 against 32 bits), then sampling in all its stages, the training step, score distillation, hash grid,
+rasterizer, forms of attention, linear layers in 8 bits, and with torch installed diffusers' UNet, eager and compiled,
+on the same device. The model is sv3d_p with random numbers for weights; on a CPU, where this is to see that it runs,
+sv3d-mini's shape. Every part is written to the file as soon as it is done; a part that fails leaves its error and does
+not stop the others.
 """
 
 import argparse
@@ -33,8 +34,10 @@ from sv3d_jax.devices import enable_compile_cache, scatter_seconds, use_native_a
 from sv3d_jax.diffusion.guidance import triangular_scale
 from sv3d_jax.infer.bench import random_params, run_bench
 from sv3d_jax.infer.config import BenchConfig
+from sv3d_jax.models.attend import KERNELS, attend
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.quantize import FORMATS
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.recon.sds import sds_gradient
@@ -164,6 +167,40 @@ def peers(model: ModelConfig, is_cpu: bool) -> dict:
     return found
 
 
+def attention(model: ModelConfig, is_cpu: bool) -> dict:
+    """Milliseconds of every form for the tokens of a guided step's first two levels, and their error in float32."""
+    width, side = model.unet.model_channels, model.native_size // model.vae.downsampling
+    plain = jax.jit(lambda q, k, v: attend(q, k, v, Compute(q.dtype, reference=True)))
+    kernels = KERNELS.get(jax.default_backend(), {})
+    forms = {"plain": plain} | {name: jax.jit(kernel) for name, kernel in kernels.items()}
+    found = {}
+    for level, mult in enumerate(model.unet.channel_mult[:2]):
+        heads, tokens = mult * width // model.unet.head_width, (side >> level) ** 2
+        shape = (3, 2 * model.num_frames, tokens, heads, model.unet.head_width)
+        exact = jax.random.normal(jax.random.key(0), shape)
+        expected = plain(*exact[:, :1])
+        given = exact.astype(_dtype(is_cpu))
+        for name, form in forms.items():
+            try:
+                error = float(jnp.abs(form(*given[:, :1]).astype(jnp.float32) - expected).max())
+                seconds = rasterizer.median_seconds(lambda form=form, given=given: form(*given), ROUNDS)
+                found[f"{name}, {tokens} tokens"] = {"ms": 1e3 * seconds, "error": error}
+            except Exception as failure:  # a kernel that this device does not run
+                found[f"{name}, {tokens} tokens"] = str(failure)[:200]
+    return found
+
+
+def quantized(model: ModelConfig, is_cpu: bool) -> dict:
+    """Seconds of a guided step with linear layers in 8 bits."""
+    found = {}
+    for kind in FORMATS:
+        config = (
+            BenchConfig(device="cpu", quantize=kind) if is_cpu else BenchConfig(model="sv3d_p", quantize=kind)
+        )
+        found[f"{kind}_step_s"] = run_bench(config, NullProgress())["step_s"]
+    return found
+
+
 def _dtype(is_cpu: bool):
     return jnp.float32 if is_cpu else jnp.bfloat16
 
@@ -177,6 +214,7 @@ def table(report: dict) -> str:
         "sampling": ("compile_s", "step_s", "share_of_product", "decode_frame_s", "orbit_s", "peak_gib"),
         "peers": ("torch_step_s", "torch_compiled_step_s"),
         "training": ("samples_per_s", "model_tflops"),
+        "quantized": ("int8_step_s", "fp8_step_s"),
         "distillation": ("step_s",),
     }.items():
         values = report.get(part, {})
@@ -198,6 +236,8 @@ PARTS: dict[str, Callable[[ModelConfig, bool], dict]] = {
     "distillation": distillation,
     "hash_grid": hash_encoding,
     "rasterizer": rasterizing,
+    "attention": attention,
+    "quantized": quantized,
 }
 
 if __name__ == "__main__":

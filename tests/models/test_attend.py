@@ -69,7 +69,7 @@ def test_which_kernel_attends(change, taken, monkeypatch):
     calls = []
     recorder = lambda name: lambda q, k, v: calls.append(name) or q  # noqa: E731
     kernels = {"gpu": {"cuDNN": recorder("cuDNN")}, "tpu": {"Pallas": recorder("splash")}}
-    monkeypatch.setattr(attend, "_KERNELS", kernels)
+    monkeypatch.setattr(attend, "KERNELS", kernels)
     monkeypatch.setattr(attend, "_kernels_that_run", lambda platform: list(kernels[platform]))
     compute = Compute(**({"dtype": jnp.bfloat16, "platform": "gpu"} | change))
     for tokens in (5, 1025):

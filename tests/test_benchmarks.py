@@ -1,0 +1,31 @@
+"""The run for accelerators, on a CPU."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.test_imports import ROOT
+
+PARTS = (
+    "numerics",
+    "peers",
+    "distillation",
+    "rasterizer",
+    "attention",
+)  # `sv3d bench` and the rest have tests of their own
+
+
+@pytest.mark.slow
+def test_the_accelerator_run_goes_through_its_parts(tmp_path):
+    script, output = ROOT / "benchmarks" / "accelerator.py", tmp_path / "report.json"
+    words = [sys.executable, str(script), "-o", str(output), "--only", *PARTS]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(output.read_text())
+    assert report["model"] == "sv3d_mini" and set(PARTS) < set(report)
+    assert report["numerics"]["ok"] and report["distillation"]["step_s"] > 0
+    plain = report["attention"]["plain, 64 tokens"]
+    assert plain["ms"] > 0 and plain["error"] < 1e-5
+    assert "numerics      relative_error" in done.stdout
