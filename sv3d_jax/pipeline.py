@@ -24,6 +24,7 @@ from sv3d_jax.diffusion.sampler import Method, run_programs, sample_with_callbac
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Picture, read_picture
+from sv3d_jax.models.attend import working_kernel
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.quantize import FORMATS
@@ -398,7 +399,8 @@ class Pipeline:
             jitted = jax.jit(function, out_shardings=self._sharding(split=True) if split else None)
             compile_now = lambda: jitted.lower(*inputs).compile()  # noqa: E731
             if self.mesh is None:
-                how = (self.config.to_dict(), self.compute, self.unet.compute, self.unet.in_turn)
+                attention = working_kernel(self.compute.target)
+                how = (self.config.to_dict(), self.compute, self.unet.compute, self.unet.in_turn, attention)
                 self.programs[key] = load_or_compile((*how, key), compile_now)
             else:
                 self.programs[key] = compile_now()

@@ -76,13 +76,8 @@ jax.monitoring.register_event_listener(
 def _digest(description: Any, device: Any) -> str:
     settings = [getattr(jax.config, name) for name in SETTINGS]
     versions = (jax.__version__, jaxlib.__version__, version("flax"), device.client.platform_version)
-    machine = (
-        device.platform,
-        device.device_kind,
-        device.id,
-        os.environ.get("XLA_FLAGS", ""),
-        *_cpu_features(),
-    )
+    device_names = (device.platform, device.device_kind, device.id, jax.device_count())
+    machine = (*device_names, os.environ.get("XLA_FLAGS", ""), *_cpu_features())
     whole = repr((description, settings, versions, machine, source_digest()))
     return hashlib.sha256(whole.encode()).hexdigest()
 

@@ -40,11 +40,10 @@ def _accelerator_kernel(q: Array, k: Array, platform: str) -> Kernel | None:
         return None
     if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_WIDTH:
         return None
-    has_blocks = q.shape[1] == k.shape[1] >= FLASH_TOKENS
-    for name in _kernels_that_run(platform):
-        if name == "cuDNN" or has_blocks:
-            return KERNELS[platform][name]
-    return None
+    name = working_kernel(platform)
+    if name == "Pallas" and not q.shape[1] == k.shape[1] >= FLASH_TOKENS:
+        return None
+    return KERNELS[platform][name] if name else None
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:
@@ -59,13 +58,13 @@ KERNELS: dict[str, dict[str, Kernel]] = {
 
 
 @cache
-def _kernels_that_run(platform: str) -> list[str]:
-    """The first kernel that runs on the device in use: each is tried once, and a warning names those that do not.
+def working_kernel(platform: str) -> str | None:
+    """The best kernel that runs on the device in use: each is tried once, and a warning names those that do not.
 
     A program for another device than the one in use takes Pallas, which is compiled without it.
     """
     if platform != jax.default_backend():
-        return ["Pallas"]
+        return "Pallas" if platform in KERNELS else None
     for name, kernel in KERNELS.get(platform, {}).items():
         try:
             with jax.ensure_compile_time_eval():
@@ -78,8 +77,8 @@ def _kernels_that_run(platform: str) -> list[str]:
                 stacklevel=2,
             )
         else:
-            return [name]
-    return []
+            return name
+    return None
 
 
 def _attend_at_once(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:

@@ -40,7 +40,7 @@ def test_attention_in_parts_is_that_at_once(name, monkeypatch):
 
 
 def test_a_gpu_without_kernels_warns_once_of_each_and_attends(monkeypatch):
-    attend._kernels_that_run.cache_clear()
+    attend.working_kernel.cache_clear()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(attend, "MAPPED_TOKENS", 4)
     qkv = jax.random.normal(jax.random.key(0), (3, 2, 20, 3, 8), jnp.bfloat16)
@@ -52,7 +52,7 @@ def test_a_gpu_without_kernels_warns_once_of_each_and_attends(monkeypatch):
     ] * 2
     for out in outs:
         np.testing.assert_array_equal(out, attend._attend_by_queries(*qkv, compute))
-    attend._kernels_that_run.cache_clear()
+    attend.working_kernel.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_which_kernel_attends(change, taken, monkeypatch):
     recorder = lambda name: lambda q, k, v: calls.append(name) or q  # noqa: E731
     kernels = {"gpu": {"cuDNN": recorder("cuDNN")}, "tpu": {"Pallas": recorder("splash")}}
     monkeypatch.setattr(attend, "KERNELS", kernels)
-    monkeypatch.setattr(attend, "_kernels_that_run", lambda platform: list(kernels[platform]))
+    monkeypatch.setattr(attend, "working_kernel", {"gpu": "cuDNN", "tpu": "Pallas"}.get)
     compute = Compute(**({"dtype": jnp.bfloat16, "platform": "gpu"} | change))
     for tokens in (5, 1025):
         calls.clear()
