@@ -36,7 +36,7 @@ from sv3d_jax.weights.hub import read_model_config
 
 FRAMES, SIDES, STEPS = (7, 14, 21, 42, 63), (256, 384, 576, 768, 1024), (5, 10, 25, 50, 100)
 MESHES = ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 3), (1, 2, 3), (8, 1, 1))  # pictures, branches, frames
-SENDS = r"= (.+?) (all-gather|all-reduce|collective-permute|all-to-all)(-start)?\((.*)"
+SENDS = r"= (.+?) (all-gather|all-reduce|collective-permute|all-to-all|reduce-scatter)(-start)?\((.*)"
 BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1}
 
 
@@ -182,7 +182,7 @@ def received_bytes(program: str) -> int:
         kind = match.group(2)
         if kind != "collective-permute":
             members = group_size(match.group(4))
-            size *= (members - 1) / members
+            size *= (members - 1) / (1 if kind == "reduce-scatter" else members)
         total += size * (2 if kind == "all-reduce" else 1)  # sums are made, then handed on
     return round(total)
 

@@ -120,6 +120,10 @@ class Pipeline:
     ):
         if quantize not in (None, *FORMATS):
             raise InputError(f"quantize={quantize!r}: unknown", hint=f"one of {', '.join(FORMATS)}, or None")
+        if quantize and reference:
+            raise InputError(
+                "the reference form has no linear layers in 8 bits: leave out reference or quantize"
+            )
         self.config, self.low_memory = config, low_memory
         self.weights = weights or {}  # where they came from: source, path, sha256
         self.dtype = resolve_dtype(dtype)
@@ -399,9 +403,10 @@ class Pipeline:
             jitted = jax.jit(function, out_shardings=self._sharding(split=True) if split else None)
             compile_now = lambda: jitted.lower(*inputs).compile()  # noqa: E731
             if self.mesh is None:
-                attention = working_kernel(self.compute.target)
-                how = (self.config.to_dict(), self.compute, self.unet.compute, self.unet.in_turn, attention)
-                self.programs[key] = load_or_compile((*how, key), compile_now)
+                how = (self.config.to_dict(), self.unet.compute, self.compute.target, self.unet.in_turn)
+                kernels_may_attend = self.compute.dtype == jnp.bfloat16 and not self.compute.reference
+                attention = working_kernel(self.compute.target) if kernels_may_attend else None
+                self.programs[key] = load_or_compile((*how, attention, key), compile_now, leaves)
             else:
                 self.programs[key] = compile_now()
         return self.programs[key]

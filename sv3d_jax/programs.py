@@ -11,7 +11,9 @@ import math
 import os
 import pickle
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -34,38 +36,51 @@ SETTINGS = (
 """Settings of jax that change programs."""
 
 
-def load_or_compile(description: Any, compile_now: Callable[[], Compiled]) -> Compiled:
-    """The program kept under `description`, for the default device; else `compile_now()`, which is kept.
+def load_or_compile(
+    description: Any, compile_now: Callable[[], Compiled], inputs: Iterable[Any] = ()
+) -> Compiled:
+    """The program kept under `description`, for the device of its inputs; else `compile_now()`, which is kept.
 
     The repr of `description` must tell everything that decides the program besides this package's code, the versions
     of jax and the device. A file that cannot be read is written anew, a folder that cannot be written is let be.
     """
-    cached = jax.config.jax_compilation_cache_dir
-    if cached is None:
+    cached, device = jax.config.jax_compilation_cache_dir, _device_of(inputs)
+    if cached is None or "://" in cached or device is None:
         return compile_now()
-    device = jax.config.jax_default_device or jax.local_devices()[0]
     path = Path(cached) / FOLDER / (_digest(description, device) + SUFFIX)
     if path.is_file():
         try:
-            program = deserialize_and_load(*pickle.loads(path.read_bytes()), execution_devices=[device])
-            path.touch()  # the least recently used go first
-            return program
+            parts = pickle.loads(path.read_bytes())
+            program = deserialize_and_load(*parts, backend=device.client, execution_devices=[device])
         except Exception:  # whatever a damaged file or another machine's program makes jax say
-            path.unlink(missing_ok=True)
-    hits, limit = len(_HITS), jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", math.inf)
-    try:
-        program = compile_now()
-    finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", limit)
-    if len(_HITS) == hits:
-        try:
+            with suppress(OSError):
+                path.unlink()
+        else:
+            with suppress(OSError):
+                path.touch()  # the least recently used go first
+            return program
+    program, is_new = _compile_apart(compile_now)
+    if is_new:
+        with suppress(
+            OSError, ValueError, RuntimeError
+        ):  # costs the next start its time, not this run its results
             _keep(path, pickle.dumps(serialize(program)))
-        except (OSError, ValueError, RuntimeError):
-            pass  # costs the next start its time, not this run its results
     return program
 
 
+def _compile_apart(compile_now: Callable[[], Compiled]) -> tuple[Compiled, bool]:
+    """The program, which jax does not keep, and whether it was compiled, not taken from jax's cache."""
+    limit_name = "jax_persistent_cache_min_compile_time_secs"
+    with _LOCK:
+        hits, limit = len(_HITS), getattr(jax.config, limit_name)
+        jax.config.update(limit_name, math.inf)
+        try:
+            return compile_now(), len(_HITS) == hits
+        finally:
+            jax.config.update(limit_name, limit)
+
+
+_LOCK = threading.Lock()
 _HITS: list[str] = []
 """One for each program that jax has taken from its own cache."""
 jax.monitoring.register_event_listener(
@@ -73,23 +88,35 @@ jax.monitoring.register_event_listener(
 )
 
 
+def _device_of(inputs: Iterable[Any]) -> Any:
+    """The device of all arrays among the inputs, the default one if there are none, None if there are several."""
+    found = {device for x in inputs if isinstance(x, jax.Array) for device in x.devices()}
+    if found:
+        return found.pop() if len(found) == 1 else None
+    default = jax.config.jax_default_device or jax.local_devices()[0]
+    return jax.local_devices(backend=default)[0] if isinstance(default, str) else default
+
+
 def _digest(description: Any, device: Any) -> str:
     settings = [getattr(jax.config, name) for name in SETTINGS]
+    settings.append(jax.config.read("jax_disable_most_optimizations"))
+    settings += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     versions = (jax.__version__, jaxlib.__version__, version("flax"), device.client.platform_version)
-    device_names = (device.platform, device.device_kind, device.id, jax.device_count())
-    machine = (*device_names, os.environ.get("XLA_FLAGS", ""), *_cpu_features())
-    whole = repr((description, settings, versions, machine, source_digest()))
+    machine = (device.platform, device.device_kind, device.id, jax.device_count(), *_cpu_features())
+    whole = repr((description, settings, versions, machine, SOURCE_DIGEST))
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-@cache
-def source_digest() -> str:
-    """Of the code that programs are traced from."""
+def _digest_of_source() -> str:
     digest = hashlib.sha256()
     for pattern in ("*.py", "models/*.py", "diffusion/*.py"):
         for file in sorted(Path(__file__).parent.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+SOURCE_DIGEST = _digest_of_source()
+"""Of the code that programs are traced from, as it is when it is imported."""
 
 
 @cache
@@ -106,8 +133,13 @@ def _keep(path: Path, content: bytes) -> None:
     """Write at once or not at all, and remove what was not used for longest beyond the limit."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+        try:
+            file.write(content)
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
     files = sorted(path.parent.glob("*" + SUFFIX), key=lambda file: file.stat().st_mtime)
     total = sum(file.stat().st_size for file in files)
     for file in files[:-1]:

@@ -61,7 +61,6 @@ def test_products_are_counted_where_they_are(function, shapes, expected):
     assert product_flop(jax.make_jaxpr(function)(*map(lambda s: float32(*s), shapes)).jaxpr) == expected
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_products_of_attention_kernels_are_counted(platform):
     x = float32(2, 1024, 3, 64)
@@ -69,6 +68,7 @@ def test_products_of_attention_kernels_are_counted(platform):
     assert product_flop(traced.jaxpr) == 2 * 3 * 4 * 1024**2 * 64
 
 
+@pytest.mark.slow
 def test_the_full_size_unet_has_the_published_flop(tmp_path):
     loss, params, batch = unet_case(ModelConfig.published("p"), 1, tmp_path, reference=True)
     counted = step_flop_counter(loss, params)(batch) / 1e12

@@ -269,6 +269,8 @@ def test_methods_that_cannot_be_are_refused(wrong, expected):
 def test_only_known_formats_are_taken():
     with pytest.raises(InputError, match="quantize='int4'"):
         tiny_pipeline(quantize="int4")
+    with pytest.raises(InputError, match="the reference form has no linear layers in 8 bits"):
+        tiny_pipeline(quantize="int8", reference=True)
 
 
 def test_chunks_of_decoding_do_not_change_the_frames(pipe, orbit):

@@ -46,10 +46,12 @@ def test_a_kept_program_is_loaded_and_not_compiled(folder):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(programs, "source_digest", lambda: "other code"),
+        lambda patch: patch.setattr(programs, "SOURCE_DIGEST", "other code"),
         lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false"),
         lambda patch: patch.setattr(programs, "_cpu_features", lambda: ("another CPU",)),
         lambda patch: patch.setattr(jax, "__version__", "0.0"),
+        lambda patch: patch.setattr(jax, "device_count", lambda: 99),
+        lambda patch: patch.setattr(programs, "SETTINGS", ()),
     ],
 )
 def test_what_decides_a_program_finds_it_no_more(change, folder, monkeypatch):
@@ -108,6 +110,27 @@ def test_programs_not_used_for_longest_make_room(folder, monkeypatch):
 def test_a_folder_that_cannot_be_written_costs_nothing_else(folder):
     folder.write_text("a file where the folder should be")
     assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+
+
+def test_a_damaged_program_that_cannot_be_replaced_costs_nothing_else(folder, monkeypatch):
+    load_or_compile("double", compiled)
+    [path] = folder.iterdir()
+    path.write_bytes(b"damaged")
+
+    def refused(*_, **__):
+        raise PermissionError("read-only")
+
+    for name in ("touch", "unlink", "mkdir"):
+        monkeypatch.setattr(type(path), name, refused)
+    assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+    assert path.read_bytes() == b"damaged"
+
+
+def test_a_bucket_is_no_folder(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    jax.config.update("jax_compilation_cache_dir", "gs://bucket/cache")
+    load_or_compile("double", compiled)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_cache_nothing_is_kept(folder):

@@ -36,7 +36,7 @@ def attend(
 
 def _accelerator_kernel(q: Array, k: Array, platform: str) -> Kernel | None:
     """The kernel for these queries and keys on a GPU or TPU; None where plain products are to do it."""
-    if platform == "cpu" or q.dtype not in (jnp.bfloat16, jnp.float16):
+    if platform == "cpu" or q.dtype != jnp.bfloat16:
         return None
     if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_WIDTH:
         return None
@@ -54,7 +54,7 @@ KERNELS: dict[str, dict[str, Kernel]] = {
     "gpu": {"cuDNN": _cudnn, "Pallas": lambda q, k, v: flash_attention(q, k, v, "gpu")},
     "tpu": {"Pallas": lambda q, k, v: flash_attention(q, k, v, "tpu")},
 }
-"""Attention in 16 bits of accelerators, the best first."""
+"""Attention of accelerators in bfloat16, the best first."""
 
 
 @cache
@@ -71,6 +71,8 @@ def working_kernel(platform: str) -> str | None:
                 q = jnp.zeros((1, 128, 1, 64), jnp.bfloat16)
                 jax.block_until_ready(kernel(q, q, q))
         except Exception as error:  # whatever the library, its loader or the compiler says
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(
                 f"attention is slower than it could be: that of {name} does not run here ({reason})",

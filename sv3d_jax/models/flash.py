@@ -27,7 +27,7 @@ def flash_attention(
     """softmax(q k^T / sqrt(d)) v per head among the tokens of each of n, softmax in float32.
 
     platform is "tpu" or "gpu"; with `interpret` its kernel runs on any device, for tests. The first axis and the heads
-    may be divided over devices. The gradient keeps q, k and v, and computes the rest again.
+    may be divided over devices. The gradient keeps q, k and v, and computes the rest again. Not for use under vmap.
     """
     return _call(platform, interpret, False, q, k, v)
 

@@ -2,6 +2,9 @@
 its own, and their product is accumulated exactly (int8) or in float32 (fp8).
 """
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float
@@ -10,12 +13,14 @@ FORMATS = {"int8": (jnp.int8, 127.0), "fp8": (jnp.float8_e4m3fn, 448.0)}
 """Types, and their largest values."""
 
 
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def matmul_8_bit(
     x: Float[Array, "... c"], kernel: Float[Array, "c d"], kind: str, platform: str
 ) -> Float[Array, "... d"]:
     """x @ kernel of both rounded to `kind`, in the dtype of x.
 
-    A CPU multiplies the rounded values in float32, which has the error of 8 bits and not their speed.
+    A CPU multiplies the rounded values in float32, which has the error of 8 bits and not their speed. For sampling:
+    there is no gradient.
     """
     rows, row_scales = _rounded(x, -1, kind)
     columns, column_scales = _rounded(kernel, 0, kind)
@@ -26,11 +31,16 @@ def matmul_8_bit(
     return (y * row_scales * column_scales).astype(x.dtype)
 
 
+@matmul_8_bit.defjvp
+def _no_gradient(kind, platform, primals, tangents):
+    raise NotImplementedError(f"linear layers in {kind} have no gradient: they are for sampling")
+
+
 def _rounded(x: Array, axis: int, kind: str) -> tuple[Array, Array]:
     """Values in 8 bits, and the scale of each slice along the axis, which its largest value decides."""
     dtype, largest = FORMATS[kind]
     x = x.astype(jnp.float32)
     scales = jnp.abs(x).max(axis, keepdims=True) / largest
-    scales = jnp.where(scales > 0, scales, 1.0)
+    scales = jnp.where(scales == 0, 1.0, scales)
     x = x / scales
     return (jnp.round(x) if kind == "int8" else x).astype(dtype), scales

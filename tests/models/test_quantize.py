@@ -35,11 +35,23 @@ def test_values_that_8_bits_hold_are_exact():
 @pytest.mark.parametrize("kind", FORMATS)
 def test_accelerators_multiply_8_bits(kind):
     x, kernel = jnp.ones((3, 8), jnp.bfloat16), jnp.ones((8, 5), jnp.bfloat16)
-    program = jax.make_jaxpr(lambda *inputs: matmul_8_bit(*inputs, kind, "tpu"))(x, kernel)
+    program = jax.make_jaxpr(lambda *inputs: matmul_8_bit.fun(*inputs, kind, "tpu"))(x, kernel)
     product = next(eqn for eqn in program.jaxpr.eqns[::-1] if eqn.primitive.name in ("dot_general", "jit"))
     assert all(value.aval.dtype == FORMATS[kind][0] for value in product.invars)
     assert product.outvars[0].aval.dtype == (jnp.int32 if kind == "int8" else jnp.float32)
     assert program.out_avals[0].dtype == jnp.bfloat16
+
+
+def test_what_is_not_a_number_stays_so():
+    x = jnp.ones((2, 8)).at[0, 3].set(jnp.nan)
+    for kind in FORMATS:
+        got = matmul_8_bit(x, jnp.ones((8, 4)), kind, "cpu")
+        assert jnp.isnan(got[0]).all() and jnp.isfinite(got[1]).all()
+
+
+def test_there_is_no_gradient():
+    with pytest.raises(NotImplementedError, match="for sampling"):
+        jax.grad(lambda x: matmul_8_bit(x, jnp.ones((8, 4)), "int8", "cpu").sum())(jnp.ones((2, 8)))
 
 
 def test_only_what_may_be_is_rounded():
