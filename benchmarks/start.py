@@ -1,8 +1,8 @@
 """From the start of a process to its first step, and to its orbit: `python benchmarks/start.py [--json]`.
 
 Processes of their own, one after the other: with nothing kept, with the programs that the first kept, and with jax's
-cache of compilations alone. Seconds of the clock; the first step is the end of the first of the
-sampler's steps. With --model the published model of random numbers is made ready and not run, which a CPU can do too.
+cache of compilations alone. Seconds of the clock until the first of the sampler's steps is done. With --model the
+published model of random numbers is made ready and not run, which a CPU can do too.
 """
 
 import argparse

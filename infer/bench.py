@@ -46,13 +46,11 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
     plan = plan_orbit(
         model,
         frames,
-        None,
-        size,
-        config.batch,
-        itemsize,
-        None,
-        config.low_memory,
-        config.quantize is not None,
+        size=size,
+        batch=config.batch,
+        dtype_bytes=itemsize,
+        low_memory=config.low_memory,
+        quantized=config.quantize is not None,
     )
     require_accelerator(plan, jax.default_backend(), config.device)
     if config.dry_run:

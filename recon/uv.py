@@ -7,7 +7,7 @@ import numpy as np
 from sv3d_jax.arrays import Float, Int
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io.meshes import MAX_TEXTURE_PIXELS
+from sv3d_jax.io.surfaces import MAX_TEXTURE_PIXELS
 
 PADDING = 6  # texels between charts: two or more around each, also where the packer needs more room than it was given
 

@@ -24,7 +24,7 @@ from sv3d_jax.diffusion.sampler import Method, run_programs, sample_with_callbac
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Picture, read_picture
-from sv3d_jax.models.attend import working_kernel
+from sv3d_jax.models.attend import kernel_name
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.quantize import FORMATS
@@ -403,10 +403,8 @@ class Pipeline:
             jitted = jax.jit(function, out_shardings=self._sharding(split=True) if split else None)
             compile_now = lambda: jitted.lower(*inputs).compile()  # noqa: E731
             if self.mesh is None:
-                how = (self.config.to_dict(), self.unet.compute, self.compute.target, self.unet.in_turn)
-                kernels_may_attend = self.compute.dtype == jnp.bfloat16 and not self.compute.reference
-                attention = working_kernel(self.compute.target) if kernels_may_attend else None
-                self.programs[key] = load_or_compile((*how, attention, key), compile_now, leaves)
+                how = (self.unet.compute, self.compute.target, kernel_name(self.compute), self.unet.in_turn)
+                self.programs[key] = load_or_compile((self.config.to_dict(), *how, key), compile_now, leaves)
             else:
                 self.programs[key] = compile_now()
         return self.programs[key]

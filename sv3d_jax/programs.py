@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import pickle
-import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -25,6 +24,7 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from jax.stages import Compiled
 
 from sv3d_jax.devices import CACHE_BYTES
+from sv3d_jax.io.outputs import write_atomic
 
 FOLDER, SUFFIX = "programs", ".program"
 SETTINGS = (
@@ -61,9 +61,8 @@ def load_or_compile(
             return program
     program, is_new = _compile_apart(compile_now)
     if is_new:
-        with suppress(
-            OSError, ValueError, RuntimeError
-        ):  # costs the next start its time, not this run its results
+        # What fails here costs the next start its time, not this run its results.
+        with suppress(OSError, ValueError, RuntimeError):
             _keep(path, pickle.dumps(serialize(program)))
     return program
 
@@ -130,16 +129,9 @@ def _cpu_features() -> tuple[str, ...]:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    """Write at once or not at all, and remove what was not used for longest beyond the limit."""
+    """Write it, and remove what was not used for longest beyond the limit."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
-            file.write(content)
-            file.flush()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    write_atomic(path, content)
     files = sorted(path.parent.glob("*" + SUFFIX), key=lambda file: file.stat().st_mtime)
     total = sum(file.stat().st_size for file in files)
     for file in files[:-1]:

@@ -8,13 +8,8 @@ import pytest
 
 from tests.test_imports import ROOT
 
-PARTS = (
-    "numerics",
-    "peers",
-    "distillation",
-    "rasterizer",
-    "attention",
-)  # `sv3d bench` and the rest have tests of their own
+# `sv3d bench` and the rest have tests of their own.
+PARTS = ("numerics", "peers", "distillation", "rasterizer", "attention")
 
 
 @pytest.mark.slow

@@ -84,9 +84,8 @@ def test_attention_kernels(lowered):
     for tokens, heads in ((5184, 5), (1296, 10)):
         x = jax.ShapeDtypeStruct((2, tokens, heads, 64), jnp.bfloat16)
         assert len(re.findall(KERNELS, lowered(forward, x, x, x))) == 1
-        assert (
-            len(re.findall(KERNELS, lowered(gradient, x, x, x))) == 3
-        )  # forward again, queries, keys and values
+        # Forward again; queries; keys and values.
+        assert len(re.findall(KERNELS, lowered(gradient, x, x, x))) == 3
 
 
 @pytest.mark.parametrize("model", MODELS)

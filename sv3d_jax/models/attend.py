@@ -27,23 +27,28 @@ def attend(
     q: Float[Array, "n s k d"], k: Float[Array, "n l k d"], v: Float[Array, "n l k d"], compute: Compute
 ) -> Float[Array, "n s k d"]:
     """softmax(q k^T / sqrt(d)) v per head, softmax in float32."""
-    if not compute.reference and (kernel := _accelerator_kernel(q, k, compute.target)):
+    if kernel := _accelerator_kernel(q, k, compute):
         return kernel(q, k, v)
     if q.shape[1] * k.shape[1] < MAPPED_TOKENS**2:
         return _attend_at_once(q, k, v, compute)
     return (_attend_by_head if compute.on_one_cpu else _attend_by_queries)(q, k, v, compute)
 
 
-def _accelerator_kernel(q: Array, k: Array, platform: str) -> Kernel | None:
+def _accelerator_kernel(q: Array, k: Array, compute: Compute) -> Kernel | None:
     """The kernel for these queries and keys on a GPU or TPU; None where plain products are to do it."""
-    if platform == "cpu" or q.dtype != jnp.bfloat16:
+    name = kernel_name(compute)
+    if name is None or q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_WIDTH:
         return None
-    if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_WIDTH:
-        return None
-    name = working_kernel(platform)
     if name == "Pallas" and not q.shape[1] == k.shape[1] >= FLASH_TOKENS:
         return None
-    return KERNELS[platform][name] if name else None
+    return KERNELS[compute.target][name]
+
+
+def kernel_name(compute: Compute) -> str | None:
+    """The accelerator's kernel that programs computed so may use; in float32 and in the plain form there is none."""
+    if compute.reference or compute.dtype != jnp.bfloat16:
+        return None
+    return working_kernel(compute.target)
 
 
 def _cudnn(q: Array, k: Array, v: Array) -> Array:

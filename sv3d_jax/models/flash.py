@@ -49,14 +49,14 @@ def _call(platform: str, interpret: bool, is_gradient: bool, *arrays: Array):
     size = -(-s // block) * block
     padded = [jnp.pad(x, ((0, 0), (0, size - s), (0, 0), (0, 0))) for x in arrays]
     tables = jax.tree.leaves(_splash_kernel(size, interpret)) if platform == "tpu" else []
-    shapes = tuple(table.ndim for table in tables)
+    table_axes = tuple(table.ndim for table in tables)
     segments = (jnp.arange(size) >= s).astype(jnp.int32)  # a token attends to those of its own segment
-    out = _divided(platform, interpret, is_gradient, size, shapes)(*padded, segments, *tables)
+    out = _divided(platform, interpret, is_gradient, table_axes)(*padded, segments, *tables)
     return jax.tree.map(lambda x: x[:, :s], out)
 
 
 @cache
-def _divided(platform: str, interpret: bool, is_gradient: bool, size: int, table_axes: tuple[int, ...]):
+def _divided(platform: str, interpret: bool, is_gradient: bool, table_axes: tuple[int, ...]):
     """A function of arrays, segments and tables, that each device runs on its share of the first axis and the heads."""
 
     def attend(segments, tables, *qkv):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io import meshes
+from sv3d_jax.io import gltf, meshes
 from sv3d_jax.io.meshes import read_mesh, world_from_file, write_glb, write_obj, write_ply
 
 VERTICES = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
@@ -51,7 +51,7 @@ def test_glb_is_byte_identical_when_written_again(tmp_path):
 
 def test_glb_keeps_vertices_z_up_and_turns_them_at_the_root(tmp_path):
     write_glb(tmp_path / "a.glb", COLORED)
-    document, binary = meshes._split_glb((tmp_path / "a.glb").read_bytes())
+    document, binary = gltf.split_glb((tmp_path / "a.glb").read_bytes())
     document = json.loads(document)
     matrix = np.array(document["nodes"][-1]["matrix"]).reshape(4, 4).T
     assert np.array_equal(matrix @ [1.0, 2.0, 3.0, 1.0], [1.0, 3.0, -2.0, 1.0])

@@ -47,9 +47,7 @@ def test_a_gpu_without_kernels_warns_once_of_each_and_attends(monkeypatch):
     compute = Compute(jnp.bfloat16)
     with pytest.warns(UserWarning, match="does not run here") as caught:
         outs = [jax.jit(lambda *qkv: attention(*qkv, compute))(*qkv) for _ in range(2)]
-    assert [name in str(each.message) for name, each in zip(("cuDNN", "Pallas"), caught, strict=True)] == [
-        True
-    ] * 2
+    assert [str(each.message).split(" of ")[1].split()[0] for each in caught] == ["cuDNN", "Pallas"]
     for out in outs:
         np.testing.assert_array_equal(out, attend._attend_by_queries(*qkv, compute))
     attend.working_kernel.cache_clear()

@@ -13,9 +13,7 @@ from sv3d_jax.models.quantize import FORMATS, matmul_8_bit
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
 def test_products_of_rounded_values_are_near_the_exact_ones(kind, error, platform):
     x = jax.random.normal(jax.random.key(0), (4, 9, 320))
-    x = (
-        x.at[0, 3].multiply(1e4).at[1, 2].set(0.0)
-    )  # a scale for each row: a large one takes nothing from the others
+    x = x.at[0, 3].multiply(1e4).at[1, 2].set(0.0)  # a large row takes nothing from the others
     kernel = jax.random.normal(jax.random.key(1), (320, 64)) * jnp.logspace(-4, 0, 64)
     exact = jnp.matmul(x, kernel, precision="highest")
     got = matmul_8_bit(x, kernel, kind, platform)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io import meshes
+from sv3d_jax.io import gltf, meshes
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.recon import export
 from sv3d_jax.recon.bake import textured
@@ -70,7 +70,7 @@ def test_every_file_holds_one_watertight_surface(folder, suffix):
 
 
 def test_glb_is_matt_and_carries_its_picture(folder, baked):
-    text, binary = meshes._split_glb((folder / "mesh.glb").read_bytes())
+    text, binary = gltf.split_glb((folder / "mesh.glb").read_bytes())
     document = json.loads(text)
     [material] = document["materials"]
     assert material["pbrMetallicRoughness"]["metallicFactor"] == 0.0
