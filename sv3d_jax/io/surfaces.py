@@ -1,11 +1,17 @@
-"""What mesh formats have in common: axes, limits, pictures."""
+"""What mesh formats have in common: axes, limits, files beside a file, and surfaces on their way to one mesh."""
 
 import io
+import re
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
+from sv3d_jax.errors import InputError
+
 Up = Literal["y", "z"]
+Wrap = Literal["repeat", "clamp", "mirror"]
 
 MAX_FILE_BYTES = 1 << 30
 MAX_FACES = 10_000_000
@@ -13,6 +19,78 @@ MAX_TEXTURE_PIXELS = 64_000_000
 MAX_ALL_TEXTURES_PIXELS = 4 * MAX_TEXTURE_PIXELS  # of one file
 
 FILE_FROM_WORLD = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """How a surface is coloured: `color` times the picture, in linear light; alpha likewise."""
+
+    color: tuple[float, float, float, float] = (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    )  # red, green, blue in linear light, and alpha
+    picture: np.ndarray | None = (
+        None  # uint8, h w 3 or h w 4: display values and alpha; one array for all users
+    )
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")  # beyond the picture's edges, along u and v
+    nearest: bool = False  # texels with hard edges instead of bilinear ones
+    alpha: Literal["opaque", "mask", "blend"] = "opaque"
+    cutoff: float = 0.5  # of "mask": where alpha is less there is a hole
+
+
+@dataclass(eq=False)
+class Part:
+    """A surface of one material, in the axes of its file."""
+
+    vertices: np.ndarray  # float64, v 3
+    faces: np.ndarray  # integer, t 3, counter-clockwise from outside
+    material: Material = field(default_factory=Material)
+    # Float, v 3. A vertex with zeros has the normal of each face; None: the mean of the faces around each vertex.
+    normals: np.ndarray | None = None
+    colors: np.ndarray | None = None  # float, v 3 or v 4, in linear light
+    uv: np.ndarray | None = None  # float, v 2, origin at the bottom left of the picture
+
+
+@dataclass(eq=False)
+class Source:
+    """A mesh file that is being read: what lies beside it, and what of it was approximated or skipped."""
+
+    path: Path
+    remarks: list[str] = field(default_factory=list)
+
+    def remark(self, text: str) -> None:
+        """Take note, once, of what was approximated or skipped."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def beside(self, name: str) -> bytes:
+        """The content of a file in the folder of the mesh file or below.
+
+        Raises InputError for absolute paths, URLs, `..`, links that lead out of the folder, and for files that are
+        absent or too large.
+        """
+        parts = PurePosixPath(name.replace("\\", "/"))
+        if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
+            raise InputError(
+                f"refers to another place: {name[:200]}",
+                hint="only files beside the mesh or in folders below it are opened",
+            )
+        folder, file = self.path.parent, self.path.parent / parts
+        try:
+            if not file.resolve().is_relative_to(folder.resolve()):
+                raise InputError(
+                    f"refers to {name[:200]}, a link that leads out of the mesh's folder",
+                    hint="only files beside the mesh or in folders below it are opened",
+                )
+            if not file.is_file():
+                raise InputError(f"refers to {name[:200]}, which is not beside it")
+            if (size := file.stat().st_size) > MAX_FILE_BYTES:
+                raise InputError(f"refers to {name[:200]} of {size} bytes, more than {MAX_FILE_BYTES}")
+            return file.read_bytes()
+        except (OSError, ValueError, RuntimeError):  # a name that no file can have, a ring of links
+            raise InputError(f"refers to {name[:200]}, which cannot be read") from None
 
 
 def world_from_file(up: Up) -> np.ndarray:
