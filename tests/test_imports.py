@@ -11,7 +11,19 @@ ROOT = Path(__file__).parents[1]
 AREAS = ("infer", "recon", "train")
 # From the leaves up; a file may import from its own level and below. Names are relative to sv3d_jax.
 LEVELS = (
-    ("arrays", "errors", "config", "progress", "devices", "programs", "hoist", "cost", "cameras", "io"),
+    (
+        "arrays",
+        "colors",
+        "errors",
+        "config",
+        "progress",
+        "devices",
+        "programs",
+        "hoist",
+        "cost",
+        "cameras",
+        "io",
+    ),
     ("models", "diffusion", "render", "geometry"),
     ("weights", "plan", "preprocess", "conditioning", "sampling", "pipeline", "parallel", "metrics"),
     AREAS,
