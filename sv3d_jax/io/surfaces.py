@@ -18,7 +18,8 @@ MAX_FACES = 10_000_000
 MAX_TEXTURE_PIXELS = 64_000_000
 MAX_ALL_TEXTURES_PIXELS = 4 * MAX_TEXTURE_PIXELS  # of one file
 
-FILE_FROM_WORLD = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+# The world's +x, from where the input view looks, becomes +z: the front of glTF and of what opens such files.
+FILE_FROM_WORLD = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,12 +95,15 @@ class Source:
 
 
 def world_from_file(up: Up) -> np.ndarray:
-    """The rotation (4, 4) from coordinates of a file with this axis up to z up."""
+    """The rotation (4, 4) from coordinates of a file with this axis up to the world, which is z up.
+
+    With y up, the file's +z becomes the world's +x.
+    """
     return FILE_FROM_WORLD.T if up == "y" else np.eye(4)
 
 
 def y_up(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (n 3) of the world in the axes of a file with y up."""
+    """Vectors (n 3) of the world in the axes of a file with y up: (x, y, z) becomes (y, z, x)."""
     return vectors @ FILE_FROM_WORLD[:3, :3].T
 
 

@@ -54,7 +54,7 @@ def test_glb_keeps_vertices_z_up_and_turns_them_at_the_root(tmp_path):
     document, binary = gltf.split_glb((tmp_path / "a.glb").read_bytes())
     document = json.loads(document)
     matrix = np.array(document["nodes"][-1]["matrix"]).reshape(4, 4).T
-    assert np.array_equal(matrix @ [1.0, 2.0, 3.0, 1.0], [1.0, 3.0, -2.0, 1.0])
+    assert np.array_equal(matrix @ [1.0, 2.0, 3.0, 1.0], [2.0, 3.0, 1.0, 1.0])
     accessor = document["accessors"][document["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]
     assert accessor["max"] == [1.0, 2.0, 3.0]
 
@@ -140,7 +140,7 @@ def test_material_color_reaches_the_vertices(tmp_path):
 def test_node_transforms_of_all_ancestors_apply(tmp_path):
     nodes = [{"children": [1], "translation": [0, 0, 5]}, {"mesh": 0, "scale": [2, 2, 2]}]
     mesh = _read(tmp_path, _document(nodes=nodes))
-    np.testing.assert_allclose(mesh.vertices, [[0, -5, 0], [2, -5, 0], [0, -5, 2]], atol=1e-12)
+    np.testing.assert_allclose(mesh.vertices, [[5, 0, 0], [5, 2, 0], [5, 0, 2]], atol=1e-12)
 
 
 def test_mirroring_node_keeps_faces_outwards(tmp_path):

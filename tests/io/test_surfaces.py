@@ -2,10 +2,12 @@
 
 import os
 
+import numpy as np
 import pytest
 
+from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.surfaces import Source
+from sv3d_jax.io.surfaces import FILE_FROM_WORLD, Source, world_from_file, y_up
 
 
 @pytest.fixture
@@ -78,3 +80,14 @@ def test_a_remark_is_noted_once(source):
     source.remark("two")
     source.remark("one")
     assert source.remarks == ["one", "two"]
+
+
+def test_the_front_of_the_world_is_the_front_of_a_file():
+    seen_first, upwards = look_at(0.0, 0.0, 1.0)[:3, 3], np.array([0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(y_up(np.stack([seen_first, upwards])), [[0, 0, 1], [0, 1, 0]])
+
+
+def test_axes_of_files_turn_and_do_not_mirror():
+    assert np.linalg.det(FILE_FROM_WORLD) == 1.0
+    np.testing.assert_array_equal(world_from_file("y") @ FILE_FROM_WORLD, np.eye(4))
+    np.testing.assert_array_equal(world_from_file("z"), np.eye(4))

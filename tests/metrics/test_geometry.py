@@ -116,7 +116,7 @@ def moved_by_an_orbit(tmp_path) -> EvalMeshConfig:
     world_from_file = np.array([[0.5, 0, 0, 0.1], [0, 0, -0.5, 0.2], [0, 0.5, 0, 0.3], [0, 0, 0, 1]])
     file_from_world = np.linalg.inv(world_from_file)
     in_file = world.vertices @ file_from_world[:3, :3].T + file_from_world[:3, 3]
-    z_up = in_file @ np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float64)  # (x, y, z) -> (x, -z, y)
+    z_up = in_file @ np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.float64)  # (x, y, z) -> (z, x, y)
     write_glb(tmp_path / "pred.glb", world)
     write_glb(tmp_path / "target.glb", Mesh(z_up, world.faces))
     write_orbit(tmp_path / "orbit", np.zeros((2, 32, 32, 3), np.uint8), static_orbit(2), world_from_file)
