@@ -1,10 +1,14 @@
-"""Orbit folders: frames/000.png ... and cameras.json, written by every verb that makes views and read by the rest."""
+"""Orbit folders: frames/000.png ... and cameras.json, written by every verb that makes views and read by the rest.
+
+The alpha of a frame is in the picture that its "alpha_file" names, as grey, where the frame itself lies over white; or
+else in the frame. So rendered frames can be shown and fed to a model as they are, and still say what is background.
+"""
 
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +23,10 @@ CONVENTION = (
     "camera_to_world: camera x right, y up, looking along -z; world right-handed, z up, object around the origin."
     " azimuth_deg is relative to input_frame, counter-clockwise seen from above; elevation_deg is absolute, up"
     " positive. Pixel centres at +0.5, row 0 on top."
+)
+NOT_WHITE = 8  # levels under white beyond which a pixel shows something
+MAX_CONTRADICTION = (
+    1e-3  # share of a frame's pixels that show something where its alpha says there is nothing
 )
 
 
@@ -40,10 +48,20 @@ class OrbitFrames:
     files: list[str]
 
 
+class Frame(NamedTuple):
+    """One view as its files hold it."""
+
+    rgb: np.ndarray  # (h, w, 3) uint8, over white
+    alpha: np.ndarray | None  # (h, w) uint8
+
+
 def cameras_document(
-    cameras: CameraPath, files: list[str] | None = None, object_to_world: np.ndarray | None = None
+    cameras: CameraPath,
+    files: list[str] | None = None,
+    object_to_world: np.ndarray | None = None,
+    alpha_files: list[str] | None = None,
 ) -> dict[str, Any]:
-    """The content of cameras.json."""
+    """The content of cameras.json; `alpha_files` are named where the frames themselves have no alpha."""
     files = files or [frame_file(index) for index in range(len(cameras))]
     matrices = cameras.camera_to_world
     document: dict[str, Any] = {
@@ -61,6 +79,8 @@ def cameras_document(
             for index, file in enumerate(files)
         ],
     }
+    for frame, file in zip(document["frames"], alpha_files or [], strict=alpha_files is not None):
+        frame["alpha_file"] = file
     if object_to_world is not None:
         document["object_to_world"] = np.asarray(object_to_world, np.float64).tolist()
     return document
@@ -70,14 +90,19 @@ def frame_file(index: int) -> str:
     return f"frames/{index:03d}.png"
 
 
+def alpha_file(index: int) -> str:
+    return f"alphas/{index:03d}.png"
+
+
 def write_cameras(
     path: str | Path,
     cameras: CameraPath,
     files: list[str] | None = None,
     object_to_world: np.ndarray | None = None,
+    alpha_files: list[str] | None = None,
 ) -> None:
     """Write cameras.json in one piece."""
-    document = cameras_document(cameras, files, object_to_world)
+    document = cameras_document(cameras, files, object_to_world, alpha_files)
     write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -86,36 +111,62 @@ def write_orbit(
     images: np.ndarray,
     cameras: CameraPath,
     object_to_world: np.ndarray | None = None,
-) -> None:
-    """Write uint8 frames (f, h, w, 3 or 4) and, last, cameras.json into a folder that is made if need be."""
+    alphas: np.ndarray | None = None,
+) -> list[str]:
+    """Write uint8 frames (f, h, w, 3 or 4) and, last, cameras.json into a folder that is made if need be.
+
+    `alphas` (f, h, w), uint8, go beside frames (f, h, w, 3) that lie over white. Returns the files, by name.
+    """
     if len(images) != len(cameras):
         raise InputError(f"got {len(images)} images for {len(cameras)} cameras")
-    directory = Path(directory)
-    (directory / "frames").mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(images):
-        write_png(directory / frame_file(index), image)
-    write_cameras(directory / CAMERAS_FILE, cameras, object_to_world=object_to_world)
+    if alphas is not None and (images.shape[-1] != 3 or alphas.shape != images.shape[:3]):
+        raise InputError(
+            f"alphas of shape {alphas.shape} do not belong beside frames of shape {images.shape}",
+            hint="frames (f, h, w, 3) over white have alphas (f, h, w); frames (f, h, w, 4) have their own",
+        )
+    pictures = {frame_file(index): image for index, image in enumerate(images)}
+    masks = {alpha_file(index): alpha for index, alpha in enumerate(() if alphas is None else alphas)}
+    for name, picture in (pictures | masks).items():
+        path = Path(directory) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(path, picture)
+    write_cameras(
+        Path(directory) / CAMERAS_FILE,
+        cameras,
+        object_to_world=object_to_world,
+        alpha_files=list(masks) or None,
+    )
+    return [*pictures, *masks, CAMERAS_FILE]
 
 
 def read_orbit(directory: str | Path) -> OrbitFrames:
     """Read any folder of frames with a cameras.json: any number of views, any rigid poses, own intrinsics.
 
     A frame's pose is its camera_to_world, or else follows from azimuth_deg, elevation_deg and radius. Frames
-    with an alpha are composited over white. All frames must have one size.
+    with an alpha are composited over white, unless the alpha is a file of its own: then they lie over white already,
+    and every frame must have one. All frames must have one size.
     """
     directory = Path(directory)
     document = _read_document(directory)
     frames = document["frames"]
     files = [_frame_path(directory, frame, index) for index, frame in enumerate(frames)]
-    absent = [file for file in files if not (directory / file).is_file()]
-    if absent:
+    alpha_files = [_alpha_path(directory, frame, index) for index, frame in enumerate(frames)]
+    for kind, names in {"frames": files, "alphas": [file for file in alpha_files if file]}.items():
+        absent = [file for file in names if not (directory / file).is_file()]
+        if absent:
+            raise InputError(
+                f"{directory / absent[0]} does not exist",
+                hint=f"{CAMERAS_FILE} names {len(absent)} of {len(names)} {kind} that are not there",
+            )
+    if any(alpha_files) and not all(alpha_files):
+        index = alpha_files.index(None)
         raise InputError(
-            f"{directory / absent[0]} does not exist",
-            hint=f"{CAMERAS_FILE} names {len(absent)} of {len(files)} frames that are not there",
+            f"{directory / CAMERAS_FILE}: frames[{index}] has no alpha_file, others have one",
+            hint="every frame needs one, or none",
         )
     fov_deg = _number(document, "fov_deg", "cameras.json")
     poses = camera_poses(document)
-    images, alphas = _read_frames(directory, files)
+    images, alphas = _stacked(directory, frames)
     height, width = images.shape[1:3]
     lenses = [_lens(frame, index, fov_deg, height, width) for index, frame in enumerate(frames)]
     radii = frame_column(frames, "radius")
@@ -133,6 +184,35 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
         object_to_world=_object_to_world(document),
         files=files,
     )
+
+
+def read_frame(directory: Path, frame: dict[str, Any], index: int) -> Frame:
+    """The pixels of one of the frames of a cameras.json, and the alpha that stands beside or in it.
+
+    Raises InputError, which names the file, where one is absent or damaged, lies outside the folder or does not belong
+    to the other.
+    """
+    path = directory / _frame_path(directory, frame, index)
+    name = _alpha_path(directory, frame, index)
+    picture = read_picture(path, min_side=1)
+    if name is None:
+        alpha = picture.alpha
+        return Frame(picture.rgb if alpha is None else over_white(picture.rgb, alpha), alpha)
+    if picture.alpha is not None:
+        raise InputError(
+            f"{path} has an alpha of its own, and {name} beside it",
+            hint=f"leave alpha_file out of frames[{index}] of {CAMERAS_FILE}, or give the frame over white",
+        )
+    alpha = _read_alpha(directory / name)
+    if alpha.shape != picture.rgb.shape[:2]:
+        sizes = [f"{width}x{height}" for height, width in (alpha.shape, picture.rgb.shape[:2])]
+        raise InputError(f"{directory / name} has {sizes[0]} pixels, {path.name} has {sizes[1]}")
+    if ((alpha == 0) & (picture.rgb.min(axis=-1) < 255 - NOT_WHITE)).mean() > MAX_CONTRADICTION:
+        raise InputError(
+            f"{directory / name} says that nothing is where {path.name} is not white",
+            hint=f"beside an alpha_file, frames lie over white; is it the alpha of frames[{index}]?",
+        )
+    return Frame(picture.rgb, alpha)
 
 
 def read_camera_path(path: str | Path) -> CameraPath:
@@ -192,23 +272,53 @@ def _frame_path(directory: Path, frame: dict[str, Any], index: int) -> str:
     file = frame.get("file")
     if not isinstance(file, str) or not file:
         raise InputError(f'{directory / CAMERAS_FILE}: frames[{index}] has no "file"')
-    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
-        raise InputError(f"{directory / CAMERAS_FILE}: frames[{index}] lies outside the folder: {file}")
+    _check_inside(directory, file, f"frames[{index}]")
     return file
 
 
-def _read_frames(directory: Path, files: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
-    pictures = [read_picture(directory / file, min_side=1) for file in files]
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.rgb.shape != pictures[0].rgb.shape:
-            sizes = [f"{p.rgb.shape[1]}x{p.rgb.shape[0]}" for p in (picture, pictures[0])]
-            raise InputError(f"{directory / file} has {sizes[0]} pixels, {files[0]} has {sizes[1]}")
-    if all(picture.alpha is None for picture in pictures):
-        return np.stack([picture.rgb for picture in pictures]).astype(np.float32) / 255.0, None
-    opaque = np.full(pictures[0].rgb.shape[:2], 255, np.uint8)
-    alphas = [opaque if picture.alpha is None else picture.alpha for picture in pictures]
-    images = np.stack([over_white(p.rgb, alpha) for p, alpha in zip(pictures, alphas, strict=True)])
-    return images.astype(np.float32) / 255.0, np.stack(alphas).astype(np.float32) / 255.0
+def _alpha_path(directory: Path, frame: dict[str, Any], index: int) -> str | None:
+    file = frame.get("alpha_file")
+    if file is None:
+        return None
+    if not isinstance(file, str) or not file:
+        raise InputError(
+            f"{directory / CAMERAS_FILE}: frames[{index}].alpha_file must be a file's name, got {file!r}"
+        )
+    _check_inside(directory, file, f"frames[{index}].alpha_file")
+    return file
+
+
+def _check_inside(directory: Path, file: str, where: str) -> None:
+    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+        raise InputError(f"{directory / CAMERAS_FILE}: {where} lies outside the folder: {file}")
+
+
+def _read_alpha(path: Path) -> np.ndarray:
+    """An alpha (h, w) that is a picture of its own."""
+    picture = read_picture(path, min_side=1)
+    if picture.alpha is not None or (picture.rgb != picture.rgb[..., :1]).any():
+        raise InputError(
+            f"{path} is not an alpha: it has colours or is transparent itself",
+            hint="an alpha_file is a grey picture: 0 where there is background, 255 where there is object",
+        )
+    return picture.rgb[..., 0]
+
+
+def _stacked(directory: Path, frames: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images and alphas of all frames; a frame without alpha among others with one is opaque."""
+    views = [read_frame(directory, frame, index) for index, frame in enumerate(frames)]
+    for frame, view in zip(frames, views, strict=True):
+        if view.rgb.shape != views[0].rgb.shape:
+            sizes = [f"{v.rgb.shape[1]}x{v.rgb.shape[0]}" for v in (view, views[0])]
+            raise InputError(
+                f"{directory / frame['file']} has {sizes[0]} pixels, {frames[0]['file']} has {sizes[1]}"
+            )
+    images = np.stack([view.rgb for view in views]).astype(np.float32) / 255.0
+    if all(view.alpha is None for view in views):
+        return images, None
+    opaque = np.full(images.shape[1:3], 255, np.uint8)
+    alphas = np.stack([opaque if view.alpha is None else view.alpha for view in views])
+    return images, alphas.astype(np.float32) / 255.0
 
 
 def _pose(frame: dict[str, Any], index: int) -> np.ndarray:

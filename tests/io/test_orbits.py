@@ -61,6 +61,78 @@ def test_frames_with_alpha_give_alphas_and_lie_over_white(tmp_path):
     np.testing.assert_allclose(orbit.images, expected, atol=1 / 255)  # truncated to 8 bits
 
 
+@pytest.fixture
+def masked(tmp_path):
+    """Frames over white of a box that is white in part, with alphas beside them."""
+    images, alphas = np.full((5, 12, 16, 3), 255, np.uint8), np.zeros((5, 12, 16), np.uint8)
+    images[:, 2:6, 4:12] = (200, 30, 0)
+    alphas[:, 2:10, 4:12] = 255
+    alphas[:, 10, 4:12] = np.arange(30, 35)[:, None]
+    write_orbit(tmp_path / "masked", images, static_orbit(5), alphas=alphas)
+    return tmp_path / "masked", images, alphas
+
+
+def test_alphas_beside_frames_over_white_read_back_exactly(masked):
+    folder, images, alphas = masked
+    orbit = read_orbit(folder)
+    np.testing.assert_array_equal(orbit.images, images.astype(np.float32) / 255)
+    np.testing.assert_array_equal(orbit.alphas, alphas.astype(np.float32) / 255)
+    frames = json.loads((folder / "cameras.json").read_text())["frames"]
+    assert [frame["alpha_file"] for frame in frames] == [f"alphas/00{i}.png" for i in range(5)]
+
+
+def test_an_opaque_alpha_beside_a_frame_counts(masked):
+    folder, _, alphas = masked
+    Image.new("L", (16, 12), 255).save(folder / "alphas/002.png")
+    read = read_orbit(folder).alphas
+    assert (read[2] == 1.0).all() and (read[3] == alphas[3] / np.float32(255)).all()
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda f: (f / "alphas/001.png").unlink(), "alphas/001.png does not exist"),
+        (lambda f: (f / "alphas/001.png").write_bytes(b"\x89PNG"), "alphas/001.png is not a picture"),
+        (
+            lambda f: Image.new("L", (15, 12)).save(f / "alphas/001.png"),
+            "alphas/001.png has 15x12 pixels, 001.png has 16x12",
+        ),
+        (
+            lambda f: Image.new("RGB", (16, 12), "red").save(f / "alphas/001.png"),
+            "alphas/001.png is not an alpha: it has colours",
+        ),
+        (
+            lambda f: Image.new("L", (16, 12)).save(f / "alphas/001.png"),
+            "alphas/001.png says that nothing is where 001.png is not white",
+        ),
+        (
+            lambda f: Image.new("RGBA", (16, 12), (9, 9, 9, 99)).save(f / "frames/001.png"),
+            "frames/001.png has an alpha of its own, and alphas/001.png beside it",
+        ),
+        (lambda f: edit(f, set_in_frame(1, alpha_file=7)), r"frames\[1\].alpha_file must be a file's name"),
+        (lambda f: edit(f, set_in_frame(1, alpha_file="../a.png")), r"frames\[1\].alpha_file lies outside"),
+        (lambda f: edit(f, set_in_frame(1, alpha_file="/a.png")), r"frames\[1\].alpha_file lies outside"),
+        (lambda f: edit(f, set_in_frame(1, alpha_file=None)), r"frames\[1\] has no alpha_file"),
+    ],
+)
+def test_what_is_wrong_with_an_alpha_file_is_named(masked, change, message):
+    folder, _, _ = masked
+    change(folder)
+    with pytest.raises(InputError, match=message):
+        read_orbit(folder)
+
+
+def test_alphas_do_not_go_beside_frames_that_have_their_own(tmp_path):
+    with pytest.raises(InputError, match="do not belong beside frames of shape"):
+        write_orbit(
+            tmp_path,
+            np.zeros((5, 8, 8, 4), np.uint8),
+            static_orbit(5),
+            alphas=np.zeros((5, 8, 8), np.uint8),
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_any_number_of_views_reads(tmp_path):
     write_orbit(tmp_path, np.zeros((1, 8, 8, 3), np.uint8), CameraPath(np.zeros(1), np.zeros(1)))
     assert read_orbit(tmp_path).images.shape == (1, 8, 8, 3)

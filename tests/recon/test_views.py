@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sv3d_jax.cameras.orbit import sine_orbit
 from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.orbits import read_orbit, write_orbit
 from sv3d_jax.recon.views import (
     HOLE_WEIGHT,
     CoverageWarning,
@@ -95,6 +97,17 @@ def test_coverage_at_the_silhouette_is_guessed_from_the_colour_inside():
     frames = ball_orbit()
     masks, _ = masks_from_white(frames.images)
     assert np.abs(masks - frames.alphas).max() < 0.15
+
+
+def test_an_object_that_is_white_on_white_keeps_its_whole_mask_where_alphas_stand_beside_the_frames(tmp_path):
+    cameras = sine_orbit(8)
+    alphas = np.round(255 * ball_orbit(cameras=cameras).alphas).astype(np.uint8)
+    images = np.full((*alphas.shape, 3), 255, np.uint8)
+    images[:, 20:][alphas[:, 20:] == 255] = (200, 90, 0)  # the lower part alone has a colour
+    write_orbit(tmp_path, images, cameras, alphas=alphas)
+    views, _ = prepare_views(usable_frames(read_orbit(tmp_path)))
+    np.testing.assert_array_equal(views.masks, alphas / np.float32(255))
+    assert (views.mask_weights == 1.0).all()
 
 
 @pytest.mark.parametrize("with_alpha", [False, True], ids=["white", "transparent"])

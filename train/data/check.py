@@ -10,8 +10,7 @@ import numpy as np
 
 from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.images import read_picture
-from sv3d_jax.io.orbits import CAMERAS_FILE, camera_poses, frame_column, read_cameras
+from sv3d_jax.io.orbits import CAMERAS_FILE, camera_poses, frame_column, read_cameras, read_frame
 from sv3d_jax.io.outputs import RUN_FILE, STAGES_FILE
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.config import CheckConfig
@@ -168,16 +167,18 @@ def _frame_defects(folder: Path, frames: list[dict[str, Any]]) -> Iterator[str]:
         if not isinstance(file, str):
             yield f"{folder / CAMERAS_FILE}: frames[{index}] names no file"
             continue
+        if frame.get("alpha_file") is None and any(other.get("alpha_file") is not None for other in frames):
+            yield f"{folder / CAMERAS_FILE}: frames[{index}] has no alpha_file, others have one"
         try:
-            picture = read_picture(folder / file, min_side=1)
+            view = read_frame(folder, frame, index)
         except InputError as error:
             yield error.message
             continue
-        size = size or picture.rgb.shape
-        if picture.rgb.shape != size:
-            height, width = picture.rgb.shape[:2]
+        size = size or view.rgb.shape
+        if view.rgb.shape != size:
+            height, width = view.rgb.shape[:2]
             yield f"{folder / file} has {width}x{height} pixels, others have {size[1]}x{size[0]}"
-        if picture.alpha is not None and not picture.alpha.any():
+        if view.alpha is not None and not view.alpha.any():
             yield f"{folder / file} shows nothing: its alpha is 0 everywhere"
 
 

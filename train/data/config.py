@@ -54,7 +54,7 @@ class RenderConfig(CommonConfig):
     hdr: tuple[Path, ...] = ()
     """Radiance .hdr files in place of the light: each mesh stands in one of them, turned at random"""
     background: Literal["white", "transparent"] = "white"
-    """what is behind the object; transparent frames can be packed before any"""
+    """what is behind the object: frames over white have their alphas beside them, transparent ones in them"""
     workers: int = 0
     """processes that render side by side (0: this one)"""
 

@@ -93,7 +93,9 @@ def _digest(orbits: dict[str, Path]) -> str:
     """SHA-256 of names, cameras and the sizes of frames: what tells orbits apart without reading every pixel."""
     digest = hashlib.sha256()
     for name, path in orbits.items():
-        sizes = sorted((file.name, file.stat().st_size) for file in (path / "frames").glob("*.png"))
+        files = {file.name: file for file in (path / "frames").glob("*.png")}
+        files |= {f"alphas/{file.name}": file for file in (path / "alphas").glob("*.png")}
+        sizes = sorted((file_name, file.stat().st_size) for file_name, file in files.items())
         digest.update(f"{name} {sizes} ".encode() + (path / CAMERAS_FILE).read_bytes())
     return digest.hexdigest()
 

@@ -299,7 +299,7 @@ def _write_render(
     config: RenderConfig, folder: Any, seed: int, mesh: Mesh, file_to_world: np.ndarray
 ) -> None:
     from sv3d_jax.io.images import write_png
-    from sv3d_jax.io.orbits import CAMERAS_FILE, frame_file, write_orbit
+    from sv3d_jax.io.orbits import write_orbit
     from sv3d_jax.io.video import contact_sheet, frame_labels
 
     cameras = _cameras(config, seed)
@@ -309,12 +309,12 @@ def _write_render(
     shown = slice(None, None, max(1, len(images) // NUM_FRAMES))
     labels = frame_labels(cameras.azimuths_deg[shown], cameras.elevations_deg[shown])
     sheet = contact_sheet(images[shown], labels)
+    beside = alphas
     if config.background == "transparent":
-        images = np.concatenate([images, alphas[..., None]], axis=-1)
-    write_orbit(folder.directory, images, cameras, file_to_world)
+        images, beside = np.concatenate([images, alphas[..., None]], axis=-1), None
+    files = write_orbit(folder.directory, images, cameras, file_to_world, beside)
     write_png(folder.path("contact.png"), sheet)
-    files = [*(frame_file(i) for i in range(len(images))), CAMERAS_FILE, "contact.png"]
-    folder.finish_stage("render", files, {"faces": len(mesh.faces)})
+    folder.finish_stage("render", [*files, "contact.png"], {"faces": len(mesh.faces)})
     folder.write_run_json(seeds=[seed])
 
 

@@ -31,6 +31,18 @@ def write_colored_orbit(folder: Path, seed: int = 0, views: int = 10, size: int 
     write_orbit(folder, frames, CameraPath(turn, np.full(views, 10.0 + seed)))
 
 
+def write_masked_orbit(folder: Path, views: int = 10, size: int = 32) -> None:
+    """Frames over white of a box, half of it white, with soft sides, and alphas beside them."""
+    alphas = np.zeros((views, size, size), np.uint8)
+    alphas[:, 8:-8, 8:-8], alphas[:, 8:-8, 8] = 255, 100
+    colors = np.full((views, size, size, 3), 255.0)
+    colors[:, :16] = (20, 40, 60)
+    cover = alphas[..., None] / 255.0
+    frames = np.round(cover * colors + (1 - cover) * 255).astype(np.uint8)
+    turn = np.arange(1, views + 1) * 360.0 / views
+    write_orbit(folder, frames, CameraPath(turn, np.full(views, 10.0)), alphas=alphas)
+
+
 def numbered_record(number: int, views: int) -> Record:
     """Latents and tokens that say which view they are: number + view / 100."""
     names = (number + np.arange(views) / 100).astype(np.float32)

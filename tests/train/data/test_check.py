@@ -13,6 +13,7 @@ from tests.train.data.packed import (
     flip_byte_of_record,
     numbered_record,
     write_colored_orbit,
+    write_masked_orbit,
     write_shards,
 )
 
@@ -109,6 +110,29 @@ def test_defects_of_frames_are_all_named(orbit):
     assert len(defects) == 4
     for defect, (file, text) in zip(defects, expected.items(), strict=True):
         assert f"one/frames/{file}" in defect and text in defect
+
+
+def test_defects_of_alphas_beside_frames_are_all_named(tmp_path):
+    write_masked_orbit(tmp_path / "one")
+    assert check(tmp_path) == []
+    alphas = tmp_path / "one" / "alphas"
+    (alphas / "001.png").unlink()
+    Image.new("L", (16, 16)).save(alphas / "002.png")
+    Image.new("L", (32, 32)).save(alphas / "003.png")
+    Image.new("RGB", (32, 32), "red").save(alphas / "004.png")
+    edit_cameras(tmp_path / "one", lambda document: document["frames"][5].pop("alpha_file"))
+    edit_cameras(tmp_path / "one", lambda document: document["frames"][6].update(alpha_file="../a.png"))
+    expected = [
+        "alphas/001.png does not exist",
+        "alphas/002.png has 16x16 pixels, 002.png has 32x32",
+        "alphas/003.png says that nothing is where 003.png is not white",
+        "alphas/004.png is not an alpha",
+        "frames[5] has no alpha_file, others have one",
+        "frames[6].alpha_file lies outside the folder",
+    ]
+    defects = check(tmp_path)
+    assert len(defects) == len(expected)
+    assert all(text in defect for text, defect in zip(expected, defects, strict=True))
 
 
 def test_cameras_that_contradict_themselves_are_named(orbit):

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.orbits import read_orbit
@@ -23,7 +24,7 @@ from sv3d_jax.train.objectives import init_params, make_objective
 from sv3d_jax.weights.hub import load_weights, write_shipped
 from tests.reference_weights import reference_params
 from tests.tiny_model import CONFIG
-from tests.train.data.packed import write_colored_orbit
+from tests.train.data.packed import write_colored_orbit, write_masked_orbit
 from tests.train.tiny_run import tiny_config, train
 
 
@@ -129,6 +130,25 @@ def test_a_color_shows_where_the_object_does_not(orbits):
     images = over_color(orbit, color)
     np.testing.assert_allclose(images[0, 0, 0], color, atol=1e-6)
     np.testing.assert_array_equal(images[0, 16, 16], orbit.images[0, 16, 16])
+
+
+def test_a_color_takes_the_place_of_white_by_the_alphas_beside_the_frames(tmp_path):
+    write_masked_orbit(tmp_path)
+    color = np.array([0.2, 0.4, 0.6])
+    images = over_color(read_orbit(tmp_path), color)
+    own = np.array([20, 40, 60]) / 255
+    np.testing.assert_allclose(images[0, 0, 0], color, atol=1e-6)
+    np.testing.assert_allclose(images[0, 20, 16], 1.0)  # white, and object
+    # Frames are rounded to 8 bits.
+    soft = 100 / 255
+    np.testing.assert_allclose(images[0, 10, 8], soft * own + (1 - soft) * color, atol=0.6 / 255)
+
+
+def test_other_alphas_are_another_pack(orbits, weights, tmp_path):
+    write_masked_orbit(tmp_path / "orbits" / "object0")
+    before = module._digest({"object0": tmp_path / "orbits" / "object0"})
+    Image.new("L", (32, 32), 255).save(tmp_path / "orbits" / "object0" / "alphas" / "003.png")
+    assert module._digest({"object0": tmp_path / "orbits" / "object0"}) != before
 
 
 def test_given_orbits_validate(orbits, weights, tmp_path):

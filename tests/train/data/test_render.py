@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sv3d_jax.cameras.orbit import CameraPath, dynamic_orbit
 from sv3d_jax.errors import InputError
@@ -172,6 +173,22 @@ class TestVerb:
         _render(tmp_path, mesh_file, background="transparent")
         alphas = read_orbit(tmp_path).alphas
         assert alphas is not None and 0.2 < alphas.mean() < 0.8
+
+    def test_frames_over_white_have_their_alphas_beside_them(self, tmp_path, mesh_file):
+        for name in ("white", "transparent"):
+            _render(tmp_path / name, mesh_file, background=name)
+        white, transparent = (read_orbit(tmp_path / name) for name in ("white", "transparent"))
+        np.testing.assert_array_equal(white.alphas, transparent.alphas)
+        np.testing.assert_allclose(white.images, transparent.images, atol=2.1 / 255)  # rounded, truncated
+        with Image.open(tmp_path / "white" / "frames/000.png") as frame:
+            assert frame.mode == "RGB"
+        assert not (tmp_path / "transparent" / "alphas").exists()
+
+    def test_overwriting_with_transparent_frames_removes_the_alphas_beside(self, tmp_path, mesh_file):
+        _render(tmp_path / "out", mesh_file)
+        _render(tmp_path / "out", mesh_file, background="transparent", overwrite=True)
+        assert not list(tmp_path.glob("out/alphas/*"))
+        assert read_orbit(tmp_path / "out").alphas is not None
 
     def test_damaged_mesh_leaves_no_folder(self, tmp_path):
         (tmp_path / "bad.glb").write_bytes(b"glTF")
