@@ -159,6 +159,8 @@ class ReconstructConfig:
     """side of the texture in pixels (default: the preset's)"""
     faces: int | None = None
     """most triangles of the mesh (default: the preset's)"""
+    ply_up: Literal["y", "z"] = "y"
+    """axis of mesh.ply that points up; y: as in the other files, z: as Blender and printers have it"""
     lpips: Path | None = None
     """safetensors file with the weights of LPIPS (VGG16 and heads), for the fine stage to compare pictures by"""
     seed: int = 0

@@ -17,6 +17,7 @@ from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.images import write_png
 from sv3d_jax.io.meshes import write_glb, write_obj, write_ply, write_usdz
 from sv3d_jax.io.orbits import OrbitFrames
+from sv3d_jax.io.surfaces import Up
 from sv3d_jax.io.video import available_format, contact_sheet, write_video
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.render.interpolate import interpolate, seen_shading_normals
@@ -46,14 +47,19 @@ SUPERSAMPLE = 2
 
 
 def write_results(
-    directory: Path, mesh: Mesh, frames: OrbitFrames, lit: Mesh | None = None, light: Light = SPOTLIGHT
+    directory: Path,
+    mesh: Mesh,
+    frames: OrbitFrames,
+    lit: Mesh | None = None,
+    light: Light = SPOTLIGHT,
+    ply_up: Up = "y",
 ) -> list[Path]:
     """The mesh as GLB, OBJ and PLY, sheets of its albedo and normals, turntable videos with its own colours and under a
     light that goes round it, and comparison.png; returns their paths.
 
     `lit` is the same surface in the colours that the frames show: mesh_lit.glb, the turntable and the comparison.
     """
-    paths = write_meshes(directory, mesh, lit)
+    paths = write_meshes(directory, mesh, lit, ply_up)
 
     def path(name: str) -> Path:
         paths.append(directory / name)
@@ -75,36 +81,40 @@ def write_results(
     return paths
 
 
-def write_meshes(directory: Path, mesh: Mesh, lit: Mesh | None = None) -> list[Path]:
-    """The mesh as GLB, OBJ and PLY, and `lit` as mesh_lit.glb; returns their paths."""
+def write_meshes(directory: Path, mesh: Mesh, lit: Mesh | None = None, ply_up: Up = "y") -> list[Path]:
+    """The mesh as GLB, OBJ and PLY (with this axis up), and `lit` as mesh_lit.glb; returns their paths."""
     meshes = {f"mesh{suffix}": mesh for suffix in (".glb", ".obj", ".ply")}
     if lit is not None:
         meshes["mesh_lit.glb"] = lit
     for name, shown in meshes.items():
-        write_mesh(directory / name, shown)
+        write_mesh(directory / name, shown, ply_up)
     beside_obj = [] if mesh.texture is None else ["mesh.mtl", "mesh.png"]
     return [directory / name for name in [*meshes, *beside_obj]]
 
 
-def write_stage(directory: Path, stage: str, mesh: Mesh, frames: OrbitFrames) -> list[Path]:
+def write_stage(directory: Path, stage: str, mesh: Mesh, frames: OrbitFrames, ply_up: Up = "y") -> list[Path]:
     """The mesh of a stage as a PLY of its name, and a picture of it beside the frames; returns their paths."""
     paths = [directory / f"{stage}.ply", directory / f"{stage}.png"]
-    write_mesh(paths[0], mesh)
+    write_mesh(paths[0], mesh, ply_up)
     write_png(paths[1], comparison(mesh, frames))
     return paths
 
 
-def write_mesh(path: Path, mesh: Mesh) -> None:
-    """Write a mesh in the format that the suffix names; its shading has no seams where its texture has some."""
+def write_mesh(path: Path, mesh: Mesh, ply_up: Up = "y") -> None:
+    """Write a mesh in the format that the suffix names, a PLY with this axis up and all others with y up.
+
+    Its shading has no seams where its texture has some.
+    """
+    normals = smooth_normals(mesh)
     match path.suffix.lower():
         case ".glb":
-            write_glb(path, mesh, smooth_normals(mesh))
+            write_glb(path, mesh, normals)
         case ".obj":
-            write_obj(path, mesh)
+            write_obj(path, mesh, normals)
         case ".ply":
-            write_ply(path, with_vertex_colors(mesh))
+            write_ply(path, with_vertex_colors(mesh), normals, ply_up)
         case ".usdz":
-            write_usdz(path, mesh, smooth_normals(mesh))
+            write_usdz(path, mesh, normals)
         case _:
             raise InputError(
                 f"{path} is not a mesh file that can be written", hint=f"known: {', '.join(FORMATS)}"

@@ -18,6 +18,7 @@ from sv3d_jax.errors import InputError, SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder
+from sv3d_jax.io.surfaces import Up
 from sv3d_jax.metrics.perceptual import read_lpips_weights
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.recon.bake import ColorsAt, bake_texture, textured
@@ -58,9 +59,9 @@ class ReconstructResult:
     facts: dict[str, Any]  # density level, its overlap with the masks, size of the mesh
     timings: dict[str, float]  # seconds by stage
 
-    def export(self, path: str | Path) -> None:
-        """Write the mesh as .glb, .obj, .ply or .usdz; y up, as such files are."""
-        write_mesh(Path(path), self.mesh)
+    def export(self, path: str | Path, ply_up: Up = "y") -> None:
+        """Write the mesh as .glb, .obj, .ply or .usdz; y up, as such files are, but a PLY as `ply_up` says."""
+        write_mesh(Path(path), self.mesh, ply_up)
 
 
 class Coarse(NamedTuple):
@@ -210,11 +211,11 @@ def reconstruct_into(
     )
     progress.stage("write")
     if stage == "all":
-        files = write_results(directory, result.mesh, frames, result.lit)
+        files = write_results(directory, result.mesh, frames, result.lit, ply_up=config.ply_up)
     elif stage == "bake":
-        files = write_meshes(directory, result.mesh, result.lit)
+        files = write_meshes(directory, result.mesh, result.lit, config.ply_up)
     else:
-        files = write_stage(directory, stage, result.lit or result.mesh, frames)
+        files = write_stage(directory, stage, result.lit or result.mesh, frames, config.ply_up)
     return files, {**result.facts, "timings_s": result.timings}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Float, Int
 from sv3d_jax.errors import InputError
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.surfaces import MAX_TEXTURE_PIXELS
 
 PADDING = 6  # texels between charts: two or more around each, also where the packer needs more room than it was given
@@ -45,14 +45,9 @@ def unwrap(mesh: Mesh, texture_size: int = 2048) -> tuple[Mesh, Int[np.ndarray, 
 
 def smooth_normals(mesh: Mesh) -> Float[np.ndarray, "v 3"]:
     """Unit normals of the vertices, the same for all at one place: the faces' normals, weighted by their areas."""
-    a, b, c = np.moveaxis(mesh.vertices[mesh.faces], 1, 0)
-    area_vectors = np.cross(b - a, c - a)
     places, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    total = np.zeros_like(places)
-    for corner in place.reshape(-1)[mesh.faces].T:
-        np.add.at(total, corner, area_vectors)
-    lengths = np.linalg.norm(total, axis=1, keepdims=True)
-    return (total / np.where(lengths > 0, lengths, 1.0))[place.reshape(-1)]
+    place = place.reshape(-1)
+    return vertex_normals(places, place[mesh.faces])[place]
 
 
 def check_texture_size(size: int) -> None:

@@ -21,3 +21,17 @@ class Mesh:
     uv: np.ndarray | None = None
     texture: np.ndarray | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """Unit normals (v 3) of vertices (v 3): the normals of their faces (t 3), weighted by area.
+
+    These are the normals that the renderer shades with. A vertex without faces, or with faces of no area, gets +z.
+    """
+    a, b, c = np.moveaxis(vertices[faces], 1, 0)
+    area_vectors = np.cross(b - a, c - a)
+    total = np.zeros(vertices.shape)
+    for corner in faces.T:
+        np.add.at(total, corner, area_vectors)
+    lengths = np.linalg.norm(total, axis=1, keepdims=True)
+    return np.where(lengths > 0, total / np.where(lengths > 0, lengths, 1.0), [0.0, 0.0, 1.0])

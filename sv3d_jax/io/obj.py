@@ -4,34 +4,47 @@ from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
 from sv3d_jax.io.surfaces import png, y_up
 
 
-def write_obj(path: str | Path, mesh: Mesh) -> None:
+def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
     """Write a mesh as OBJ, y up, with a material and its picture beside it if it has a texture.
 
-    With a texture, vertices that differ in uv alone are written once, so that programs see one connected surface.
+    Without `normals` (v 3) of the vertices, each gets the mean of its own faces. Places and normals that several
+    vertices share are written once, so that programs see one connected surface across the seams of a texture.
     """
     path = Path(path)
+    normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     rows = y_up(mesh.vertices)
     if mesh.vertex_colors is not None:
         rows = np.column_stack([rows, mesh.vertex_colors])
-    if mesh.texture is None:
-        lines, faces = _obj_rows("v", rows), [" ".join(map(str, face)) for face in mesh.faces + 1]
-    else:
+    lines, corners = [], [mesh.faces]  # corners: numbers of place, texture coordinates and normal
+    if mesh.texture is not None:
         material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
         write_atomic(picture, png(mesh.texture))
         write_atomic(
             material, f"newmtl surface\nKa 0 0 0\nKd 1 1 1\nKs 0 0 0\nillum 1\nmap_Kd {picture.name}\n"
         )
-        _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-        lines = [f"mtllib {material.name}", *_obj_rows("v", rows[first]), "usemtl surface"]
-        lines += _obj_rows("vt", mesh.uv)
-        corners = np.stack([place.reshape(-1)[mesh.faces], mesh.faces], axis=-1) + 1
-        faces = [" ".join(f"{v}/{vt}" for v, vt in face) for face in corners.tolist()]
+        lines = [f"mtllib {material.name}", "usemtl surface", *_obj_rows("vt", mesh.uv)]
+    for kind, values in ("v", rows), ("vn", y_up(normals)):
+        different, place = _different(values)
+        lines += _obj_rows(kind, different)
+        corners.append(place[mesh.faces])
+    form = "{1}/{0}/{2}" if mesh.texture is not None else "{1}//{2}"
+    faces = [
+        " ".join(form.format(*corner) for corner in face)
+        for face in (np.stack(corners, axis=-1) + 1).tolist()
+    ]
     write_atomic(path, "\n".join([*lines, *(f"f {face}" for face in faces), ""]))
+
+
+def _different(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different rows in the order in which they first come, and where among them each row is."""
+    _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    return rows[first[order]], np.argsort(order)[place.reshape(-1)]
 
 
 def _obj_rows(kind: str, rows: np.ndarray) -> list[str]:

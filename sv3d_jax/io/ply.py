@@ -5,26 +5,53 @@ from pathlib import Path
 import numpy as np
 
 from sv3d_jax.errors import InputError
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import to_uint8, y_up
+from sv3d_jax.io.surfaces import Up, to_uint8, world_from_file
+
+# What a header says of the axes, and the way from them to the world. With z up a program that maps glTF's axes
+# (x, y, z) to its own (x, -z, y), as Blender does, shows the file the same way round as a GLB.
+AXES = {
+    "y": ("comment axes: +Y up, +Z front", world_from_file("y")),
+    "z": (
+        "comment axes: +Z up, -Y front",
+        np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]),
+    ),
+}
 
 
-def write_ply(path: str | Path, mesh: Mesh) -> None:
-    """Write a mesh as binary PLY with vertex colours, y up."""
+def write_ply(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None, up: Up = "y") -> None:
+    """Write a mesh as binary PLY with normals and vertex colours; a comment says its axes.
+
+    Without `normals` (v 3) of the vertices, each gets the mean of its own faces. `up`: "y", with the front at +z as in
+    a GLB, or "z", with the front at -y, as Blender has them.
+    """
+    axes, world_from_ply = AXES[up]
+    normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     colors = mesh.vertex_colors
-    vertex = [("position", "<f4", 3)] + ([("color", "u1", 3)] if colors is not None else [])
+    vertex = [("position", "<f4", 3), ("normal", "<f4", 3)]
+    vertex += [("color", "u1", 3)] if colors is not None else []
     vertices = np.zeros(len(mesh.vertices), vertex)
-    vertices["position"] = y_up(mesh.vertices)
+    vertices["position"] = mesh.vertices @ world_from_ply[:3, :3]
+    vertices["normal"] = normals @ world_from_ply[:3, :3]
     if colors is not None:
         vertices["color"] = to_uint8(colors)
     faces = np.zeros(len(mesh.faces), [("count", "u1"), ("index", "<i4", 3)])
     faces["count"], faces["index"] = 3, mesh.faces
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
-    header += [f"property float {axis}" for axis in "xyz"]
+    header = ["ply", "format binary_little_endian 1.0", axes, f"element vertex {len(vertices)}"]
+    header += [f"property float {name}" for name in ("x", "y", "z", "nx", "ny", "nz")]
     header += [f"property uchar {name}" for name in ("red", "green", "blue")] if colors is not None else []
     header += [f"element face {len(faces)}", "property list uchar int vertex_indices", "end_header", ""]
     write_atomic(path, "\n".join(header).encode() + vertices.tobytes() + faces.tobytes())
+
+
+def stated_axes(data: bytes) -> np.ndarray | None:
+    """The rotation (4, 4) to the world from the coordinates of a PLY file whose header says its axes; else None."""
+    header = data[: data.find(b"end_header")].splitlines()
+    for comment, world_from_ply in AXES.values():
+        if comment.encode() in header:
+            return world_from_ply
+    return None
 
 
 def check_ply(data: bytes) -> None:

@@ -13,6 +13,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io import gltf, meshes
 from sv3d_jax.io.meshes import read_mesh, world_from_file, write_glb, write_obj, write_ply
+from sv3d_jax.io.ply import stated_axes
 
 VERTICES = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
 FACES = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
@@ -78,12 +79,67 @@ def test_obj_writes_vertices_that_differ_in_uv_alone_once(tmp_path):
     rows = [line.split() for line in (tmp_path / "a.obj").read_text().splitlines()]
     positions = np.array([row[1:] for row in rows if row[0] == "v"], float)
     places = np.array([row[1:] for row in rows if row[0] == "vt"], float)
-    corners = np.array([[pair.split("/") for pair in row[1:]] for row in rows if row[0] == "f"], int) - 1
+    corners = np.array([[corner.split("/") for corner in row[1:]] for row in rows if row[0] == "f"], int) - 1
     assert len(positions) == 4
     np.testing.assert_array_equal(
         positions[corners[..., 0]] @ world_from_file("y")[:3, :3].T, split.vertices[split.faces]
     )
     np.testing.assert_allclose(places[corners[..., 1]], uv[split.faces], atol=1e-6)
+
+
+NORMALS = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [0.6, 0.0, 0.8]])
+
+
+@pytest.mark.parametrize("mesh", [COLORED, TEXTURED])
+def test_obj_has_the_normals_it_is_given(tmp_path, mesh):
+    write_obj(tmp_path / "a.obj", mesh, NORMALS)
+    rows = [line.split() for line in (tmp_path / "a.obj").read_text().splitlines()]
+    normals = np.array([row[1:] for row in rows if row[0] == "vn"], float)
+    corners = np.array([[corner.split("/")[2] for corner in row[1:]] for row in rows if row[0] == "f"], int)
+    np.testing.assert_allclose(normals[corners - 1] @ world_from_file("y")[:3, :3].T, NORMALS[mesh.faces])
+
+
+def test_without_normals_a_vertex_gets_those_of_its_faces_by_area(tmp_path):
+    write_ply(tmp_path / "a.ply", COLORED)
+    normals = _ply_rows(tmp_path / "a.ply")["normal"]
+    corner = np.array([3.0, 1.5, 1.0])  # areas of the faces in the planes x = 0, y = 0 and z = 0
+    np.testing.assert_allclose(normals[0], world_file(-corner / np.linalg.norm(corner)), atol=1e-6)
+
+
+def world_file(vectors):
+    return vectors @ world_from_file("y")[:3, :3]
+
+
+def _ply_rows(path):
+    """Positions, normals and colours of a PLY's vertices."""
+    header, _, body = path.read_bytes().partition(b"end_header\n")
+    count = int(header.split(b"element vertex ")[1].split()[0])
+    names = [
+        line.split()[2].decode()
+        for line in header.splitlines()
+        if line.startswith((b"property f", b"property u"))
+    ]
+    assert names == ["x", "y", "z", "nx", "ny", "nz", "red", "green", "blue"]
+    return np.frombuffer(body, [("position", "<f4", 3), ("normal", "<f4", 3), ("color", "u1", 3)], count)
+
+
+# What Blender makes of glTF's axes: the world's +x, the front, is -y there.
+@pytest.mark.parametrize("up, x, z", [("y", [0, 0, 1], [0, 1, 0]), ("z", [0, -1, 0], [0, 0, 1])])
+def test_ply_has_the_axes_that_its_comment_states(tmp_path, up, x, z):
+    write_ply(tmp_path / "a.ply", COLORED, NORMALS, up)
+    data, rows = (tmp_path / "a.ply").read_bytes(), _ply_rows(tmp_path / "a.ply")
+    assert np.array_equal(rows["position"][[1, 3]], [x, np.multiply(3, z)])
+    assert np.array_equal(rows["normal"][[0, 2]], [x, z])
+    world_from_ply = stated_axes(data)[:3, :3]
+    np.testing.assert_array_equal(rows["position"] @ world_from_ply.T, VERTICES)
+    axes = {"y": b"+Y up, +Z front", "z": b"+Z up, -Y front"}[up]
+    assert b"\ncomment axes: " + axes + b"\n" in data
+
+
+@pytest.mark.parametrize("comment", ["", "comment axes: +X up\n", "comment made by hand\n"])
+def test_other_ply_files_state_no_axes(comment):
+    header = f"ply\nformat ascii 1.0\n{comment}element vertex 1\nproperty float x\nend_header\n"
+    assert stated_axes(header.encode() + b"comment axes: +Z up, -Y front\n") is None
 
 
 def test_obj_names_a_material_and_picture_that_are_there(tmp_path):

@@ -19,6 +19,7 @@ from sv3d_jax.recon.export import (
     show_normals,
     with_vertex_colors,
     write_mesh,
+    write_meshes,
     write_results,
 )
 from sv3d_jax.render.lighting import SoftLight
@@ -108,6 +109,46 @@ def test_obj_has_every_vertex_once(folder, baked):
     lines = (folder / "mesh.obj").read_text().splitlines()
     assert sum(line.startswith("v ") for line in lines) == len(np.unique(baked.vertices, axis=0))
     assert sum(line.startswith("vt ") for line in lines) == len(baked.uv)
+
+
+def test_obj_and_ply_are_smooth_across_the_seams_of_the_texture(folder):
+    lines = (folder / "mesh.obj").read_text().splitlines()
+    corners = {corner for line in lines if line.startswith("f ") for corner in line.split()[1:]}
+    pairs = {(place, normal) for place, _, normal in (corner.split("/") for corner in corners)}
+    assert len(pairs) == len({place for place, _ in pairs}) < len(corners)
+    import trimesh
+
+    ply = trimesh.load(folder / "mesh.ply", process=False)
+    places = np.unique(ply.vertices, axis=0)
+    assert (
+        len(places)
+        == len(np.unique(np.hstack([ply.vertices, ply.vertex_normals]), axis=0))
+        < len(ply.vertices)
+    )
+
+
+def test_ply_alone_can_be_z_up(baked, tmp_path):
+    for up in ("y", "z"):
+        (tmp_path / up).mkdir()
+        write_meshes(tmp_path / up, baked, ply_up=up)
+    files = {up: {path.name: path.read_bytes() for path in (tmp_path / up).iterdir()} for up in ("y", "z")}
+    assert {name for name in files["y"] if files["y"][name] != files["z"][name]} == {"mesh.ply"}
+    assert b"+Z up" in files["z"]["mesh.ply"]
+
+
+def test_the_mesh_stands_the_same_way_round_in_every_format(folder, baked, tmp_path):
+    import trimesh
+    from pxr import Usd, UsdGeom
+
+    write_mesh(tmp_path / "mesh.usdz", baked)
+    stage = Usd.Stage.Open(str(tmp_path / "mesh.usdz"))
+    points = {"usdz": np.array(UsdGeom.Mesh.Get(stage, "/object/mesh").GetPointsAttr().Get())}
+    for suffix in ("glb", "obj", "ply"):
+        points[suffix] = trimesh.load_scene(folder / f"mesh.{suffix}", process=False).to_mesh().vertices
+    front_is_z = baked.vertices[:, [1, 2, 0]]
+    for suffix, places in points.items():
+        distances = np.linalg.norm(places[:, None] - front_is_z, axis=2)
+        assert max(distances.min(0).max(), distances.min(1).max()) < 1e-5, suffix
 
 
 def test_ply_has_the_colours_of_the_texture(folder):
