@@ -20,10 +20,10 @@ from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.io.surfaces import Up
 from sv3d_jax.io.video import available_format, contact_sheet, write_video
 from sv3d_jax.recon.uv import smooth_normals
-from sv3d_jax.render.interpolate import interpolate, seen_shading_normals
+from sv3d_jax.render.appearance import appearance_of, seen_colors
+from sv3d_jax.render.interpolate import seen_shading_normals
 from sv3d_jax.render.lighting import SoftLight
 from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
-from sv3d_jax.render.texture import sample_bilinear
 
 
 class Light(Protocol):
@@ -125,10 +125,11 @@ def with_vertex_colors(mesh: Mesh) -> Mesh:
     """The mesh with its texture's colours at the vertices instead of the texture."""
     if mesh.texture is None:
         return mesh
-    colors = np.asarray(sample_bilinear(mesh.texture, mesh.uv))
-    if mesh.vertex_colors is not None:
-        colors = colors * mesh.vertex_colors
-    return replace(mesh, vertex_colors=colors, uv=None, texture=None)
+    corners, places = np.unique(mesh.faces, return_index=True)  # of each vertex, one corner of a face
+    weights = np.eye(3, dtype=np.float32)[places % 3]
+    colors = np.ones(mesh.vertices.shape, np.float32)
+    colors[corners] = seen_colors(appearance_of(mesh), mesh.faces, places // 3, weights)[0]
+    return replace(mesh, vertex_colors=colors, uv=None, texture=None, materials=None)
 
 
 def show_colors(view: int, colors: np.ndarray, normals: np.ndarray) -> np.ndarray:
@@ -207,8 +208,7 @@ def render_looks(
     """Pictures of a closed mesh over white in each of the looks, several points to a pixel."""
     surface = {"vertices": mesh.vertices.astype(np.float32), "faces": mesh.faces}
     surface |= {"normals": smooth_normals(mesh).astype(np.float32)}
-    surface |= {"colors": mesh.vertex_colors, "uv": mesh.uv, "texture": mesh.texture}
-    surface = {name: jnp.asarray(values) for name, values in surface.items() if values is not None}
+    surface = jax.tree.map(jnp.asarray, surface | {"look": appearance_of(mesh)})
     pictures = np.empty((len(looks), len(camera_to_world), height, width, 3), np.uint8)
     for view, camera in enumerate(zip(camera_to_world, focal_px, center_px, strict=True)):
         camera = [jnp.asarray(value, jnp.float32)[None] for value in camera]
@@ -227,10 +227,6 @@ def _seen_points(surface, pose, focal, center, *, height, width):
     screen = project(surface["vertices"], pose, focal * SUPERSAMPLE, center * SUPERSAMPLE)
     face_id = visible_faces(screen, faces, height * SUPERSAMPLE, width * SUPERSAMPLE, cull_back=True)
     fragments = Fragments(face_id, *surface_points(screen, faces, face_id))
-    colors = 1.0
-    if "colors" in surface:
-        colors = interpolate(surface["colors"], faces, fragments)
-    if "texture" in surface:
-        colors *= sample_bilinear(surface["texture"], interpolate(surface["uv"], faces, fragments))
+    colors, _ = seen_colors(surface["look"], faces, face_id, fragments.barycentrics)
     normals = seen_shading_normals(surface["normals"], faces, fragments)
-    return (face_id >= 0)[0, ..., None], jnp.broadcast_to(colors, normals.shape)[0], normals[0]
+    return (face_id >= 0)[0, ..., None], colors[0], normals[0]

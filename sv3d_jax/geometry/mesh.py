@@ -1,18 +1,43 @@
 """The triangle mesh that every area passes around."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
+
+REPEAT, CLAMP, MIRROR = 0, 1, 2  # what a texture shows beyond its edges
+OPAQUE, BLEND = -1.0, 0.0  # in place of a cutoff
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """How the faces of a mesh use its texture, where not all of them show the whole of it once and are opaque.
+
+    Face f has the material k = of_face[f], and sees the part of the texture that starts at column region[k, 0] and row
+    region[k, 1] and is region[k, 2] texels wide and region[k, 3] high, beyond its edges as wrap[k] says along u and v;
+    uv (0, 0) is the bottom left of that part. A width of 0 stands for white.
+    """
+
+    of_face: np.ndarray  # int32 t
+    region: np.ndarray  # int32 k 4
+    wrap: np.ndarray  # int32 k 2: REPEAT, CLAMP or MIRROR
+    nearest: np.ndarray  # bool k: texels with hard edges instead of bilinear ones
+    cutoff: (
+        np.ndarray
+    )  # float32 k: holes where alpha is less; OPAQUE: alpha is ignored, BLEND: it is composited
+    vertex_alpha: np.ndarray | None = None  # float32 v in [0, 1]
+    texture_alpha: np.ndarray | None = None  # uint8 h w
 
 
 @dataclass(frozen=True, eq=False)
 class Mesh:
     """Triangles with colours per vertex, or a texture with uv per vertex, or the product of both, or white.
 
-    Arrays are numpy: vertices float64 `v 3`, faces int32 `t 3` counter-clockwise from outside, vertex_colors
-    float32 `v 3` in [0, 1] (display values), uv float32 `v 2` with the origin at the bottom left, texture float32
-    `h w 3` in [0, 1] with row 0 on top.
+    Arrays are numpy: vertices float64 `v 3`, faces int32 `t 3` counter-clockwise from outside, vertex_colors float32
+    `v 3` in [0, 1], uv float32 `v 2` with the origin at the bottom left, texture `h w 3` with row 0 on top, float32 in
+    [0, 1] or uint8. Colours are display values (sRGB); they are multiplied and interpolated in linear light. Without
+    `materials`, all faces show the texture as it is, clamped at its edges. normals float32 `v 3` are for shading: a
+    row of zeros stands for the normal of each face itself, None for the mean of the faces around each vertex.
+    `remarks` say what of a file was approximated or skipped.
     """
 
     vertices: np.ndarray
@@ -20,7 +45,9 @@ class Mesh:
     vertex_colors: np.ndarray | None = None
     uv: np.ndarray | None = None
     texture: np.ndarray | None = None
-    extras: dict[str, Any] = field(default_factory=dict)
+    normals: np.ndarray | None = None
+    materials: Materials | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -108,7 +108,9 @@ def y_up(vectors: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] as whole numbers up to 255."""
+    """Values in [0, 1] as whole numbers up to 255; whole numbers as they are."""
+    if values.dtype == np.uint8:
+        return values
     return np.round(255.0 * np.clip(values, 0.0, 1.0)).astype(np.uint8)
 
 

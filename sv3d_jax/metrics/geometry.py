@@ -14,7 +14,7 @@ from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.metrics.config import EvalMeshConfig
 from sv3d_jax.progress import Progress
-from sv3d_jax.render.texture import sample_bilinear
+from sv3d_jax.render.appearance import appearance_of, seen_colors
 
 CHUNK = 2**19  # point-triangle pairs, or voxel columns, at a time
 MAX_PIECE = 1 / 64  # of the largest box side: faces are cut to this size before they are searched
@@ -22,8 +22,8 @@ MAX_PIECE = 1 / 64  # of the largest box side: faces are cut to this size before
 
 def sample_surface(mesh: Mesh, count: int, seed: int) -> Float[np.ndarray, "n 3"]:
     """Points spread evenly at random over the surface."""
-    faces, weights = _places(mesh, count, seed)
-    return np.einsum("nk,nkc->nc", weights, mesh.vertices[faces])
+    chosen, weights = _places(mesh, count, seed)
+    return np.einsum("nk,nkc->nc", weights, mesh.vertices[mesh.faces[chosen]])
 
 
 def color_error(prediction: Mesh, target: Mesh, points: int, seed: int = 0) -> dict[str, float] | None:
@@ -163,6 +163,10 @@ def run_eval_mesh(config: EvalMeshConfig, progress: Progress) -> dict[str, Any]:
     """The verb `eval mesh`."""
     progress.stage("load")
     prediction, target = read_mesh(config.pred), _target(config)
+    remarks = {"pred": list(prediction.remarks), "target": list(target.remarks)}
+    for name, said in remarks.items():
+        for remark in said:
+            progress.note(f"{getattr(config, name)}: {remark}")
     if config.dry_run:
         return {"dry_run": True, "pred_faces": len(prediction.faces), "target_faces": len(target.faces)}
     apart = np.abs(_box(prediction) - _box(target)).max() / _largest_side(target)
@@ -174,19 +178,20 @@ def run_eval_mesh(config: EvalMeshConfig, progress: Progress) -> dict[str, Any]:
         )
     progress.stage("compare")
     result = compare_meshes(prediction, target, config.points, config.threshold, config.voxels, config.seed)
+    result["remarks"] = remarks
     if config.output is not None:
         write_json(config.output, result)
     return result
 
 
 def _places(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Vertex indices (n 3) and weights (n 3) of points spread evenly at random over the surface."""
+    """Faces (n) and weights (n 3) of their vertices, of points spread evenly at random over the surface."""
     rng = np.random.default_rng(seed)
     corners = mesh.vertices[mesh.faces]
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     if not areas.sum() > 0:
         raise InputError("the mesh has no area")
-    chosen = mesh.faces[rng.choice(len(areas), count, p=areas / areas.sum())]
+    chosen = rng.choice(len(areas), count, p=areas / areas.sum())
     u, v = rng.random((2, count))
     u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)
     return chosen, np.stack([1 - u - v, u, v], axis=1)
@@ -194,15 +199,9 @@ def _places(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _colored_points(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Points of the surface and their colours: vertex colour times texture, as far as there are any."""
-    faces, weights = _places(mesh, count, seed)
-
-    def mix(values):
-        return np.einsum("nk,nkc->nc", weights, values[faces])
-
-    colors = np.ones((count, 3)) if mesh.vertex_colors is None else mix(mesh.vertex_colors)
-    if mesh.texture is not None:
-        colors = colors * np.asarray(sample_bilinear(mesh.texture, mix(mesh.uv)))
-    return mix(mesh.vertices), colors
+    chosen, weights = _places(mesh, count, seed)
+    colors, _ = seen_colors(appearance_of(mesh), mesh.faces, chosen, weights.astype(np.float32))
+    return np.einsum("nk,nkc->nc", weights, mesh.vertices[mesh.faces[chosen]]), np.asarray(colors)
 
 
 def _target(config: EvalMeshConfig) -> Mesh:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float, Int
 
 NEAR = 1e-3  # faces with a vertex nearer than this to the camera's plane are not drawn
+BEHIND = 4e-6  # relative depth by which a face must lie behind another to be seen through it
 TIE = 1e-6  # two depths nearer than this (relative; a few float32 steps) are equal, and the lower face id is seen
 
 
@@ -67,10 +68,12 @@ def visible_faces(
     *,
     tile: int = 4,
     cull_back: bool = False,
+    beyond: Float[Array, "n h w"] | None = None,
 ) -> Int[Array, "n h w"]:
     """Id of the nearest face at every pixel centre, -1 where there is none.
 
-    `cull_back` leaves out faces seen from behind: the same picture in less time if the surface is closed.
+    `cull_back` leaves out faces seen from behind: the same picture in less time if the surface is closed. With
+    `beyond`, a depth at every pixel, only faces that lie clearly farther there count.
     """
     num_views, num_faces = screen.shape[0], faces.shape[0]
     triangles = _Triangles.of(
@@ -81,6 +84,8 @@ def visible_faces(
     shape = (num_views, height + tile, width + tile)
     chunk = _chunk_tiles(tile)
     pixel = jnp.arange(tile)
+    if beyond is not None:
+        beyond = jnp.pad(beyond * (1.0 + BEHIND), ((0, 0), (0, tile), (0, tile)))
 
     def tiles(step):
         """Depth (infinite outside the triangle), face id and window origin of one chunk of tiles."""
@@ -96,6 +101,9 @@ def visible_faces(
         )
         depth = jnp.where((number < ends[-1])[:, None, None], depth, jnp.inf)
         origin = jnp.stack([index // num_faces, top, left], axis=-1)
+        if beyond is not None:
+            passed = jax.lax.gather(beyond, origin, _WINDOW_READ, (1, tile, tile), mode="clip")
+            depth = jnp.where(depth > passed, depth, jnp.inf)
         return depth, (index % num_faces).astype(jnp.int32), origin
 
     def keep_nearest(step, nearest):

@@ -1,8 +1,10 @@
 """Pictures on surfaces."""
 
+from collections.abc import Iterator
+
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float
+from sv3d_jax.arrays import Array, Bool, Float, Int
 
 
 def sample_bilinear(texture: Float[Array, "h w c"], uv: Float[Array, "*n 2"]) -> Float[Array, "*n c"]:
@@ -12,11 +14,27 @@ def sample_bilinear(texture: Float[Array, "h w c"], uv: Float[Array, "*n 2"]) ->
     u = (c + 0.5) / w, v = 1 - (r + 0.5) / h.
     """
     height, width = texture.shape[:2]
-    column = jnp.clip(uv[..., 0] * width - 0.5, 0.0, width - 1.0)
-    row = jnp.clip((1.0 - uv[..., 1]) * height - 0.5, 0.0, height - 1.0)
-    left, top = jnp.floor(column).astype(jnp.int32), jnp.floor(row).astype(jnp.int32)
-    right, bottom = jnp.minimum(left + 1, width - 1), jnp.minimum(top + 1, height - 1)
-    across, down = (column - left)[..., None], (row - top)[..., None]
-    upper = (1.0 - across) * texture[top, left] + across * texture[top, right]
-    lower = (1.0 - across) * texture[bottom, left] + across * texture[bottom, right]
-    return (1.0 - down) * upper + down * lower
+    taps = bilinear_taps(uv, width, height)
+    return sum(
+        weight[..., None] * texture[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
+        for column, row, weight in taps
+    )
+
+
+def bilinear_taps(
+    uv: Float[Array, "*n 2"],
+    width: Int[Array, "*n"],
+    height: Int[Array, "*n"],
+    nearest: Bool[Array, "*n"] = False,
+) -> Iterator[tuple[Int[Array, "*n"], Int[Array, "*n"], Float[Array, "*n"]]]:
+    """Column, row and weight of the four texels around uv in a picture, which may lie beyond its edges.
+
+    Where `nearest`, the texel that holds uv has all the weight.
+    """
+    column, row = uv[..., 0] * width, (1.0 - uv[..., 1]) * height
+    left, top = jnp.floor(column - 0.5), jnp.floor(row - 0.5)
+    across, down = column - 0.5 - left, row - 0.5 - top
+    across, down = (jnp.where(nearest, (share >= 0.5) * 1.0, share) for share in (across, down))
+    for right, below in ((0, 0), (1, 0), (0, 1), (1, 1)):
+        weight = (across if right else 1.0 - across) * (down if below else 1.0 - down)
+        yield (left + right).astype(jnp.int32), (top + below).astype(jnp.int32), weight

@@ -6,6 +6,7 @@ Tolerances are those of the data's README, tightened where a thousandth of a val
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import sine_orbit, static_orbit
 from sv3d_jax.cameras.pose import camera_from_world, intrinsics, look_at
+from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode
@@ -105,7 +107,14 @@ def mesh_tolerance(name: str, path: str) -> Tolerance:
 
 
 def _read(case: Case) -> Mesh:
-    return read_mesh(case.path.with_name(f"{_mesh_name(case)}.glb"), up="z")
+    """The mesh with colours as the file stores them: its COLOR_0 was meant as it is, not as linear light."""
+    mesh = read_mesh(case.path.with_name(f"{_mesh_name(case)}.glb"), up="z")
+    colors, texture = mesh.vertex_colors, mesh.texture
+    return replace(
+        mesh,
+        vertex_colors=None if colors is None else linear_from_srgb(colors),
+        texture=None if texture is None else texture / np.float32(255),
+    )
 
 
 def _mesh_name(case: Case) -> str:

@@ -26,7 +26,8 @@ from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.hdr import read_hdr
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.antialias import box_filter
-from sv3d_jax.render.interpolate import face_normals, interpolate, seen_shading_normals, vertex_normals
+from sv3d_jax.render.appearance import Appearance, appearance_of, seen_colors
+from sv3d_jax.render.interpolate import face_normals, seen_shading_normals, vertex_normals
 from sv3d_jax.render.lighting import (
     SGLight,
     SHLight,
@@ -37,13 +38,14 @@ from sv3d_jax.render.lighting import (
     soft_light,
 )
 from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
-from sv3d_jax.render.texture import sample_bilinear
 from sv3d_jax.train.data.config import RenderConfig
 from sv3d_jax.train.data.figures import MAX_TRIANGLES, figure_mesh
 
 Light = SoftLight | SGLight | SHLight
 
 MIN_SIZE_CLASS, TEXTURE_STEP = 1024, 256  # of vertices and faces, of a texture's sides
+MAX_LAYERS = 24  # of surfaces behind each other that are looked through
+MIN_CLEARNESS = 1 / 512  # share of light below which what lies behind does not show
 OBJECT_RADIUS = 0.55  # no view of any orbit clips the ball of radius 2 sin(16.9 deg) = 0.5814
 
 
@@ -140,8 +142,10 @@ def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[
     progress.stage("render", total=len(tasks))
     rendered, left_out = [], []
     for task, outcome in _outcomes(config, tasks):
-        if isinstance(outcome, int):
-            rendered.append({"mesh": task.mesh, "orbit": task.directory, "faces": outcome})
+        if isinstance(outcome, dict):
+            rendered.append({"mesh": task.mesh, "orbit": task.directory, **outcome})
+            for remark in outcome.get("remarks", ()):
+                progress.note(f"{task.mesh}: {remark}")
         elif len(tasks) == 1:
             raise outcome
         else:
@@ -196,8 +200,8 @@ def _named_meshes(given: Path) -> list[tuple[str, Path]]:
     return [(given.stem, given)]
 
 
-def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, int | SV3DError]]:
-    """Each task, as it ends, with the number of its faces or what is wrong with its mesh."""
+def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, dict[str, Any] | SV3DError]]:
+    """Each task, as it ends, with what is to be known of its mesh or what is wrong with it."""
     if not config.workers or config.dry_run:
         for task in tasks:
             yield task, _attempt(config, task)
@@ -226,7 +230,7 @@ def _start_worker(config: RenderConfig) -> None:
         enable_compile_cache()
 
 
-def _attempt(config: RenderConfig, task: Task) -> int | SV3DError:
+def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:
     try:
         return _render_task(config, task)
     except InputError as error:
@@ -237,8 +241,8 @@ def _attempt(config: RenderConfig, task: Task) -> int | SV3DError:
         return OutOfMemory(f"{task.mesh}: out of memory", hint="smaller --size, fewer --workers")
 
 
-def _render_task(config: RenderConfig, task: Task) -> int:
-    """Render one mesh, unless that is done; the number of its faces."""
+def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
+    """Render one mesh, unless that is done; the number of its faces, and what of its file was left out."""
     from sv3d_jax.io.meshes import read_mesh, world_from_file
     from sv3d_jax.io.outputs import RUN_FILE, OutputFolder
 
@@ -257,15 +261,15 @@ def _render_task(config: RenderConfig, task: Task) -> int:
     if (task.directory / RUN_FILE).is_file() and not (config.overwrite or config.dry_run):
         with folder:
             if folder.done:
-                return folder.stage_facts("render")["faces"]
+                return folder.stage_facts("render")
     mesh = read_mesh(task.mesh, config.up)  # before the folder is made
+    facts = {"faces": len(mesh.faces), "remarks": list(mesh.remarks)}
     if not config.dry_run:
         matrix = object_to_world(mesh)
         with folder:
-            _write_render(
-                config, folder, task.seed, _moved(mesh, matrix), matrix @ world_from_file(config.up)
-            )
-    return len(mesh.faces)
+            placed = _moved(mesh, matrix)
+            _write_render(config, folder, task.seed, placed, matrix @ world_from_file(config.up), facts)
+    return facts
 
 
 def _cameras(config: RenderConfig, seed: int) -> CameraPath:
@@ -296,7 +300,12 @@ def _moved(mesh: Mesh, matrix: np.ndarray) -> Mesh:
 
 
 def _write_render(
-    config: RenderConfig, folder: Any, seed: int, mesh: Mesh, file_to_world: np.ndarray
+    config: RenderConfig,
+    folder: Any,
+    seed: int,
+    mesh: Mesh,
+    file_to_world: np.ndarray,
+    facts: dict[str, Any],
 ) -> None:
     from sv3d_jax.io.images import write_png
     from sv3d_jax.io.orbits import write_orbit
@@ -314,7 +323,7 @@ def _write_render(
         images, beside = np.concatenate([images, alphas[..., None]], axis=-1), None
     files = write_orbit(folder.directory, images, cameras, file_to_world, beside)
     write_png(folder.path("contact.png"), sheet)
-    folder.finish_stage("render", [*files, "contact.png"], {"faces": len(mesh.faces)})
+    folder.finish_stage("render", [*files, "contact.png"], facts)
     folder.write_run_json(seeds=[seed])
 
 
@@ -323,30 +332,52 @@ class _Surface(NamedTuple):
 
     faces: Array
     vertices: Array
-    vertex_colors: Array | None
-    uv: Array | None
-    texture: Array | None
+    normals: Array | None
+    look: Appearance
 
 
 def _padded_surface(mesh: Mesh) -> _Surface:
     """The mesh with sizes rounded up, so that many meshes share a compiled program: added faces have no area."""
     vertices, faces = _size_class(len(mesh.vertices)), _size_class(len(mesh.faces))
-    uv, texture = mesh.uv, mesh.texture
-    if uv is not None and texture is not None:
-        height, width = texture.shape[:2]
-        rows, columns = (-(-side // TEXTURE_STEP) * TEXTURE_STEP for side in (height, width))
-        texture = np.pad(texture, ((0, rows - height), (0, columns - width), (0, 0)), "edge")
-        uv = np.clip(uv, 0.0, 1.0)
-        uv = np.stack([uv[:, 0] * (width / columns), 1.0 - (1.0 - uv[:, 1]) * (height / rows)], axis=1)
+    look = appearance_of(mesh)
 
-    def padded(leaf, count, dtype):
-        rows = None if leaf is None else np.pad(leaf, ((0, count - len(leaf)), (0, 0)))
-        return None if rows is None else jnp.asarray(rows, dtype)
+    def padded(leaf, *sizes):
+        if leaf is None:
+            return None
+        sizes = [*sizes, *leaf.shape[len(sizes) :]]
+        return jnp.asarray(
+            np.pad(leaf, [(0, size - have) for size, have in zip(sizes, leaf.shape, strict=True)])
+        )
+
+    def of_vertices(leaf):
+        return None if leaf is None else padded(np.asarray(leaf, np.float32), vertices)
+
+    def of_texels(leaf):
+        return (
+            None
+            if leaf is None
+            else padded(leaf, *(-(-side // TEXTURE_STEP) * TEXTURE_STEP for side in leaf.shape[:2]))
+        )
+
+    def of_materials(leaf):
+        return None if leaf is None else padded(leaf, 1 << (len(leaf) - 1).bit_length())
 
     return _Surface(
-        padded(mesh.faces, faces, jnp.int32),
-        *(padded(leaf, vertices, jnp.float32) for leaf in (mesh.vertices, mesh.vertex_colors, uv)),
-        None if texture is None else jnp.asarray(texture, jnp.float32),
+        padded(np.asarray(mesh.faces, np.int32), faces),
+        of_vertices(mesh.vertices),
+        of_vertices(mesh.normals),
+        Appearance(
+            vertex_colors=of_vertices(look.vertex_colors),
+            vertex_alpha=of_vertices(look.vertex_alpha),
+            uv=of_vertices(look.uv),
+            texture=of_texels(look.texture),
+            texture_alpha=of_texels(look.texture_alpha),
+            of_face=None if look.of_face is None else padded(look.of_face, faces),
+            region=of_materials(look.region),
+            wrap=of_materials(look.wrap),
+            nearest=of_materials(look.nearest),
+            cutoff=of_materials(look.cutoff),
+        ),
     )
 
 
@@ -354,39 +385,70 @@ def _size_class(count: int) -> int:
     return max(MIN_SIZE_CLASS, 1 << (count - 1).bit_length())
 
 
+class _Layers(NamedTuple):
+    """Surfaces seen one behind the other at every point of a picture."""
+
+    color: Array  # times its opacity, of what has been seen
+    clearness: Array  # the share of light that passes all that has been seen
+    depth: Array  # of the last of them
+    count: Array
+
+
 @partial(jax.jit, static_argnames=("size", "supersample", "tile", "over_white"))
 def _render_orbit(surface, camera_to_world, focal, center, light, *, size, supersample, tile, over_white):
-    normals = vertex_normals(surface.vertices, surface.faces)
     outwards = face_normals(surface.vertices, surface.faces)
+    normals = surface.normals
+    if normals is None:
+        normals = vertex_normals(surface.vertices, surface.faces)
     side = size * supersample
+
+    def seen(camera, screen, face_id):
+        """Lit colour, alpha and depth of the points of the faces; alpha 0 on the background."""
+        fragments = Fragments(face_id, *surface_points(screen, surface.faces, face_id))
+        color, alpha = seen_colors(surface.look, surface.faces, face_id, fragments.barycentrics)
+        if light is not None:
+            towards = camera[:3, 3] - surface.vertices[surface.faces[:, 0]]
+            of_face = jnp.maximum(face_id, 0)
+            front = jnp.where((outwards * towards).sum(-1) >= 0, 1.0, -1.0)[of_face]
+            smooth = seen_shading_normals(normals, surface.faces, fragments)
+            if surface.normals is not None:  # zeros stand for the face's own
+                smooth = jnp.where((smooth == 0).all(-1, keepdims=True), outwards[of_face], smooth)
+            # White lights give one factor, coloured ones three.
+            color = color * light.shade(front[..., None] * smooth).reshape(*face_id.shape, -1)
+        alpha = jnp.where(face_id >= 0, alpha, 0.0)[..., None]
+        return color, alpha, fragments.depth
 
     def frame(camera):
         screen = project(surface.vertices, camera[None], focal[None], center[None])
         face_id = visible_faces(screen, surface.faces, side, side, tile=tile)
-        fragments = Fragments(face_id, *surface_points(screen, surface.faces, face_id))
-        color = _albedo(surface, fragments)
-        if light is not None:
-            towards = camera[:3, 3] - surface.vertices[surface.faces[:, 0]]
-            front = jnp.where((outwards * towards).sum(-1) >= 0, 1.0, -1.0)[jnp.maximum(face_id, 0)]
-            shading_normals = front[..., None] * seen_shading_normals(normals, surface.faces, fragments)
-            # White lights give one factor, coloured ones three.
-            color = color * light.shade(shading_normals).reshape(*face_id.shape, -1)
-        alpha = (face_id >= 0).astype(jnp.float32)[..., None]
-        color, alpha = (box_filter(pixels, supersample)[0] for pixels in (color * alpha, alpha))
+        color, alpha, depth = seen(camera, screen, face_id)
+        color = color * alpha
+        if surface.look.see_through:
+            # What lies behind, layer by layer, until nothing more shows through.
+            def deeper(layers):
+                hidden = layers.clearness[..., 0] < MIN_CLEARNESS
+                beyond = jnp.where(hidden, jnp.inf, layers.depth)
+                face_id = visible_faces(screen, surface.faces, side, side, tile=tile, beyond=beyond)
+                color, alpha, depth = seen(camera, screen, face_id)
+                return _Layers(
+                    layers.color + layers.clearness * alpha * color,
+                    layers.clearness * (1.0 - alpha),
+                    jnp.where(face_id >= 0, depth, jnp.inf),
+                    layers.count + 1,
+                )
+
+            def shows_more(layers):
+                open_points = (layers.clearness[..., 0] >= MIN_CLEARNESS) & jnp.isfinite(layers.depth)
+                return open_points.any() & (layers.count < MAX_LAYERS)
+
+            depth = jnp.where(face_id >= 0, depth, jnp.inf)
+            layers = jax.lax.while_loop(shows_more, deeper, _Layers(color, 1.0 - alpha, depth, 1))
+            color, alpha = layers.color, 1.0 - layers.clearness
+        color, alpha = (box_filter(pixels, supersample)[0] for pixels in (color, alpha))
         color = color + 1.0 - alpha if over_white else color / jnp.maximum(alpha, 1e-6)
         return _to_uint8(color), _to_uint8(alpha[..., 0])
 
     return jax.lax.map(frame, camera_to_world)
-
-
-def _albedo(surface: _Surface, fragments: Fragments) -> Float[Array, "n h w 3"]:
-    """Vertex colour times texture, as far as there are any."""
-    color = jnp.ones((*fragments.face_id.shape, 3))
-    if surface.vertex_colors is not None:
-        color = interpolate(surface.vertex_colors, surface.faces, fragments)
-    if surface.texture is not None:
-        color = color * sample_bilinear(surface.texture, interpolate(surface.uv, surface.faces, fragments))
-    return color
 
 
 @partial(jax.jit, static_argnames=("size", "supersample"))

@@ -1,0 +1,259 @@
+"""The data of a glTF document: objects, accessors and pictures, checked before they are believed (glTF 2.0, 3.6)."""
+
+import base64
+import binascii
+import json
+import math
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
+
+import numpy as np
+
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Source
+from sv3d_jax.io.textures import decode_picture
+
+_TYPES = {
+    5120: np.dtype("<i1"),
+    5121: np.dtype("<u1"),
+    5122: np.dtype("<i2"),
+    5123: np.dtype("<u2"),
+    5125: np.dtype("<u4"),
+    5126: np.dtype("<f4"),
+}
+_WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+_MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
+
+
+@dataclass(eq=False)
+class Document:
+    """A glTF document with what belongs to it."""
+
+    json: dict[str, Any]
+    binary: memoryview | None  # the second chunk of a GLB
+    source: Source
+    _buffers: dict[int, memoryview] = field(default_factory=dict)
+    _accessors: dict[int, np.ndarray] = field(default_factory=dict)
+    _pictures: dict[Any, np.ndarray] = field(default_factory=dict)
+
+    def count(self, kind: str) -> int:
+        """How many of these objects there are: nodes, meshes, accessors ..."""
+        return len(self._list(kind))
+
+    def item(self, kind: str, index: Any, user: str = "the document") -> dict[str, Any]:
+        """One of the document's objects. Raises InputError where there is no such."""
+        items = self._list(kind)
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(items):
+            raise InputError(
+                f"is damaged: {user} refers to {kind}[{str(index)[:50]}], there are {len(items)}"
+            )
+        return as_object(items[index], f"{kind}[{index}]")
+
+    def accessor(self, index: int, user: str) -> np.ndarray:
+        """Values of an accessor (n or n c): float32 where they are real or normalized numbers, else integers."""
+        accessor = self.item("accessors", index, user)
+        if index not in self._accessors:
+            self._accessors[index] = self._read_accessor(accessor, f"accessors[{index}]")
+        return self._accessors[index]
+
+    def view(self, index: Any, user: str) -> memoryview:
+        """The bytes of a buffer view."""
+        view, where = self.item("bufferViews", index, user), f"bufferViews[{index}]"
+        for name in _MESHOPT:
+            if name in as_object(view.get("extensions", {}), where) and not self._has_data(
+                view.get("buffer"), where
+            ):
+                raise InputError(
+                    f"is compressed by {name}, which is not read", hint="export without mesh compression"
+                )
+        data = self._buffer(view.get("buffer"), where)
+        start, length = (
+            whole(view, name, where, default) for name, default in (("byteOffset", 0), ("byteLength", None))
+        )
+        if start + length > len(data):
+            raise InputError(f"is truncated: {where} ends at byte {start + length} of {len(data)}")
+        return data[start : start + length]
+
+    def picture(self, index: Any, user: str) -> np.ndarray:
+        """A picture as uint8 (h w 3 or h w 4); the same array whenever it is asked for."""
+        image, where = self.item("images", index, user), f"images[{index}]"
+        key = image["bufferView"] if "bufferView" in image else image.get("uri")
+        if not isinstance(key, (int, str)):
+            raise InputError(f"is damaged: {where} has neither bufferView nor uri")
+        if key not in self._pictures:
+            data = bytes(self.view(key, where)) if "bufferView" in image else self._uri(key, where)
+            name = image.get("name") or (
+                key if isinstance(key, str) and not key.startswith("data:") else None
+            )
+            self._pictures[key] = decode_picture(
+                data, f"{where} ({str(name)[:100]})" if name else where, self.source
+            )
+        return self._pictures[key]
+
+    def _list(self, kind: str) -> list[Any]:
+        items = self.json.get(kind, [])
+        if not isinstance(items, list):
+            raise InputError(f"is damaged: {kind} is not a list")
+        return items
+
+    def _has_data(self, index: Any, user: str) -> bool:
+        """Whether a buffer is there, and not only announced for what a compressed view unpacks to."""
+        buffer = self.item("buffers", index, user)
+        announced = any(name in as_object(buffer.get("extensions", {}), user) for name in _MESHOPT)
+        return "uri" in buffer or (index == 0 and self.binary is not None and not announced)
+
+    def _buffer(self, index: Any, user: str) -> memoryview:
+        buffer, where = self.item("buffers", index, user), f"buffers[{index}]"
+        if index not in self._buffers:
+            if "uri" in buffer:
+                data = memoryview(self._uri(buffer["uri"], where))
+            elif index == 0 and self.binary is not None:
+                data = self.binary
+            else:
+                raise InputError(f"has no data for {where}: neither a binary chunk nor a uri")
+            length = whole(buffer, "byteLength", where)
+            if length > len(data):
+                raise InputError(f"is truncated: {where} needs {length} bytes, {len(data)} are there")
+            self._buffers[index] = data[:length]
+        return self._buffers[index]
+
+    def _uri(self, uri: Any, where: str) -> bytes:
+        if not isinstance(uri, str):
+            raise InputError(f"is damaged: the uri of {where} is not text")
+        if uri[:5].lower() == "data:":
+            return _data_uri(uri, where)
+        try:
+            return self.source.beside(unquote(uri))
+        except InputError as error:
+            raise InputError(f"{where} {error.message}", hint=error.hint) from None
+
+    def _read_accessor(self, accessor: dict[str, Any], where: str) -> np.ndarray:
+        width, kind = known(_WIDTHS, accessor.get("type")), known(_TYPES, accessor.get("componentType"))
+        if width is None or kind is None:
+            raise InputError(
+                f"is damaged: {where} has type {str(accessor.get('type'))[:20]} of component type"
+                f" {str(accessor.get('componentType'))[:20]}"
+            )
+        count = whole(accessor, "count", where)
+        if "bufferView" in accessor:
+            values = self._strided(accessor, where, kind, width, count)
+        elif count > 3 * MAX_FACES:
+            raise InputError(f"claims {count} elements without data in {where}")
+        else:
+            values = np.zeros((count, width), kind)
+        if "sparse" in accessor:
+            values = self._sparse(as_object(accessor["sparse"], f"{where}.sparse"), where, values)
+        if accessor.get("normalized") and kind.kind in "iu":
+            # 3.6.2.2: signed values are clamped at -1.
+            values = np.maximum(values.astype(np.float32) / np.iinfo(kind).max, -1.0)
+        return values[:, 0] if width == 1 else values
+
+    def _strided(self, accessor, where: str, kind: np.dtype, width: int, count: int) -> np.ndarray:
+        data = self.view(accessor.get("bufferView"), where)
+        start = whole(accessor, "byteOffset", where, 0)
+        packed = kind.itemsize * width
+        view = self.item("bufferViews", accessor["bufferView"], where)
+        stride = whole(view, "byteStride", f"bufferViews[{accessor['bufferView']}]", 0) or packed
+        end = start + (stride * (count - 1) + packed if count else 0)
+        if end > len(data):
+            raise InputError(
+                f"is truncated: {where} claims {count} elements, up to byte {end} of {len(data)}"
+            )
+        return np.ndarray((count, width), kind, data, start, (stride, kind.itemsize))
+
+    def _sparse(self, sparse: dict[str, Any], where: str, values: np.ndarray) -> np.ndarray:
+        """3.6.2.3: some elements are replaced."""
+        count = whole(sparse, "count", f"{where}.sparse")
+        places, news = (
+            as_object(sparse.get(name), f"{where}.sparse.{name}") for name in ("indices", "values")
+        )
+        index_kind = known(_TYPES, places.get("componentType"))
+        if index_kind is None or index_kind.kind != "u":
+            raise InputError(f"is damaged: {where}.sparse.indices has no whole numbers")
+        index = self._strided(places, f"{where}.sparse.indices", index_kind, 1, count)[:, 0]
+        new = self._strided(news, f"{where}.sparse.values", values.dtype, values.shape[1], count)
+        if count and index.max() >= len(values):
+            raise InputError(f"is damaged: {where}.sparse names element {index.max()} of {len(values)}")
+        values = values.copy()
+        values[index] = new
+        return values
+
+
+def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
+    """The JSON and the binary chunk of a GLB (4.4)."""
+    if data[:4] != b"glTF":
+        raise InputError("is not a GLB file: it does not begin with glTF")
+    if len(data) < 20:
+        raise InputError("is truncated")
+    version, length, json_length, json_kind = struct.unpack_from("<IIII", data, 4)
+    if version != 2 or json_kind != 0x4E4F534A:
+        raise InputError(f"is GLB of version {version}, only version 2 is read")
+    if length > len(data) or 20 + json_length > length:
+        raise InputError(f"is truncated: {length} bytes announced, {len(data)} found")
+    rest = memoryview(data)[20 + json_length : length]
+    if len(rest) < 8:
+        return data[20 : 20 + json_length], None
+    binary_length, _ = struct.unpack_from("<II", rest)
+    if 8 + binary_length > len(rest):
+        raise InputError(f"is truncated: a chunk of {binary_length} bytes announced, {len(rest) - 8} found")
+    return data[20 : 20 + json_length], rest[8 : 8 + binary_length]
+
+
+def parse_document(text: bytes, binary: memoryview | None, source: Source) -> Document:
+    """A document out of its JSON."""
+    try:
+        document = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        raise InputError("is damaged: its glTF part is not JSON") from None
+    return Document(as_object(document, "its glTF part"), binary, source)
+
+
+def as_object(value: Any, where: str) -> dict[str, Any]:
+    """A JSON object. Raises InputError for anything else."""
+    if not isinstance(value, dict):
+        raise InputError(f"is damaged: {where} is not an object")
+    return value
+
+
+def whole(record: dict[str, Any], name: str, where: str, default: int | None = None) -> int:
+    """A whole number that is not negative."""
+    value = record.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**53:
+        raise InputError(f"is damaged: {where}.{name} is {str(value)[:50]}, a whole number is needed")
+    return value
+
+
+def numbers(record: dict[str, Any], name: str, where: str, default: list[float]) -> np.ndarray:
+    """As many finite numbers as the default has."""
+    value = record.get(name, default)
+    if not (
+        isinstance(value, list)
+        and len(value) == len(default)
+        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value)
+    ):
+        raise InputError(f"is damaged: {where}.{name} needs {len(default)} finite numbers")
+    return np.array(value, np.float64)
+
+
+def number(record: dict[str, Any], name: str, where: str, default: float) -> float:
+    """A finite number."""
+    return float(numbers({name: [record.get(name, default)]}, name, where, [default])[0])
+
+
+def known(table: dict[Any, Any], key: Any) -> Any:
+    """What a table holds for a key out of a file, None for what it does not know."""
+    return table.get(key) if isinstance(key, (int, str)) else None
+
+
+def _data_uri(uri: str, where: str) -> bytes:
+    kind, _, data = uri.partition(",")
+    if len(uri) > 2 * MAX_FILE_BYTES:
+        raise InputError(f"the data URI of {where} is too long")
+    if not kind.lower().endswith(";base64"):
+        return unquote_to_bytes(data)
+    try:
+        return base64.b64decode(unquote(data), validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(f"the data URI of {where} is not base64") from None

@@ -1,0 +1,590 @@
+"""The surfaces that a glTF document shows: its scene in the pose of its nodes, with colours in linear light (glTF 2.0).
+
+What the reader does with every feature is listed in docs/data.md.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sv3d_jax.colors import linear_from_srgb, srgb_from_linear
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.gltf_data import Document, as_object, known, number, numbers, whole
+from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, to_uint8
+
+MAX_NODES = 100_000
+_TRIANGLES, _STRIP, _FAN = 4, 5, 6
+_DRAWN_OTHERWISE = {0: "points", 1: "lines", 2: "lines", 3: "lines"}
+_WRAP = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
+_NEAREST = 9728
+_DRACO = "KHR_draco_mesh_compression"
+
+# Extensions that a file may require: read, or without effect on shape and base colour.
+_READ_EXTENSIONS = (
+    "KHR_texture_transform",
+    "KHR_texture_basisu",  # its fallback, or refused where a surface needs it
+    "KHR_mesh_quantization",
+    "KHR_materials_",
+    "KHR_lights_",
+    "KHR_xmp",
+    "KHR_animation_pointer",
+    "KHR_node_visibility",
+    "EXT_mesh_gpu_instancing",
+    "EXT_texture_webp",
+    "EXT_texture_avif",
+    "EXT_lights_",
+    "EXT_mesh_features",
+    "EXT_structural_metadata",
+    "EXT_meshopt_compression",  # its fallback, or refused
+    "KHR_meshopt_compression",
+    "VRM",
+    _DRACO,
+)
+
+
+def read_gltf(document: Document) -> list[Part]:
+    """The surfaces of the document's scene, in its axes: y up, the front towards +z.
+
+    Raises InputError for what is damaged or needs an extension that is not read.
+    """
+    required = document.json.get("extensionsRequired", [])
+    required = [str(name) for name in required] if isinstance(required, list) else []
+    if unknown := [name for name in required if not name.startswith(_READ_EXTENSIONS)]:
+        raise InputError(
+            f"needs glTF extensions that are not read: {', '.join(unknown)}", hint="export without"
+        )
+    return _Scene(document).parts()
+
+
+class _Node(NamedTuple):
+    """A node that shows a mesh."""
+
+    index: int
+    node: dict[str, Any]
+
+
+class _Scene:
+    """A document on its way to surfaces."""
+
+    def __init__(self, document: Document):
+        self.document = document
+        self.count = document.count("nodes")
+        if self.count > MAX_NODES:
+            raise InputError(f"has {self.count} nodes, more than {MAX_NODES}")
+        self.nodes = [document.item("nodes", index) for index in range(self.count)]
+        self.parents = _parents(self.nodes)
+        self.world = self._world_from_nodes()
+        self.materials: dict[Any, Material] = {}
+        self.faces = 0
+
+    def parts(self) -> list[Part]:
+        parts = []
+        for node in self._shown_nodes():
+            index = node.node["mesh"]
+            mesh = self.document.item("meshes", index, f"nodes[{node.index}]")
+            for surface in self._surfaces(mesh, index, node.node):
+                parts += self._placed(surface, node)
+        return parts
+
+    def _shown_nodes(self) -> Iterator[_Node]:
+        """Nodes with a mesh below the roots of the document's scene, in the order of the file."""
+        shown, open_nodes = np.zeros(self.count, bool), self._roots()
+        while open_nodes:
+            index = open_nodes.pop()
+            node = self.nodes[index]
+            visibility = _extensions(node, f"nodes[{index}]").get("KHR_node_visibility", {})
+            if shown[index] or (isinstance(visibility, dict) and visibility.get("visible") is False):
+                continue
+            shown[index] = True
+            open_nodes += node.get("children", [])
+        return (_Node(i, self.nodes[i]) for i in np.flatnonzero(shown) if "mesh" in self.nodes[i])
+
+    def _roots(self) -> list[int]:
+        """Roots of the scene that the document names, of the first one, or of all that have no parent."""
+        document = self.document
+        if "scene" not in document.json and not document.count("scenes"):
+            return [int(index) for index in np.flatnonzero(self.parents < 0)]
+        scene = document.json.get("scene", 0)
+        roots = document.item("scenes", scene).get("nodes", [])
+        for root in roots if isinstance(roots, list) else [roots]:
+            document.item("nodes", root, f"scenes[{scene}]")
+        return list(roots)
+
+    def _world_from_nodes(self) -> np.ndarray:
+        """The matrices (n 4 4) of all nodes, parents before children, so that depth costs nothing."""
+        world = np.zeros((self.count, 4, 4))
+        children: list[list[int]] = [[] for _ in range(self.count)]
+        for index, parent in enumerate(self.parents):
+            if parent >= 0:
+                children[parent].append(index)
+        open_nodes = [int(index) for index in np.flatnonzero(self.parents < 0)]
+        while open_nodes:
+            index = open_nodes.pop()
+            local = _local_matrix(self.nodes[index], f"nodes[{index}]")
+            parent = self.parents[index]
+            with np.errstate(all="ignore"):  # what overflows is found as vertices that are not finite
+                world[index] = local if parent < 0 else world[parent] @ local
+            open_nodes += children[index]
+        return world
+
+    def _surfaces(self, mesh: dict[str, Any], mesh_index: int, node: dict[str, Any]) -> Iterator["_Surface"]:
+        """The mesh's primitives in their own coordinates; those that share vertices and a material are one."""
+        where = f"meshes[{mesh_index}]"
+        primitives = mesh.get("primitives", [])
+        if not isinstance(primitives, list):
+            raise InputError(f"is damaged: {where}.primitives is not a list")
+        weights = node.get("weights", mesh.get("weights", []))
+        groups: dict[Any, list[tuple[dict[str, Any], str]]] = {}
+        for index, primitive in enumerate(primitives):
+            here = f"{where}.primitives[{index}]"
+            primitive = as_object(primitive, here)
+            mode = primitive.get("mode", _TRIANGLES)
+            if other := known(_DRAWN_OTHERWISE, mode):
+                self.document.source.remark(f"{other} are not drawn ({here} and others like it)"[:200])
+                continue
+            if mode not in (_TRIANGLES, _STRIP, _FAN):
+                raise InputError(f"is damaged: {here} has mode {str(mode)[:20]}")
+            attributes = as_object(primitive.get("attributes"), f"{here}.attributes")
+            alike = [sorted(attributes.items(), key=str), primitive.get("material"), primitive.get("targets")]
+            key = index if _DRACO in _extensions(primitive, here) else str(alike)
+            groups.setdefault(key, []).append((primitive, here))
+        for group in groups.values():
+            yield self._surface(group, weights)
+
+    def _surface(self, group: list[tuple[dict[str, Any], str]], weights: Any) -> "_Surface":
+        primitive, where = group[0]
+        if _DRACO in _extensions(primitive, where):
+            values, faces = _decode_draco(self.document, primitive, where)
+        else:
+            named = as_object(primitive["attributes"], f"{where}.attributes")
+            values = {
+                name: self.document.accessor(index, f"{where}.attributes.{name}")
+                for name, index in named.items()
+                if name.startswith(_USED_ATTRIBUTES)
+            }
+            faces = np.concatenate(
+                [self._faces(*member, len(values.get("POSITION", ()))) for member in group]
+            )
+        positions = values.get("POSITION")
+        if positions is None:
+            raise InputError(f"is damaged: {where} has no POSITION")
+        count = len(positions)
+        for name, array in values.items():
+            if len(array) != count:
+                raise InputError(f"is damaged: {where} has {count} positions and {len(array)} of {name}")
+        if faces.size and faces.max() >= count:
+            raise InputError(f"is damaged: {where} names vertex {faces.max()} of {count}")
+        self._count_faces(len(faces))
+        used, faces = np.unique(faces, return_inverse=True)
+        faces = faces.reshape(-1, 3).astype(np.int64)
+        color = values.get("COLOR_0")
+        if (
+            color is not None and color.dtype.kind in "ui"
+        ):  # some writers forget to say that they are normalized
+            values["COLOR_0"] = color.astype(np.float32) / np.iinfo(color.dtype).max
+        values = {name: np.asarray(array[used], np.float64) for name, array in values.items()}
+        self._morph(values, primitive, where, weights, used, count)
+        return _Surface(values, faces, self._material(primitive, where), where)
+
+    def _faces(self, primitive: dict[str, Any], where: str, count: int) -> np.ndarray:
+        """Triangles (t 3) out of a list, a strip or a fan (3.7.2.1)."""
+        if "indices" in primitive:
+            index = self.document.accessor(primitive["indices"], f"{where}.indices")
+            if index.ndim != 1 or index.dtype.kind != "u":
+                raise InputError(f"is damaged: {where}.indices are not whole numbers")
+            index = index.astype(np.int64)
+        else:
+            index = np.arange(count)
+        mode = primitive.get("mode", _TRIANGLES)
+        if mode == _TRIANGLES:
+            return index[: len(index) // 3 * 3].reshape(-1, 3)
+        if len(index) < 3:
+            return np.zeros((0, 3), np.int64)
+        if mode == _FAN:
+            return np.stack([index[1:-1], index[2:], np.full(len(index) - 2, index[0])], axis=1)
+        corners = np.stack([index[:-2], index[1:-1], index[2:]], axis=1)
+        corners[1::2] = corners[1::2][:, [0, 2, 1]]  # every second one runs the other way
+        return corners
+
+    def _morph(self, values, primitive, where: str, weights: Any, used: np.ndarray, count: int) -> None:
+        """Add the morph targets by their default weights (3.7.2.2)."""
+        targets = primitive.get("targets", [])
+        if not isinstance(targets, list) or not isinstance(weights, list):
+            raise InputError(f"is damaged: {where}.targets or their weights are not a list")
+        for index, target in enumerate(targets):
+            weight = (
+                number({"weights": weights[index]}, "weights", where, 0.0) if index < len(weights) else 0.0
+            )
+            if not weight:
+                continue
+            here = f"{where}.targets[{index}]"
+            for name, accessor in as_object(target, here).items():
+                if name not in values:
+                    continue
+                moves = self.document.accessor(accessor, here)
+                if moves.ndim != 2 or len(moves) != count:
+                    raise InputError(f"is damaged: {here} has {len(moves)} of {name}, {count} are needed")
+                width = min(moves.shape[1], values[name].shape[1])
+                values[name][:, :width] += weight * moves[used][:, :width]
+
+    def _placed(self, surface: "_Surface", node: _Node) -> list[Part]:
+        """A surface where its skin, its instances or its node put it."""
+        where = f"nodes[{node.index}]"
+        if "skin" in node.node:
+            return [surface.part(self._skinned(surface, node.node["skin"], where))]
+        matrices = self.world[node.index][None]
+        instancing = _extensions(node.node, where).get("EXT_mesh_gpu_instancing")
+        if instancing is not None:
+            matrices = matrices @ self._instances(as_object(instancing, where), where)
+            self._count_faces((len(matrices) - 1) * len(surface.faces))
+        return [surface.part(matrix) for matrix in matrices]
+
+    def _skinned(self, surface: "_Surface", index: Any, where: str) -> np.ndarray:
+        """The matrix of every vertex (v 4 4) in the pose of the joints; the node's own counts for nothing (3.7.3)."""
+        skin, here = self.document.item("skins", index, where), f"skins[{index}]"
+        joints = skin.get("joints")
+        if not isinstance(joints, list) or not joints:
+            raise InputError(f"is damaged: {here} has no joints")
+        for joint in joints:
+            self.document.item("nodes", joint, here)
+        matrices = self.world[joints]
+        if "inverseBindMatrices" in skin:
+            inverse = self.document.accessor(skin["inverseBindMatrices"], here)
+            if inverse.ndim != 2 or inverse.shape[1] != 16 or len(inverse) < len(joints):
+                raise InputError(f"is damaged: {here} needs {len(joints)} inverse bind matrices")
+            inverse = inverse[: len(joints)].reshape(-1, 4, 4).swapaxes(1, 2)
+            with np.errstate(all="ignore"):
+                matrices = matrices @ inverse.astype(np.float64)
+        count = len(surface.values["POSITION"])
+        blended, total = np.zeros((count, 4, 4)), np.zeros(count)
+        for number_of_set in range(8):
+            numbers_of_joints = surface.values.get(f"JOINTS_{number_of_set}")
+            weights = surface.values.get(f"WEIGHTS_{number_of_set}")
+            if numbers_of_joints is None or weights is None:
+                break
+            if numbers_of_joints.ndim != 2 or numbers_of_joints.shape != weights.shape:
+                raise InputError(f"is damaged: joints and weights of {surface.where} differ in shape")
+            for joint, weight in zip(numbers_of_joints.T.astype(np.int64), weights.T, strict=True):
+                joint = np.where(weight == 0, 0, joint)
+                if len(joint) and joint.max() >= len(joints):
+                    raise InputError(
+                        f"is damaged: {surface.where} names joint {joint.max()} of {len(joints)}"
+                    )
+                blended += weight[:, None, None] * matrices[joint]
+                total += weight
+        if not total.any():
+            raise InputError(f"is damaged: {surface.where} has a skin, but no joints and weights")
+        blended /= np.where(total > 0, total, 1.0)[:, None, None]
+        blended[total <= 0] = matrices[0]
+        return blended
+
+    def _count_faces(self, count: int) -> None:
+        self.faces += count
+        if self.faces > MAX_FACES:
+            raise InputError(f"has {self.faces} faces, more than {MAX_FACES}", hint="simplify the mesh")
+
+    def _instances(self, extension: dict[str, Any], where: str) -> np.ndarray:
+        """The matrices (n 4 4) of EXT_mesh_gpu_instancing's copies."""
+        attributes = as_object(extension.get("attributes"), f"{where}.EXT_mesh_gpu_instancing.attributes")
+        values = {
+            name: self.document.accessor(attributes[name], where) for name in _TRS if name in attributes
+        }
+        counts = {len(array) for array in values.values()}
+        if len(counts) != 1 or any(
+            array.ndim != 2 or array.shape[1] != _TRS[n] for n, array in values.items()
+        ):
+            raise InputError(f"is damaged: the instances of {where} differ in number or have no TRANSLATION")
+        count = counts.pop()
+        move = values.get("TRANSLATION", np.zeros((count, 3)))
+        turn = values.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
+        scale = values.get("SCALE", np.ones((count, 3)))
+        return _trs(move.astype(np.float64), turn.astype(np.float64), scale.astype(np.float64))
+
+    def _material(self, primitive: dict[str, Any], where: str) -> "_Look":
+        index = primitive.get("material")
+        if index is None:
+            return _Look(Material(), 0, np.eye(3))
+        material = self.document.item("materials", index, where)
+        if index not in self.materials:
+            self.materials[index] = _Colors(self.document, material, f"materials[{index}]").look()
+        return self.materials[index]
+
+
+_USED_ATTRIBUTES = ("POSITION", "NORMAL", "COLOR_0", "TEXCOORD_", "JOINTS_", "WEIGHTS_")
+_TRS = {"TRANSLATION": 3, "ROTATION": 4, "SCALE": 3}
+
+
+class _Look(NamedTuple):
+    """A material, the set of texture coordinates that its picture is looked up by, and what is done to them."""
+
+    material: Material
+    set: int
+    transform: np.ndarray  # 3 3, of (u, v, 1) with v downwards
+
+
+class _Surface(NamedTuple):
+    """A primitive in its own coordinates."""
+
+    values: dict[str, np.ndarray]
+    faces: np.ndarray
+    look: _Look
+    where: str
+
+    def part(self, matrix: np.ndarray) -> Part:
+        """The surface moved by one matrix (4 4), or each vertex by its own (v 4 4)."""
+        values = self.values
+        linear, move = matrix[..., :3, :3], matrix[..., :3, 3]
+        with np.errstate(all="ignore"):
+            vertices = _times(linear, _columns(values["POSITION"], 3, f"{self.where}.POSITION")) + move
+            cofactor = np.stack([np.cross(linear[..., i - 2], linear[..., i - 1]) for i in range(3)], axis=-1)
+            sign = np.sign(np.linalg.det(linear))
+        faces = self.faces
+        if np.median(sign) < 0:
+            faces = faces[:, ::-1]  # a mirror turns faces inside out
+        normals = np.zeros_like(vertices)  # 3.7.2.1: without normals, those of the faces
+        if "NORMAL" in values:
+            normals = (
+                _times(cofactor, _columns(values["NORMAL"], 3, f"{self.where}.NORMAL")) * sign[..., None]
+            )
+            lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+            normals = normals / np.where(lengths > 0, lengths, 1.0)
+        colors = values.get("COLOR_0")
+        if colors is not None:
+            colors = _columns(colors, min(4, max(3, colors.shape[-1])), f"{self.where}.COLOR_0")
+        uv = None
+        if self.look.material.picture is not None:
+            uv = values.get(f"TEXCOORD_{self.look.set}")
+            if uv is None:
+                uv = np.zeros((len(vertices), 2))  # as if it were there and zero, which is what viewers show
+            uv = _columns(uv, 2, f"{self.where}.TEXCOORD_{self.look.set}") @ self.look.transform[:2, :2].T
+            uv = uv + self.look.transform[:2, 2]
+            uv = np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1)
+        return Part(vertices, faces, self.look.material, normals, colors, uv)
+
+
+class _Colors:
+    """A glTF material on its way to what the renderer takes of it (3.9)."""
+
+    def __init__(self, document: Document, material: dict[str, Any], where: str):
+        self.document, self.material, self.where = document, material, where
+        self.extensions = _extensions(material, where)
+
+    def look(self) -> _Look:
+        factor, texture = self._base()
+        look = self._textured(Material(color=tuple(np.clip(factor, 0.0, 1.0))), texture)
+        look = self._with_emission(look)
+        alpha = self.material.get("alphaMode", "OPAQUE")
+        if alpha in ("MASK", "BLEND"):
+            cutoff = number(self.material, "alphaCutoff", self.where, 0.5)
+            look = look._replace(material=replace(look.material, alpha=alpha.lower(), cutoff=cutoff))
+        for name in ("KHR_materials_transmission", "KHR_materials_diffuse_transmission"):
+            share = as_object(self.extensions.get(name, {}), self.where)
+            if any(share.get(key) for key in ("transmissionFactor", "diffuseTransmissionFactor")):
+                self.document.source.remark(f"{name}: what light passes through is drawn opaque")
+        return look
+
+    def _base(self) -> tuple[np.ndarray, Any]:
+        """Base colour and its texture: of specular-glossiness the diffuse ones."""
+        name = "KHR_materials_pbrSpecularGlossiness"
+        if name in self.extensions:
+            values, where = as_object(self.extensions[name], self.where), f"{self.where}.{name}"
+            return numbers(values, "diffuseFactor", where, [1.0] * 4), values.get("diffuseTexture")
+        values = as_object(self.material.get("pbrMetallicRoughness", {}), self.where)
+        return numbers(values, "baseColorFactor", self.where, [1.0] * 4), values.get("baseColorTexture")
+
+    def _with_emission(self, look: _Look) -> _Look:
+        """Where the base is black, what the surface emits is its colour; elsewhere emission is left out."""
+        factor = np.clip(numbers(self.material, "emissiveFactor", self.where, [0.0] * 3), 0.0, None)
+        strength = as_object(self.extensions.get("KHR_materials_emissive_strength", {}), self.where)
+        factor = np.clip(factor * number(strength, "emissiveStrength", self.where, 1.0), 0.0, 1.0)
+        if not factor.any():
+            return look
+        base = look.material
+        emission = self._textured(
+            Material(color=(*factor, base.color[3])), self.material.get("emissiveTexture")
+        )
+        glow = emission.material.picture
+        if glow is not None and not glow[..., :3].any():
+            return look
+        is_black = not any(base.color[:3]) or (base.picture is not None and not base.picture[..., :3].any())
+        if is_black and (base.picture is None or base.picture.shape[2] == 3):
+            return emission
+        merged = _merged_emission(look, emission)
+        if merged is None:
+            self.document.source.remark(f"{self.where}: emission is left out, the base colour is drawn")
+        return merged or look
+
+    def _textured(self, material: Material, info: Any) -> _Look:
+        """The material with a picture, as a textureInfo says."""
+        if info is None:
+            return _Look(material, 0, np.eye(3))
+        info = as_object(info, f"{self.where}: its texture")
+        texture = self.document.item("textures", info.get("index"), self.where)
+        where = f"textures[{info.get('index')}]"
+        transform = as_object(_extensions(info, where).get("KHR_texture_transform", {}), where)
+        coordinates = whole(transform, "texCoord", where, whole(info, "texCoord", where, 0))
+        sampler = {}
+        if "sampler" in texture:
+            sampler = self.document.item("samplers", texture["sampler"], where)
+        wrap = tuple(known(_WRAP, sampler.get(name)) or "repeat" for name in ("wrapS", "wrapT"))
+        picture = self.document.picture(_picture_index(texture, where), where)
+        nearest = sampler.get("magFilter") == _NEAREST
+        material = replace(material, picture=picture, wrap=wrap, nearest=nearest)
+        return _Look(material, coordinates, _texture_transform(transform, where))
+
+
+def _merged_emission(base: _Look, emission: _Look) -> _Look | None:
+    """The base with the emission where its picture is black; None where that cannot be said texel by texel."""
+    ours, theirs = base.material.picture, emission.material.picture
+    if ours is None or theirs is None or ours.shape[:2] != theirs.shape[:2]:
+        return None
+    alike = base.set == emission.set and np.array_equal(base.transform, emission.transform)
+    black = (ours[..., :3] == 0).all(axis=2)
+    if (
+        not alike
+        or base.material.wrap != emission.material.wrap
+        or base.material.color[:3] != (1.0, 1.0, 1.0)
+    ):
+        return None
+    linear = linear_from_srgb(theirs[black][:, :3].astype(np.float32) / 255) * emission.material.color[:3]
+    if not linear.any():
+        return None
+    picture = ours.copy()
+    picture[black, :3] = to_uint8(srgb_from_linear(linear))
+    return base._replace(material=replace(base.material, picture=picture))
+
+
+def _picture_index(texture: dict[str, Any], where: str) -> Any:
+    """The image of a texture: of an extension's format where that is read, else the plain one."""
+    extensions = _extensions(texture, where)
+    for name in ("EXT_texture_webp", "EXT_texture_avif"):
+        if name in extensions:
+            return as_object(extensions[name], where).get("source")
+    if "source" not in texture:
+        names = {"KHR_texture_basisu": "KTX2"}
+        found = (
+            ", ".join(f"{names[n]} ({n})" if n in names else n for n in map(str, extensions)) or "no picture"
+        )
+        raise InputError(f"{where} holds {found}, which is not read", hint="export with PNG, JPEG or WebP")
+    return texture["source"]
+
+
+def _texture_transform(extension: dict[str, Any], where: str) -> np.ndarray:
+    """KHR_texture_transform as a matrix: offset, then rotation (counter-clockwise in the picture), then scale."""
+    offset, scale = (
+        numbers(extension, "offset", where, [0.0, 0.0]),
+        numbers(extension, "scale", where, [1.0, 1.0]),
+    )
+    angle = number(extension, "rotation", where, 0.0)
+    cos, sin = np.cos(angle), np.sin(angle)
+    matrix = np.eye(3)
+    matrix[:2, :2] = np.array([[cos, sin], [-sin, cos]]) * scale
+    matrix[:2, 2] = offset
+    return matrix
+
+
+def _parents(nodes: list[dict[str, Any]]) -> np.ndarray:
+    """The parent of each node, -1 for roots. Nodes must form trees: one parent at most, and no cycle."""
+    parents = np.full(len(nodes), -1)
+    for index, node in enumerate(nodes):
+        children = node.get("children", [])
+        for child in children if isinstance(children, list) else [None]:
+            if isinstance(child, bool) or not isinstance(child, int) or not 0 <= child < len(nodes):
+                raise InputError(
+                    f"is damaged: nodes[{index}] has child {str(child)[:20]} of {len(nodes)} nodes"
+                )
+            if parents[child] >= 0:
+                raise InputError(f"is damaged: nodes[{child}] has two parents")
+            parents[child] = index
+    ancestors = parents
+    for _ in range(len(nodes).bit_length()):  # doubles the distance to the ancestor each time
+        ancestors = np.where(ancestors >= 0, ancestors[ancestors], -1)
+    if (ancestors >= 0).any():
+        raise InputError(
+            f"is damaged: nodes[{int(np.argmax(ancestors >= 0))}] is among its own descendants, or below such a node"
+        )
+    return parents
+
+
+def _local_matrix(node: dict[str, Any], where: str) -> np.ndarray:
+    """Parent-from-node (3.5.3)."""
+    if "matrix" in node:
+        return numbers(node, "matrix", where, [0.0] * 16).reshape(4, 4).T
+    move = numbers(node, "translation", where, [0.0] * 3)
+    turn = numbers(node, "rotation", where, [0.0, 0.0, 0.0, 1.0])
+    scale = numbers(node, "scale", where, [1.0] * 3)
+    return _trs(move[None], turn[None], scale[None])[0]
+
+
+def _trs(move: np.ndarray, turn: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Matrices (n 4 4) of translations, quaternions x y z w and scales."""
+    lengths = np.linalg.norm(turn, axis=1, keepdims=True)
+    x, y, z, w = (turn / np.where(lengths > 0, lengths, 1.0)).T
+    matrices = np.zeros((len(move), 4, 4))
+    matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 2, 2] = (
+        1 - 2 * (y * y + z * z),
+        1 - 2 * (x * x + z * z),
+        1 - 2 * (x * x + y * y),
+    )
+    matrices[:, 0, 1], matrices[:, 1, 0] = 2 * (x * y - z * w), 2 * (x * y + z * w)
+    matrices[:, 0, 2], matrices[:, 2, 0] = 2 * (x * z + y * w), 2 * (x * z - y * w)
+    matrices[:, 1, 2], matrices[:, 2, 1] = 2 * (y * z - x * w), 2 * (y * z + x * w)
+    matrices[:, :3, :3] *= scale[:, None]
+    matrices[:, :3, 3], matrices[:, 3, 3] = move, 1.0
+    return matrices
+
+
+def _decode_draco(
+    document: Document, primitive: dict[str, Any], where: str
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Attributes and triangles of a primitive that KHR_draco_mesh_compression packs, by the extra `draco`."""
+    try:
+        import DracoPy
+    except ImportError:
+        raise InputError(
+            f"is compressed by {_DRACO}",
+            hint='pip install "sv3d_jax[draco]", or export without mesh compression',
+        ) from None
+    extension = as_object(_extensions(primitive, where)[_DRACO], where)
+    data = bytes(document.view(extension.get("bufferView"), where))
+    try:
+        decoded = DracoPy.decode(data)
+        faces = np.asarray(decoded.faces, np.int64).reshape(-1, 3)
+        by_id = {attribute["unique_id"]: np.asarray(attribute["data"]) for attribute in decoded.attributes}
+    except Exception:  # whatever the decoder trips over in a damaged file
+        raise InputError(
+            f"is damaged: what {where} packs by {_DRACO} cannot be decoded",
+            hint="export without mesh compression",
+        ) from None
+    values = {}
+    for name, unique in as_object(extension.get("attributes"), where).items():
+        if name.startswith(_USED_ATTRIBUTES):
+            if unique not in by_id:
+                raise InputError(f"is damaged: {where} lacks {name} in what {_DRACO} packs")
+            accessor = document.item("accessors", as_object(primitive["attributes"], where).get(name), where)
+            values[name] = _draco_values(by_id[unique], accessor)
+    return values, faces
+
+
+def _draco_values(data: np.ndarray, accessor: dict[str, Any]) -> np.ndarray:
+    if accessor.get("normalized") and data.dtype.kind in "iu":
+        return np.maximum(data.astype(np.float32) / np.iinfo(data.dtype).max, -1.0)
+    return data
+
+
+def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Vectors (v 3) times one matrix (3 3), or each times its own (v 3 3)."""
+    return vectors @ matrices.T if matrices.ndim == 2 else np.einsum("vij,vj->vi", matrices, vectors)
+
+
+def _columns(values: np.ndarray, width: int, where: str) -> np.ndarray:
+    """Values (v width) as float64."""
+    if values.ndim != 2 or values.shape[1] < width:
+        raise InputError(f"is damaged: {where} needs {width} numbers for each vertex")
+    return np.asarray(values[:, :width], np.float64)
+
+
+def _extensions(record: dict[str, Any], where: str) -> dict[str, Any]:
+    return as_object(record.get("extensions", {}), f"{where}.extensions")

@@ -1,0 +1,121 @@
+"""What a mesh looks like at any point of it: vertex colours times texture, in linear light, and how opaque it is."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sv3d_jax.arrays import Array, Bool, Float, Int, Num
+from sv3d_jax.colors import linear_from_srgb, srgb_from_linear
+from sv3d_jax.geometry.mesh import BLEND, CLAMP, OPAQUE, REPEAT, Mesh
+from sv3d_jax.render.texture import bilinear_taps
+
+
+class Appearance(NamedTuple):
+    """The colours of a mesh on the device; what it has none of is None."""
+
+    vertex_colors: Float[Array, "v 3"] | None  # in linear light
+    vertex_alpha: Float[Array, "v"] | None
+    uv: Float[Array, "v 2"] | None
+    texture: Num[Array, "h w 3"] | None  # float: linear light; uint8: display values
+    texture_alpha: Num[Array, "h w"] | None  # uint8
+    of_face: Int[Array, "t"] | None  # the rest as in `Materials`; None: one material
+    region: Int[Array, "k 4"] | None
+    wrap: Int[Array, "k 2"] | None
+    nearest: Bool[Array, "k"] | None
+    cutoff: Float[Array, "k"] | None
+
+    @property
+    def see_through(self) -> bool:
+        """Whether there is an alpha that counts."""
+        return self.vertex_alpha is not None or self.texture_alpha is not None
+
+
+def appearance_of(mesh: Mesh) -> Appearance:
+    """The colours of a mesh, as numpy arrays."""
+    uv, texture, materials = mesh.uv, mesh.texture, mesh.materials
+    if uv is None or texture is None:
+        uv = texture = None
+    elif texture.dtype != np.uint8:
+        texture = linear_from_srgb(np.asarray(texture, np.float32))
+    colors = (
+        None if mesh.vertex_colors is None else linear_from_srgb(np.asarray(mesh.vertex_colors, np.float32))
+    )
+    if materials is None:
+        if texture is None:
+            return Appearance(colors, *[None] * 9)
+        height, width = texture.shape[:2]
+        region, wrap = np.array([[0, 0, width, height]], np.int32), np.full((1, 2), CLAMP, np.int32)
+        nearest, cutoff = np.zeros(1, bool), np.full(1, OPAQUE, np.float32)
+        return Appearance(colors, None, uv, texture, None, None, region, wrap, nearest, cutoff)
+    m = materials
+    alphas = m.vertex_alpha, m.texture_alpha
+    return Appearance(
+        colors, alphas[0], uv, texture, alphas[1], m.of_face, m.region, m.wrap, m.nearest, m.cutoff
+    )
+
+
+def seen_colors(
+    look: Appearance,
+    faces: Int[Array, "t 3"],
+    face_id: Int[Array, "*n"],
+    weights: Float[Array, "*n 3"],
+) -> tuple[Float[Array, "*n 3"], Float[Array, "*n"]]:
+    """Display colour and alpha of points on faces, given by the weights of the faces' vertices.
+
+    Alpha is 1 on opaque faces, and 0 or 1 where a material has a cutoff. A negative face id counts as face 0.
+    """
+    look, faces = jax.tree.map(jnp.asarray, (look, faces))
+    face_id, weights = jnp.maximum(face_id, 0), jnp.asarray(weights)
+    corners = faces[face_id]
+
+    def mix(values):
+        return sum(weights[..., i, None] * values[corners[..., i]] for i in range(3))
+
+    color, alpha = jnp.ones((*face_id.shape, 3)), jnp.ones(face_id.shape)
+    if look.vertex_colors is not None:
+        color = mix(look.vertex_colors)
+    if look.vertex_alpha is not None:
+        alpha = mix(look.vertex_alpha[:, None])[..., 0]
+    material = jnp.zeros_like(face_id) if look.of_face is None else look.of_face[face_id]
+    if look.texture is not None:
+        texel, texel_alpha = _texels(look, material, mix(look.uv))
+        color = color * texel
+        alpha = alpha * texel_alpha
+    if look.see_through:
+        cutoff = look.cutoff[material]
+        alpha = jnp.where(cutoff == BLEND, alpha, (alpha >= cutoff).astype(alpha.dtype))
+    else:
+        alpha = jnp.ones(face_id.shape)
+    return srgb_from_linear(jnp.clip(color, 0.0, 1.0)), alpha
+
+
+def _texels(look: Appearance, material: Int[Array, "*n"], uv: Float[Array, "*n 2"]):
+    """Linear colour and alpha of the texture: white and 1 for materials without a picture."""
+    region, wrap = look.region[material], look.wrap[material]
+    left, top, width, height = (region[..., i] for i in range(4))
+    sharp = look.nearest[material]
+    levels = linear_from_srgb(jnp.arange(256, dtype=jnp.float32) / 255.0)
+
+    color, alpha = 0.0, 0.0
+    for column, row, weight in bilinear_taps(uv, width, height, sharp):
+        column = left + _wrapped(column, width, wrap[..., 0])
+        row = top + _wrapped(row, height, wrap[..., 1])
+        texel = look.texture[row, column]
+        texel = levels[texel] if texel.dtype == jnp.uint8 else texel
+        color = color + weight[..., None] * texel
+        if look.texture_alpha is not None:
+            alpha = alpha + weight * (look.texture_alpha[row, column].astype(jnp.float32) / 255.0)
+    empty = width == 0
+    alpha = jnp.ones(empty.shape) if look.texture_alpha is None else jnp.where(empty, 1.0, alpha)
+    return jnp.where(empty[..., None], 1.0, color), alpha
+
+
+def _wrapped(index: Int[Array, "*n"], size: Int[Array, "*n"], way: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """Indices of texels within [0, size)."""
+    size = jnp.maximum(size, 1)
+    twice = index % (2 * size)
+    mirrored = jnp.where(twice < size, twice, 2 * size - 1 - twice)
+    repeated = jnp.where(way == REPEAT, index % size, mirrored)
+    return jnp.where(way == CLAMP, jnp.clip(index, 0, size - 1), repeated)
