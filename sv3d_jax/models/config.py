@@ -54,6 +54,7 @@ class VAEConfig:
     num_res_blocks: int = 2
     latent_channels: int = 4
     norm_groups: int = 32
+    post_quant_conv: bool = False  # the decoder begins with a 1x1 convolution, as Stable Diffusion's own does
 
     def __post_init__(self):
         if not self.channel_mult or min(self.channel_mult) < 1:
@@ -121,8 +122,11 @@ class ModelConfig:
         return cls(name=f"sv3d_{variant}", variant=variant, unet=UNetConfig(vector_width=vector_width))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; tuples become lists."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Nested plain values; tuples become lists. A decoder as published is not mentioned."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        if not self.vae.post_quant_conv:
+            del values["vae"]["post_quant_conv"]
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":

@@ -44,7 +44,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (model latent divided by the latent factor) to picture; no post_quant_conv."""
+    """Latent (model latent divided by the latent factor) to picture; SV3D's own has no post_quant_conv."""
 
     config: VAEConfig
     compute: Compute = Compute()
@@ -52,6 +52,8 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latents: Float[Array, "n h8 w8 c"]) -> Float[Array, "n h w 3"]:
         config, compute = self.config, self.compute
+        if config.post_quant_conv:
+            latents = Conv2d(config.latent_channels, size=1, compute=compute, name="post_quant_conv")(latents)
         x = Conv2d(config.channels * config.channel_mult[-1], compute=compute, name="conv_in")(latents)
         x = Middle(config.norm_groups, compute, name="mid")(x)
         for level in reversed(range(len(config.channel_mult))):

@@ -26,6 +26,7 @@ PREFIXES = {
     "vae_encoder": "conditioner.embedders.1.encoder.",
     "vae_decoder": "first_stage_model.decoder.",
 }
+POST_QUANT_CONV = "first_stage_model.post_quant_conv."  # before the decoder, where a model has it
 _CLIP = "conditioner.embedders.0.open_clip.model."
 # Published tensors that the model does not use: what is left of CLIP's text half, the second half of the
 # conditioning autoencoder, and a first-stage encoder where a file has one.
@@ -79,11 +80,19 @@ def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)
         "vae_encoder": lambda: _vae_encoder(config.vae),
         "vae_decoder": lambda: _vae_decoder(config.vae),
     }
-    return [
+    parts = tuple(parts)
+    parameters = [
         Parameter(PREFIXES[part] + name, shape, (part, *_tree_path(name, len(shape))))
         for part in parts
         for name, shape in enumerate_part[part]()
     ]
+    if config.vae.post_quant_conv and "vae_decoder" in parts:
+        latent = config.vae.latent_channels
+        parameters += [
+            Parameter("first_stage_model." + name, shape, ("vae_decoder", *_tree_path(name, len(shape))))
+            for name, shape in _layer("post_quant_conv", latent, latent, 1, 1)
+        ]
+    return parameters
 
 
 def unused_shapes(config: ModelConfig) -> dict[str, Shape]:
@@ -125,7 +134,8 @@ def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     return {
         "variant": {256: "u", 1280: "p"}[shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]],
         "unet": _infer_unet(_part(shapes, "unet")),
-        "vae": _infer_vae(_part(shapes, "vae_encoder")),
+        "vae": _infer_vae(_part(shapes, "vae_encoder"))
+        | {"post_quant_conv": f"{POST_QUANT_CONV}weight" in shapes},
         "tower": _infer_tower(_part(shapes, "image_tower")),
     }
 

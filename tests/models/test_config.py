@@ -86,3 +86,9 @@ def test_wrong_description_is_refused_by_its_field(text, says):
 def test_wrong_values_are_refused_in_python_too():
     with pytest.raises(ValueError, match="attention_levels"):
         UNetConfig(attention_levels=(9,))
+
+
+def test_a_published_decoder_is_not_mentioned():
+    second = dataclasses.replace(ModelConfig(), vae=VAEConfig(post_quant_conv=True))
+    assert "post_quant_conv" not in ModelConfig().to_toml()
+    assert ModelConfig.from_toml(second.to_toml()) == second

@@ -1,10 +1,13 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.vae import init_vae
 from sv3d_jax.weights.key_map import (
     Parameter,
     infer_config,
@@ -50,6 +53,23 @@ def test_published_shapes_tell_the_published_configuration(variant):
 def test_shapes_of_another_model_tell_its_widths():
     inferred = ModelConfig.from_dict(infer_config(used_shapes(CONFIG)))
     assert used_shapes(inferred) == used_shapes(CONFIG)
+
+
+@pytest.mark.parametrize("post_quant_conv", [False, True])
+def test_shapes_tell_whether_a_convolution_stands_before_the_decoder(post_quant_conv):
+    config = replace(CONFIG, vae=replace(CONFIG.vae, post_quant_conv=post_quant_conv))
+    inferred = ModelConfig.from_dict(infer_config(used_shapes(config)))
+    assert inferred.vae.post_quant_conv is post_quant_conv
+    assert used_shapes(inferred) == used_shapes(config)
+
+
+def test_the_convolution_before_the_decoder_is_a_part_of_it():
+    config = replace(CONFIG, vae=replace(CONFIG.vae, post_quant_conv=True))
+    tree = tree_from_leaves((p.path, p.tree_shape) for p in model_parameters(config, ["vae_decoder"]))
+    params = jax.eval_shape(lambda: init_vae(config.vae, jax.random.key(0)))["vae_decoder"]
+    assert tree["vae_decoder"] == jax.tree.map(lambda leaf: leaf.shape, dict(params))
+    names = {p.name for p in model_parameters(config)} - {p.name for p in model_parameters(CONFIG)}
+    assert names == {f"first_stage_model.post_quant_conv.{kind}" for kind in ("weight", "bias")}
 
 
 def test_no_two_tensors_share_a_place():

@@ -1,6 +1,7 @@
 """`vae_*`: picture to moments and latent, latent to pixels with both decoders, activations."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +23,6 @@ from tests.parity.families.networks import (
     params_of,
     run,
 )
-from tests.reference_weights import reference_tensor
 
 _SECOND = PREFIXES["vae_encoder"]  # of the autoencoder whose encoder makes conditioning latents
 
@@ -54,10 +54,11 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
     outputs = run(encode, params_of(config, base_seed, "vae_encoder"), channels_last(tensors["x"]))
     outputs |= run(decode_latent, params_of(config, base_seed, "vae_decoder"), latent)
     if "embedder_autoencoder_decoded" in tensors:
+        second = replace(config, vae=replace(config.vae, post_quant_conv=True))
         outputs["embedder_autoencoder_decoded"] = run(
-            lambda params, z: decode(params, config.vae, z, compute),
-            second_decoder(config, base_seed),
-            post_quant_conv(latent, base_seed),
+            lambda params, z: decode(params, second.vae, z, compute),
+            second_decoder(second, base_seed),
+            latent,
         )
     outputs = {name: channels_first(value) for name, value in outputs.items()}
     outputs["act.quant_conv"] = outputs[
@@ -74,17 +75,10 @@ def vae_config(given: Mapping[str, Any]) -> ModelConfig:
 def second_decoder(config: ModelConfig, base_seed: int) -> Any:
     """The other decoder of the checkpoint, which SV3D does not use, in the tree of the one that it does."""
     parameters = [
-        Parameter(p.name.replace(PREFIXES["vae_decoder"], f"{_SECOND}decoder."), p.shape, p.path)
+        Parameter(p.name.replace("first_stage_model.", _SECOND), p.shape, p.path)
         for p in model_parameters(config, ["vae_decoder"])
     ]
     return named_params(parameters, base_seed)["vae_decoder"]
-
-
-def post_quant_conv(latent: np.ndarray, base_seed: int) -> np.ndarray:
-    """The 1x1 convolution before the other decoder, `n h w c`."""
-    c = latent.shape[-1]
-    weight = reference_tensor(f"{_SECOND}post_quant_conv.weight", (c, c, 1, 1), base_seed)[:, :, 0, 0]
-    return latent @ weight.T + reference_tensor(f"{_SECOND}post_quant_conv.bias", (c,), base_seed)
 
 
 def tolerance(name: str, path: str) -> Tolerance:
