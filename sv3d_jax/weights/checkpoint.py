@@ -43,7 +43,7 @@ class SavedTree:
 
         self.directory = directory
         try:
-            metadata = ocp.metadata(directory)
+            metadata = ocp.metadata(directory.absolute())  # Orbax finds nothing under a relative path
             if not isinstance(metadata.metadata, dict):  # what Orbax returns where it found no arrays
                 raise ValueError("its arrays are missing")
             self.leaves = {
@@ -66,7 +66,7 @@ class SavedTree:
             )
             try:
                 with context:
-                    values = dict(_flat(ocp.load(self.directory, wanted)))
+                    values = dict(_flat(ocp.load(self.directory.absolute(), wanted)))
             except Exception as error:
                 raise self._unreadable(error) from error
             for path in batch:

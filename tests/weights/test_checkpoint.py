@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -32,6 +33,11 @@ def assert_same(read, leaves):
 def test_leaves_come_back_bit_for_bit_in_the_order_asked(saved):
     backwards = LEAVES[::-1]
     assert_same(SavedTree(saved).read(path for path, _ in backwards), backwards)
+
+
+def test_relative_path_is_read(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    assert_same(SavedTree(Path(saved.name)).read(path for path, _ in LEAVES), LEAVES)
 
 
 def test_types_and_shapes_are_known_without_reading(saved):
