@@ -1,6 +1,6 @@
 """Convert a random checkpoint of full size to an Orbax folder and back, compare every bit, report peak memory.
 
-    python benchmarks/full_checkpoint.py [--folder /path/with/30/GB]
+    python benchmarks/full_checkpoint.py [--folder /path/with/30/GB] [--shards 3]
 
 Names and shapes are those of the published sv3d_p. Prints JSON: seconds and peak resident memory of each way.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.weights.safetensors_file import SafetensorsFile, TensorInfo, write_safetensors
+from sv3d_jax.weights.safetensors_file import TensorInfo, write_safetensors
+from sv3d_jax.weights.shards import open_files
 
 KEYS = Path(__file__).parents[1] / "tests" / "reference" / "sv3d_p.keys.json"
 
@@ -27,13 +28,15 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="where the temporary files go (default: the system's)")
     parser.add_argument("--keys", type=Path, default=KEYS, help="names and shapes to write")
+    parser.add_argument("--shards", type=int, default=1, help="begin with a folder of so many files")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        original, orbax, back = (Path(folder) / name for name in ("a.safetensors", "orbax", "b.safetensors"))
-        write_random(original, arguments.keys)
+        original, orbax, back = (Path(folder) / name for name in ("a", "orbax", "b.safetensors"))
+        write_random(original, arguments.keys, arguments.shards)
+        files = open_files(original)
         report = {
-            "tensors": len(SafetensorsFile(original).tensors),
-            "bytes": original.stat().st_size,
+            "tensors": len(files.tensors),
+            "bytes": sum(file.stat().st_size for file in files.files),
             "to_orbax": convert(original, orbax),
             "to_safetensors": convert(orbax, back),
         }
@@ -42,13 +45,16 @@ def main() -> None:
     sys.exit(bool(report["different"]))
 
 
-def write_random(path: Path, keys: Path) -> None:
-    """Standard normal float32 tensors of every name and shape in a key list, one at a time."""
-    shapes = json.loads(keys.read_text())["keys"]
-    infos = {name: TensorInfo(np.dtype(np.float32), tuple(shape)) for name, shape in shapes.items()}
+def write_random(folder: Path, keys: Path, count: int) -> None:
+    """Standard normal float32 tensors of every name and shape in a key list, one at a time, in `count` files."""
+    shapes = list(json.loads(keys.read_text())["keys"].items())
     generator = np.random.default_rng(0)
-    tensors = (np.asarray(generator.standard_normal(info.shape, np.float32)) for info in infos.values())
-    write_safetensors(path, infos, tensors, {})
+    folder.mkdir()
+    for index in range(count):
+        infos = {name: TensorInfo(np.dtype(np.float32), tuple(shape)) for name, shape in shapes[index::count]}
+        tensors = (np.asarray(generator.standard_normal(info.shape, np.float32)) for info in infos.values())
+        file = folder / f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+        write_safetensors(file, infos, tensors, {})
 
 
 def convert(source: Path, output: Path) -> dict[str, float]:
@@ -67,7 +73,7 @@ def convert(source: Path, output: Path) -> dict[str, float]:
 
 def different_tensors(first: Path, second: Path) -> list[str]:
     """Names whose type, shape or bits differ between two files."""
-    a, b = SafetensorsFile(first), SafetensorsFile(second)
+    a, b = open_files(first), open_files(second)
     names = a.tensors.keys() | b.tensors.keys()
     same = {name for name in names if a.tensors.get(name) == b.tensors.get(name)}
     return sorted(

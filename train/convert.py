@@ -18,7 +18,7 @@ from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.export import trained_params
 from sv3d_jax.weights import convert
 from sv3d_jax.weights.config import ConvertConfig
-from sv3d_jax.weights.hub import load_weights
+from sv3d_jax.weights.hub import find_weights, load_weights
 from sv3d_jax.weights.key_map import model_parameters
 from sv3d_jax.weights.safetensors_file import TensorInfo
 from sv3d_jax.weights.source import WeightsSource, open_weights
@@ -38,16 +38,20 @@ def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
     return convert.run_convert(config, progress, open_run_or_weights)
 
 
-def open_run_or_weights(path: Path | str) -> WeightsSource:
-    """As `open_weights`, and the model of a training run."""
-    run = Path(path)
-    return RunSource(run) if checkpoint_steps(run / CHECKPOINTS) else open_weights(path)
+def open_run_or_weights(path: Path | str, ema: bool = False) -> WeightsSource:
+    """As `open_weights`, the model of a training run, and the shipped one where no file is called "mini"."""
+    path = Path(path)
+    if checkpoint_steps(path / CHECKPOINTS):
+        return RunSource(path)
+    return open_weights(find_weights("mini") if path == Path("mini") and not path.exists() else path, ema=ema)
 
 
 class RunSource:
     """The model that a run of the UNet has trained: its averages, and the parts that it was trained on."""
 
     metadata: Mapping[str, str] = {}
+    left_out: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
     def __init__(self, run: Path):
         self.path = run

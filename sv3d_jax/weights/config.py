@@ -12,12 +12,14 @@ class ConvertConfig(CommonConfig):
     """Convert weights between a safetensors file with published names and an Orbax folder."""
 
     input: Annotated[Path, POSITIONAL]
-    """a .safetensors file, a folder of weights, or that of a training run of the UNet"""
+    """a .safetensors file, a folder of weights or of shards, that of a training run of the UNet, or `mini`"""
     output: Annotated[Path, POSITIONAL]
     """what to write: a file if it ends in .safetensors, else a folder"""
     variant: Literal["auto", "u", "p"] = "auto"
     """which model the input must be: u without cameras, p with cameras, auto takes either"""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """type of the written weights (default: each tensor keeps its own)"""
+    ema: bool = False
+    """take the averages (EMA) that stand beside the weights in a trainer's file"""
     verify: bool = False
     """read the result back and compare every value"""

@@ -32,11 +32,11 @@ from sv3d_jax.weights.source import (
 def run_convert(
     config: ConvertConfig,
     progress: Progress,
-    open_source: Callable[[Path], WeightsSource] = open_weights,
+    open_source: Callable[..., WeightsSource] = open_weights,
 ) -> dict[str, Any]:
     """Convert `config.input` to `config.output`; returns an account of all tensors, by name under `--json`."""
     start = time.monotonic()
-    source = open_source(config.input)
+    source = open_source(config.input, ema=config.ema)
     check_variant(source, config.variant)
     refuse_pickle(config.output)
     if config.output.exists() and not config.overwrite:
@@ -45,6 +45,7 @@ def run_convert(
     tensors = {
         "used": [name for name in source.tensors if name in used],
         "unused": [name for name in source.tensors if name not in used],
+        "left_out": list(source.left_out),  # of a trainer's or another program's file
         "missing": [],  # an input that lacks a tensor has been refused
     }
     account = {
@@ -135,7 +136,7 @@ def _stream(
     source: WeightsSource, names: list[str], dtype: str | None, progress: Any
 ) -> Iterator[np.ndarray]:
     for name, tensor in zip(names, source.stream(names), strict=True):
-        yield cast(tensor, name, FLOAT_DTYPES[dtype] if dtype else None)
+        yield cast(tensor, f"{source.path}: {name}", FLOAT_DTYPES[dtype] if dtype else None)
         progress.advance()
 
 

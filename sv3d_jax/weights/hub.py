@@ -40,15 +40,18 @@ def load_weights(
     dtype: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], ModelConfig, dict[str, str]]:
-    """Parameter tree of numpy arrays, configuration, and where they came from (`source`, `path`, `sha256`).
+    """Parameter tree of numpy arrays, configuration, and where they came from (`source`, `path`, `sha256`, `remarks`).
 
-    `source` is "mini", a folder, a .safetensors file or a hub id with an optional @revision. A published file is
-    converted once and kept in the user's cache.
+    `source` is "mini", a folder, a .safetensors file or a hub id with an optional @revision. A single file is
+    converted once and kept in the user's cache. `remarks` is there if the weights were not in published form.
     """
     path = find_weights(str(source), variant)
     weights = open_weights(path)
     check_variant(weights, variant)
-    if path.is_file():
+    origin = {"source": str(source), "path": str(path)}
+    if weights.remarks:
+        origin["remarks"] = "; ".join(weights.remarks)
+    if path.is_file() and path.suffix == ".safetensors":
         weights, sha256 = _converted(weights, progress or NullProgress())
     else:
         sha256 = weights.sha256()
@@ -56,10 +59,10 @@ def load_weights(
     tensors = weights.stream([parameter.name for parameter in parameters])
     target = FLOAT_DTYPES[dtype] if dtype else None
     params = tree_from_leaves(
-        (parameter.path, parameter.to_tree(cast(tensor, parameter.name, target)))
+        (parameter.path, parameter.to_tree(cast(tensor, f"{path}: {parameter.name}", target)))
         for parameter, tensor in zip(parameters, tensors, strict=True)
     )
-    return params, weights.config, {"source": str(source), "path": str(path), "sha256": sha256}
+    return params, weights.config, origin | {"sha256": sha256}
 
 
 def read_model_config(source: str | Path = "mini", variant: str = "auto") -> ModelConfig:

@@ -23,6 +23,9 @@ DTYPES = {
     "I8": np.dtype(np.int8),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
     "U16": np.dtype(np.uint16),
     "I16": np.dtype(np.int16),
     "F16": np.dtype(np.float16),
@@ -34,6 +37,9 @@ DTYPES = {
     "I64": np.dtype(np.int64),
     "F64": np.dtype(np.float64),
 }
+WIDER_FILE = "take the bfloat16 or float16 file of these weights"
+_FLOAT8 = [DTYPES[code] for code in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")]
+_NARROW_CODES = ("F4", "F6", "I4", "U4")  # several values share a byte
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000
 _PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
@@ -53,6 +59,11 @@ class TensorInfo:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def is_float8(info: TensorInfo) -> bool:
+    """Whether values have 8 bits with a fraction; bfloat16 holds each of them exactly."""
+    return info.dtype in _FLOAT8
+
+
 class SafetensorsFile:
     """A file whose header has been checked: `tensors`, `metadata`, and `read` for the values."""
 
@@ -69,10 +80,14 @@ class SafetensorsFile:
         """The values of one tensor."""
         info = self.tensors[name]
         data = np.empty(info.nbytes, np.uint8)
-        with open(self.path, "rb") as file:
-            file.seek(self._begin[name])
-            if file.readinto(memoryview(data)) != info.nbytes:
-                raise WeightsError(f"{self.path} ended while {name} was read", hint=_DOWNLOAD_AGAIN)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._begin[name])
+                count = file.readinto(memoryview(data))
+        except OSError as error:
+            raise WeightsError(f"cannot read {name} of {self.path}: {error.strerror}") from None
+        if count != info.nbytes:
+            raise WeightsError(f"{self.path} ended while {name} was read", hint=_DOWNLOAD_AGAIN)
         return data.view(info.dtype).reshape(info.shape)
 
     def _parse(self, file, size: int) -> None:
@@ -142,6 +157,11 @@ class SafetensorsFile:
                 pass
             case _:
                 raise self._fault(f"the header's entry of {name!r} lacks a dtype, a shape or two offsets")
+        if code.startswith(_NARROW_CODES):
+            raise self._fault(
+                f"{name!r} is quantized as {code}; of narrow types only 8-bit floats (fp8) are read",
+                WIDER_FILE,
+            )
         if code not in DTYPES:
             raise self._fault(f"{name!r} has the unknown dtype {code!r}")
         if any(type(number) is not int or number < 0 for number in (*shape, begin, end)):

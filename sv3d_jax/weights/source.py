@@ -1,11 +1,13 @@
 """Weights on disk, whatever their form: which model they are, and their tensors under published names.
 
-A source is a safetensors file, a folder with `model.toml` and such files (as the package ships), or a folder with
-`model.toml` and an Orbax checkpoint. All are judged by names and shapes before any value is read.
+A source is a safetensors file, a folder of such files with an index or with `model.toml` (as the package ships), or a
+folder with `model.toml` and an Orbax checkpoint. All are judged by names and shapes before any value is read.
 """
 
 import hashlib
 import json
+import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +15,14 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
+from sv3d_jax.config import nearest
 from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.models.config import METADATA_KEY, ModelConfig
 from sv3d_jax.weights.checkpoint import SavedTree
 from sv3d_jax.weights.key_map import PREFIXES, Shape, infer_config, is_extra, model_parameters
-from sv3d_jax.weights.safetensors_file import SafetensorsFile, TensorInfo, refuse_pickle
+from sv3d_jax.weights.layouts import QUANTIZATION_METADATA, read_layout
+from sv3d_jax.weights.safetensors_file import WIDER_FILE, SafetensorsFile, TensorInfo, refuse_pickle
+from sv3d_jax.weights.shards import TensorFiles, open_files
 
 MODEL_FILE = "model.toml"
 PARAMS_FOLDER = "params"
@@ -28,6 +33,17 @@ FLOAT_DTYPES = {
     "float16": np.dtype(np.float16),
 }
 _GET_SV3D = "the published weights: hf download stabilityai/sv3d sv3d_p.safetensors"
+_MERGE_LORA = (
+    "a LoRA changes a model and is none: merge it into the whole SV3D file with the program that trained it (kohya:"
+    " merge_lora, PEFT: merge_and_unload, diffusers: fuse_lora), save that as .safetensors and name it here"
+)
+_LORA_NAMES = re.compile(r"lora|\.?(hada|lokr)_w\d|dora_scale", re.IGNORECASE)
+_PART_NAMES = {
+    "unet": f"UNet ({PREFIXES['unet']}*)",
+    "image_tower": f"image tower ({PREFIXES['image_tower']}*)",
+    "vae_encoder": f"autoencoder's encoder ({PREFIXES['vae_encoder']}*)",
+    "vae_decoder": f"autoencoder's decoder ({PREFIXES['vae_decoder']}*)",
+}
 
 
 class WeightsSource(Protocol):
@@ -37,6 +53,10 @@ class WeightsSource(Protocol):
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]  # by published name, unused ones included
     metadata: Mapping[str, str]  # of a file from elsewhere, kept for the way back
+    left_out: Sequence[
+        str
+    ]  # stored tensors that are not among `tensors`: averages, scales, marks of a program
+    remarks: Sequence[str]  # what was read in another way than published
 
     def stream(self, names: Sequence[str]) -> Iterator[np.ndarray]:
         """The named tensors in their order and published layout, few at a time in memory."""
@@ -47,27 +67,41 @@ class WeightsSource(Protocol):
         ...
 
 
-def open_weights(path: Path | str, stored: Mapping[str, Any] | None = None) -> WeightsSource:
-    """The weights at `path`, a file or a folder.
+def open_weights(
+    path: Path | str, stored: Mapping[str, Any] | None = None, ema: bool = False
+) -> WeightsSource:
+    """The weights at `path`, a file, its index or a folder; each remark on them is a warning.
 
     `stored` fills in fields of the configuration that a file without metadata of ours cannot tell, nested as in
-    `ModelConfig.to_dict`.
+    `ModelConfig.to_dict`. `ema` takes the averages that a trainer stored beside the weights. Raises an InputError
+    where there is nothing, a WeightsError for what is no SV3D model.
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"there are no weights at {path}")
-    if path.is_file():
-        return _FileSource(path, [SafetensorsFile(path)], stored)
+        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = nearest(path.name, beside)
+        raise InputError(f"there are no weights at {path}", hint=hint if hint.startswith("did") else None)
     if (path / PARAMS_FOLDER).is_dir():
+        if ema:
+            raise WeightsError(f"{path} holds no averages (EMA) of its weights", hint="leave out --ema")
         return _FolderSource(path)
-    if (path / MODEL_FILE).is_file() and (files := sorted(path.glob("*.safetensors"))):
-        return _FileSource(path, [SafetensorsFile(file) for file in files], read_model_file(path).to_dict())
-    for file in sorted(path.iterdir()):
-        refuse_pickle(file)
-    raise WeightsError(
-        f"{path} holds no weights: neither {PARAMS_FOLDER}/ nor {MODEL_FILE} with .safetensors files",
-        hint="name a .safetensors file, or a folder made by sv3d convert",
-    )
+    if not (tensors := open_tensors(path, ema)):
+        raise _no_weights(path)
+    if (path / MODEL_FILE).is_file():
+        stored = read_model_file(path).to_dict()
+    source = _FileSource(path, tensors, stored)
+    for remark in source.remarks:
+        warnings.warn(remark, stacklevel=1)  # one place, so that each is said once
+    return source
+
+
+def open_tensors(path: Path, ema: bool = False) -> "PublishedTensors | None":
+    """The tensors of a safetensors file, index or folder under published names, whatever model they are of."""
+    files = open_files(path)
+    if files is None and (path / MODEL_FILE).is_file():
+        found = [SafetensorsFile(file) for file in sorted(path.glob("*.safetensors"))]
+        files = TensorFiles(path, found) if found else None
+    return PublishedTensors(files, ema) if files else None
 
 
 def read_model_file(directory: Path) -> ModelConfig:
@@ -101,37 +135,61 @@ def cast(tensor: np.ndarray, name: str, dtype: np.dtype | None) -> np.ndarray:
     return narrow
 
 
+class PublishedTensors:
+    """Tensors of files under their published names, in published shapes and in types that numpy computes with."""
+
+    def __init__(self, files: TensorFiles, ema: bool = False):
+        self.path, self.files = files.path, files.files
+        self.described = _described(files)
+        models = [self.described] if self.described else []
+        models += [ModelConfig.published(variant) for variant in "pu"]
+        layout = read_layout(files.path, files.tensors, files.metadata, files.read, models, ema)
+        self.metadata = {
+            key: value
+            for key, value in files.metadata.items()
+            if key not in (METADATA_KEY, QUANTIZATION_METADATA)
+        }
+        self.tensors = {name: view.info for name, view in layout.views.items()}
+        self.left_out, self.remarks = layout.left_out, layout.remarks
+        self._views, self._read = layout.views, files.read
+
+    def read(self, name: str) -> np.ndarray:
+        """The values of one tensor."""
+        return self._views[name].read(self._read)
+
+
 class _FileSource:
     """One or several safetensors files."""
 
-    def __init__(self, path: Path, files: Sequence[SafetensorsFile], stored: Mapping[str, Any] | None):
+    def __init__(self, path: Path, tensors: PublishedTensors, stored: Mapping[str, Any] | None):
         self.path = path
-        self._file = {name: file for file in files for name in file.tensors}
-        self.tensors = {name: file.tensors[name] for name, file in self._file.items()}
-        metadata = {key: value for file in files for key, value in file.metadata.items()}
-        own = ModelConfig.from_metadata(metadata)
-        self.metadata = {key: value for key, value in metadata.items() if key != METADATA_KEY}
+        self._published = tensors
+        self.tensors, self.metadata = tensors.tensors, tensors.metadata
+        self.left_out, self.remarks = tensors.left_out, tensors.remarks
         shapes = {name: info.shape for name, info in self.tensors.items()}
         if problem := _other_model(shapes):
             raise WeightsError(f"{path} is not an SV3D model: it is {problem}", hint=_GET_SV3D)
         try:
-            self.config = own or inferred_config(shapes, stored)
+            self.config = tensors.described or inferred_config(shapes, stored)
         except (KeyError, ValueError, ZeroDivisionError, IndexError):
             raise _not_a_model(path, shapes) from None
         _check_names(path, self.tensors, self.config)
 
     def stream(self, names: Iterable[str]) -> Iterator[np.ndarray]:
-        return (self._file[name].read(name) for name in names)
+        return (self._published.read(name) for name in names)
 
     def sha256(self) -> str:
         digest = hashlib.sha256()
-        for path in sorted({file.path for file in self._file.values()}):
+        for path in sorted(self._published.files):
             _feed(digest, path)
         return digest.hexdigest()
 
 
 class _FolderSource:
     """A folder made by `sv3d convert`: an Orbax checkpoint, and what the model does not use beside it."""
+
+    left_out: Sequence[str] = ()
+    remarks: Sequence[str] = ()
 
     def __init__(self, path: Path):
         self.path = path
@@ -173,25 +231,83 @@ def _feed(digest: Any, path: Path) -> None:
             digest.update(piece)
 
 
+def _described(files: TensorFiles) -> ModelConfig | None:
+    try:
+        return ModelConfig.from_metadata(files.metadata)
+    except WeightsError as error:
+        raise WeightsError(f"{files.path}: {error.message}", error.hint) from None
+
+
+def _no_weights(path: Path) -> WeightsError:
+    """Say what a folder holds in place of weights."""
+    files = sorted(path.iterdir())
+    found = [file.name for file in files if file.suffix == ".safetensors"]
+    if found:
+        return WeightsError(
+            f"{path} holds {_few(found)} without {MODEL_FILE} or an index that says what they are",
+            hint=f"name the file itself: {path / found[0]}",
+        )
+    if (path / "model_index.json").exists():
+        return WeightsError(f"{path} is a diffusers folder, whose layout is not read", hint=_GET_SV3D)
+    for file in files:
+        refuse_pickle(file)
+    return WeightsError(
+        f"{path} holds no weights: neither {PARAMS_FOLDER}/ nor {MODEL_FILE} with .safetensors files nor shards "
+        "with an index",
+        hint="name a .safetensors file, a folder of shards (model-00001-of-00003.safetensors, ... with "
+        "model.safetensors.index.json), or a folder made by sv3d convert",
+    )
+
+
 def _check_names(path: Path, tensors: Mapping[str, TensorInfo], config: ModelConfig) -> None:
     expected = {parameter.name: parameter.shape for parameter in model_parameters(config)}
     missing = [name for name in expected if name not in tensors]
     unknown = [name for name in tensors if name not in expected and not is_extra(name)]
+    if missing and is_lora(tensors):
+        raise _is_lora(path)
     if missing:
+        absent = _absent_parts(tensors)
         raise WeightsError(
             f"{len(missing)} tensors of {config.name} are missing in {path}, first {_few(missing)}",
-            hint="the file is of another model, or not whole",
+            hint=f"the file has no {', no '.join(absent)}: take what is missing from the published file"
+            if absent
+            else "the file is of another model, or not whole",
         )
     if unknown:
         raise WeightsError(
             f"{len(unknown)} tensors of {path} have no place in {config.name}, first {_few(unknown)}",
-            hint="the file is of another model",
+            hint=_MERGE_LORA if is_lora(unknown) else "the file is of another model",
         )
     for name, shape in expected.items():
         if tensors[name].shape != shape:
             raise WeightsError(f"{path}: {name} should have the shape {shape}, it has {tensors[name].shape}")
         if tensors[name].dtype not in (*FLOAT_DTYPES.values(), np.float64):
-            raise WeightsError(f"{path}: {name} is {tensors[name].dtype}, weights are floating-point numbers")
+            raise WeightsError(
+                f"{path}: {name} is {tensors[name].dtype}, weights are floating-point numbers of 8 (fp8) to 64 bits",
+                hint=WIDER_FILE,
+            )
+
+
+def is_lora(names: Iterable[str]) -> bool:
+    """Whether tensors are those of a LoRA, by the names of any of the programs that write some."""
+    return any(_LORA_NAMES.search(name) for name in names)
+
+
+def _is_lora(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path} is not an SV3D model: it is a LoRA, a set of changes to another model", hint=_MERGE_LORA
+    )
+
+
+def _absent_parts(names: Iterable[str]) -> list[str]:
+    """What a file lacks, of the parts of a model: those without a single tensor."""
+    names = tuple(names)
+    extra = (f"{PREFIXES['vae_encoder']}decoder.", f"{PREFIXES['vae_encoder']}post_quant_conv.")
+    return [
+        _PART_NAMES[part]
+        for part, prefix in PREFIXES.items()
+        if not any(name.startswith(prefix) and not name.startswith(extra) for name in names)
+    ]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -229,10 +345,20 @@ def _not_a_model(path: Path, shapes: Mapping[str, Shape]) -> WeightsError:
     names = list(shapes)
     starts = {name.split(".")[0] for name in names}
     unet = PREFIXES["unet"]
-    if any(mark in name for name in names for mark in ("lora_", ".lora.", ".lora_")):
-        found = "a LoRA, a set of changes to another model"
+    absent = _absent_parts(names)
+    if is_lora(names):
+        return _is_lora(path)
+    has_frames = any(name.startswith(unet) and ".time_stack." in name for name in names)
+    if has_frames and absent:
+        return WeightsError(
+            f"{path} is no whole SV3D model: it has no {', no '.join(absent)}",
+            hint=f"take the tensors of the parts that it lacks from {_GET_SV3D}",
+        )
+    if has_frames:
+        found = "an SV3D model of which tensors are missing, by which its widths would be known"
     elif not any(name.startswith(unet) for name in names) and starts & {"input_blocks", "down_blocks"}:
-        found = "a bare UNet, without the autoencoder and the image tower"
+        kind = "a bare UNet in diffusers' names" if "down_blocks" in starts else "a bare UNet"
+        found = f"{kind}, without the autoencoder and the image tower"
     elif starts <= {"encoder", "decoder", "quant_conv", "post_quant_conv", "first_stage_model"} and names:
         found = "a bare VAE, an autoencoder without the rest of the model"
     elif (

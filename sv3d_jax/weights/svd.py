@@ -14,8 +14,7 @@ from sv3d_jax.arrays import Params
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.weights.key_map import PREFIXES, Shape, model_parameters, tree_from_leaves
-from sv3d_jax.weights.safetensors_file import SafetensorsFile
-from sv3d_jax.weights.source import cast
+from sv3d_jax.weights.source import cast, open_tensors
 
 VECTOR_WIDTH = 768
 _NOISE_WIDTH, _POSE_WIDTH = 256, 1024
@@ -23,9 +22,8 @@ _NOISE_WIDTH, _POSE_WIDTH = 256, 1024
 
 def is_svd(path: Path) -> bool:
     """Whether a file holds Stable Video Diffusion, whatever its decoder."""
-    return path.is_file() and has_svd_vector(
-        {name: info.shape for name, info in SafetensorsFile(path).tensors.items()}
-    )
+    found = open_tensors(path)
+    return found is not None and has_svd_vector({name: info.shape for name, info in found.tensors.items()})
 
 
 def has_svd_vector(shapes: Mapping[str, Shape]) -> bool:
@@ -35,7 +33,9 @@ def has_svd_vector(shapes: Mapping[str, Shape]) -> bool:
 
 def read_svd_unet(path: Path, model: ModelConfig) -> Params:
     """The UNet of an SVD file in float32, its label embedding still as wide as SVD's; other tensors are not read."""
-    file = SafetensorsFile(path)
+    file = open_tensors(path)
+    if file is None:
+        raise WeightsError(f"{path} holds no .safetensors file", hint="name the file of SVD")
     unet = replace(model.unet, vector_width=VECTOR_WIDTH)
     parameters = model_parameters(replace(model, unet=unet), ["unet"])
     for parameter in parameters:
@@ -47,7 +47,8 @@ def read_svd_unet(path: Path, model: ModelConfig) -> Params:
                 hint="choose the model with the widths of the file",
             )
     return tree_from_leaves(
-        (p.path, p.to_tree(cast(file.read(p.name), p.name, np.dtype(np.float32)))) for p in parameters
+        (p.path, p.to_tree(cast(file.read(p.name), f"{path}: {p.name}", np.dtype(np.float32))))
+        for p in parameters
     )["unet"]
 
 

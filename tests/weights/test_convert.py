@@ -101,6 +101,47 @@ def test_every_tensor_is_in_the_account(checkpoint, tensors, tmp_path):
     assert account["missing"] == []
 
 
+@pytest.fixture
+def trainers_file(tensors, tmp_path):
+    """A file with a wrapper's prefix, averages beside the weights and a counter."""
+    names = [parameter.name for parameter in model_parameters(CONFIG, ["unet"])]
+    averages = {f"ema.{name}": tensors[name] * np.float32(2) for name in names}
+    wrapped = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    counter = {"ema.num_updates": np.int64(3)}
+    path = tmp_path / "trainer.safetensors"
+    return write_tensors(path, wrapped | averages | counter, CONFIG.to_metadata())
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("output", ["folder", "copy.safetensors"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_trainers_file_becomes_a_published_one(trainers_file, tensors, tmp_path, output, ema):
+    account = run(trainers_file, tmp_path / output, ema=ema, verify=True, json=True)
+    written = open_weights(tmp_path / output)
+    assert written.tensors.keys() == tensors.keys() and not written.remarks
+    name = model_parameters(CONFIG, ["unet"])[0].name
+    np.testing.assert_array_equal(next(written.stream([name])), tensors[name] * (2 if ema else 1))
+    assert "ema.num_updates" in account["left_out"]
+    assert (f"ema.{name}" in account["left_out"]) is not ema
+    assert (f"module.{name}" in account["left_out"]) is ema
+
+
+def test_command_says_what_was_not_as_published(trainers_file, tmp_path, capsys):
+    assert main(["convert", str(trainers_file), str(tmp_path / "out"), "--dry-run"]) == 0
+    assert capsys.readouterr().err.count("averages (EMA) are left out") == 1
+
+
+def test_weights_of_8_bits_become_wider_without_rounding(tensors, tmp_path):
+    name = model_parameters(CONFIG)[0].name
+    narrow = tensors[name].astype(ml_dtypes.float8_e4m3fn)
+    path = write_tensors(tmp_path / "fp8.safetensors", {**tensors, name: narrow}, CONFIG.to_metadata())
+    with pytest.warns(UserWarning, match=r"fp8.safetensors: 1 tensors are 8-bit floats"):
+        run(path, tmp_path / "out.safetensors", verify=True)
+    written = SafetensorsFile(tmp_path / "out.safetensors")
+    assert written.tensors[name].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(written.read(name).astype(np.float32), narrow.astype(np.float32))
+
+
 def test_dry_run_writes_nothing(checkpoint, tmp_path):
     run(checkpoint, tmp_path / "folder", dry_run=True)
     assert not any(tmp_path.iterdir())

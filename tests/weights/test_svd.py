@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.embeddings import sinusoidal
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.weights.key_map import PREFIXES, model_parameters
+from sv3d_jax.weights.safetensors_file import SafetensorsFile
 from sv3d_jax.weights.source import open_weights
 from sv3d_jax.weights.svd import VECTOR_WIDTH, adapt_vector, is_svd, read_svd_unet
 from tests.reference_weights import reference_params, reference_tensor
@@ -61,6 +63,17 @@ def test_unet_is_read_under_its_paths(svd_file):
     params = read_svd_unet(svd_file, CONFIG)
     expected = reference_params(CONFIG, parts=["unet"])["unet"]
     np.testing.assert_array_equal(params["out_2"]["kernel"], expected["out_2"]["kernel"])
+
+
+def test_svd_is_read_as_trainers_and_8_bit_programs_write_it(svd_file, tmp_path):
+    file = SafetensorsFile(svd_file)
+    name = f"{PREFIXES['unet']}out.2.weight"
+    tensors = {f"module.{key}": file.read(key) for key in file.tensors}
+    tensors[f"module.{name}"] = narrow = file.read(name).astype(ml_dtypes.float8_e4m3fn)
+    path = write_tensors(tmp_path / "wrapped.safetensors", tensors)
+    assert is_svd(path)
+    kernel = read_svd_unet(path, CONFIG)["out_2"]["kernel"]
+    np.testing.assert_array_equal(kernel, narrow.astype(np.float32).transpose(2, 3, 1, 0))
 
 
 def test_svd_is_known_by_its_vector(svd_file, tmp_path):
