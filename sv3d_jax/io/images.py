@@ -1,8 +1,10 @@
 """Pictures in and out: any common file to 8-bit sRGB with a separate alpha, arrays to PNG."""
 
+import importlib
 import io
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from sv3d_jax.io.outputs import write_atomic
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 200_000_000
 MIN_SIDE = 32
+_GREY_TOLERANCE = 24  # levels between the channels of a grey picture that JPEG has coloured
 
 _SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer"),
@@ -24,7 +27,12 @@ _SIGNATURES = (
     (b"pk\x03\x04", "a zip archive"),
     (b"gltf", "a GLB mesh"),
     (b"%!ps", "a PostScript document"),
+    (b"ii*\x00", "a TIFF of a kind that is not read (colours as floats or 32-bit numbers, say)"),
+    (b"mm\x00*", "a TIFF of a kind that is not read (colours as floats or 32-bit numbers, say)"),
 )
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Largest values that numbers in files mean by white: 1 for floats only, then 8, 16, 24, 31 and 32 bits.
+_WHITES = (1, 255, 65535, 2**24 - 1, 2**31 - 1, 2**32 - 1)
 # None of these readers starts a program. A phone's MPO file is opened as JPEG.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA")
 
@@ -36,6 +44,15 @@ class Picture:
     rgb: np.ndarray  # (h, w, 3) uint8, not multiplied by alpha
     alpha: np.ndarray | None = None  # (h, w) uint8
     notes: list[str] = field(default_factory=list)  # what was converted on the way, for run.json
+    name: str = "the picture"  # its file, for messages
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What of a picture is its object: 255 or True where it is, between where it is in part."""
+
+    coverage: np.ndarray  # (h, w) uint8 or bool
+    name: str = "the mask"  # its file, for messages
 
 
 def read_picture(path: str | Path, min_side: int = MIN_SIDE) -> Picture:
@@ -49,20 +66,37 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # our own limits are lower than those that Pillow warns at
         try:
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            image = _open(data)
         except Image.DecompressionBombError:
             raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from None
         except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
             raise InputError(
-                f"{path} is not a picture that can be read: found {_describe(data)}",
-                hint="PNG, JPEG, WebP, AVIF, TIFF, GIF and BMP are read",
+                f"{path} is not a picture that can be read: found {_describe(data)}", hint=_hint(data)
             ) from None
         with image:
             _check_size(path, image.size, min_side)
             try:
-                return _convert(image)
-            except (OSError, ValueError, SyntaxError, EOFError) as error:
+                return replace(_convert(image), name=str(path))
+            except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
                 raise InputError(f"{path} is a {image.format} file that cannot be decoded: {error}") from None
+
+
+def read_mask(path: str | Path) -> Mask:
+    """The mask in a file, upright: its alpha where it has one, else its grey, white where the object is.
+
+    A file whose values are 0 and 1 means 0 and 255. Raises InputError for what `read_picture` refuses, and for a
+    mask in colour.
+    """
+    picture = read_picture(path, min_side=1)
+    if picture.alpha is not None:
+        return Mask(picture.alpha, picture.name)
+    if np.ptp(picture.rgb.astype(np.int16), axis=-1).max() > _GREY_TOLERANCE:
+        raise InputError(
+            f"{path} is in colour and has no alpha: a mask is grey, white where the object is",
+            hint="save it in black and white, or the object with a transparent background",
+        )
+    grey = picture.rgb[..., 1]
+    return Mask(grey * np.uint8(255) if grey.max() == 1 else grey, picture.name)
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
@@ -98,6 +132,29 @@ def _read_bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def _open(data: bytes) -> Image.Image:
+    """The picture with its size known and its pixels not yet decoded.
+
+    HEIC is read by a class of pillow-heif; its registration would open it to every other user of Pillow.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:
+        if not (_is_heic(data) and find_spec("pillow_heif")):
+            raise
+        return importlib.import_module("pillow_heif").HeifImageFile(io.BytesIO(data))
+
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
+def _hint(data: bytes) -> str:
+    if _is_heic(data) and not find_spec("pillow_heif"):
+        return 'pip install "sv3d_jax[photos]" to read HEIC (pillow-heif), or save it as JPEG or PNG'
+    return "PNG, JPEG, WebP, AVIF, TIFF, GIF and BMP are read"
+
+
 def _check_size(path: Path, size: tuple[int, int], min_side: int) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
@@ -116,7 +173,7 @@ def _describe(data: bytes) -> str:
     start = data[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"<?xml") and b"<svg" in start:
         return "an SVG drawing"
-    if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+    if _is_heic(data):
         return "a HEIC picture"
     for signature, name in _SIGNATURES:
         if start.startswith(signature):
@@ -129,8 +186,11 @@ def _describe(data: bytes) -> str:
 def _convert(image: Image.Image) -> Picture:
     """Any Pillow mode to upright 8-bit sRGB and alpha."""
     notes = []
+    file = image
     num_frames = getattr(image, "n_frames", 1)
-    if num_frames > 1 and image.format != "MPO":
+    if num_frames > 1 and image.format == "HEIF":
+        notes.append(f"the main one of its {num_frames} pictures is used")
+    elif num_frames > 1 and image.format != "MPO":
         notes.append(f"animated: the first of {num_frames} frames is used")
         image.seek(0)
     image.load()
@@ -140,7 +200,7 @@ def _convert(image: Image.Image) -> Picture:
         image = ImageOps.exif_transpose(image)
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Picture(np.repeat(_grey_8bit(image, notes)[..., None], 3, axis=2), None, notes)
+        return Picture(np.repeat(_grey_8bit(image, file, notes)[..., None], 3, axis=2), None, notes)
     if image.mode not in ("RGB", "RGBA"):
         notes.append(f"converted from {image.mode} to 8-bit RGB")
     has_alpha = image.has_transparency_data
@@ -151,18 +211,31 @@ def _convert(image: Image.Image) -> Picture:
     return Picture(np.asarray(_to_srgb(image, profile, notes)), alpha, notes)
 
 
-def _grey_8bit(image: Image.Image, notes: list[str]) -> np.ndarray:
-    """Grey of more than 8 bits; Pillow's own conversion would clip it to black and white."""
+def _grey_8bit(image: Image.Image, file: Image.Image, notes: list[str]) -> np.ndarray:
+    """Grey of more than 8 bits, of an image that came from `file`; Pillow's own conversion would clip it.
+
+    16 bits are what they say. Numbers of 32 bits and floats do not say what white is, and files hold any range in
+    them: it is the smallest of the usual ones that reaches the largest value.
+    """
     values = np.asarray(image, np.float64)
-    if image.mode == "F":
-        values = np.nan_to_num(values)
-        white = 1.0 if values.max() <= 1.0 else 255.0
-        notes.append(f"float grey: 0 is taken as black, {white:g} as white")
-        scaled = values * (255.0 / white)
-    else:
+    if image.mode.startswith("I;16") or (image.mode == "I" and file.format != "TIFF"):
         notes.append("16-bit grey scaled to 8 bits")
-        scaled = values / 257.0
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+        return np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
+    tags = getattr(file, "tag_v2", {})
+    kind, whites = "32-bit", _WHITES[1:]
+    if image.mode == "F":
+        kind, whites = "float", _WHITES
+        values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
+        if 1 < values.max() <= 2:  # highlights: a picture of 0 to 255 is not that dark
+            values = np.minimum(values, 1.0)
+    elif tags.get(258) == (16,):
+        kind, whites = "signed 16-bit", (255, 2**15 - 1)
+    elif set(tags.get(339, (1,))) == {1}:
+        values = values % 2.0**32  # numbers without a sign, which Pillow reads as having one
+    highest = values[np.isfinite(values)].max(initial=0.0)
+    white = next((white for white in whites if highest <= white), highest)
+    notes.append(f"{kind} grey: 0 is taken as black, {white:.10g} as white")
+    return np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
