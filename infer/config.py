@@ -52,6 +52,10 @@ class OrbitConfig(PathConfig, CommonConfig):
     """side of the frames in pixels (default: the model's own; 576 for SV3D)"""
     background: Literal["auto", "alpha", "remove", "keep"] = "auto"
     """auto: alpha, else a plain border, else rembg; alpha or remove: only that; keep: the picture as it is"""
+    mask: tuple[Path, ...] = ()
+    """a mask for each picture: of its size, white where the object is"""
+    box: tuple[int, int, int, int] | None = None
+    """where the object is, in pixels of the upright picture: x0 y0 x1 y1 (needs OpenCV: the extra photos)"""
     frame_ratio: float | None = None
     """longer side of the object over the side of the frame, up to 1 (default: the object keeps its size)"""
     decode_chunk: int | None = None
@@ -80,6 +84,21 @@ class OrbitConfig(PathConfig, CommonConfig):
         ):
             if (value := getattr(self, name)) is not None:
                 check_range(name, value, low, high)
+        if self.mask and len(self.mask) != len(self.images):
+            raise InputError(
+                f"--mask: got {len(self.mask)} for {len(self.images)} pictures, one each is needed"
+            )
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            if not (0 <= x0 < x1 and 0 <= y0 < y1):
+                raise InputError(
+                    f"--box {x0} {y0} {x1} {y1}: x0 y0 x1 y1 in pixels, with x0 < x1 and y0 < y1"
+                )
+            if len(self.images) > 1:
+                raise InputError(
+                    f"--box is for one picture, got {len(self.images)}",
+                    hint="run them one by one, or give --mask, one for each",
+                )
         if (
             self.guidance_interval is not None
             and not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]

@@ -4,14 +4,16 @@ import hashlib
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sv3d_jax.cutout import Remover
 from sv3d_jax.errors import InputError
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
-from sv3d_jax.io.images import read_picture
+from sv3d_jax.io.images import read_mask, read_picture
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
@@ -78,6 +80,9 @@ def _run(
     settings = {"verb": verb, **config.settings()}
     for how in HOW:
         settings.pop(how)
+    for absent in ("mask", "box"):
+        if not settings[absent]:
+            settings.pop(absent)
     if config.cameras is not None:
         settings["cameras"] = [cameras.azimuths_deg.tolist(), cameras.elevations_deg.tolist()]
     if reconstruction is not None:
@@ -123,15 +128,29 @@ def _jobs(config: OrbitConfig, model: ModelConfig, settings: dict[str, Any], siz
             f"several pictures are named {twice[0]}, and so would be their folders",
             hint="rename one, or run them one by one",
         )
-    jobs = []
-    for image in config.images:
-        prepared = prepare_for(model, read_picture(image), size, config.background, config.frame_ratio)
-        digest = hashlib.sha256(image.read_bytes()).hexdigest()
-        own = {**settings, "images": [str(image)], "picture_sha256": digest}
+    jobs, remover = [], Remover()
+    for image, mask in zip_longest(config.images, config.mask):
+        prepared = prepare_for(
+            model,
+            read_picture(image),
+            size,
+            config.background,
+            config.frame_ratio,
+            None if mask is None else read_mask(mask),
+            config.box,
+            remover,
+        )
+        own = {**settings, "images": [str(image)], "picture_sha256": _digest(image)}
+        if mask is not None:
+            own |= {"mask": [str(mask)], "mask_sha256": _digest(mask)}
         directory = config.output / image.stem if several else config.output
         folder = OutputFolder(directory, own, config.overwrite, parents=several)
         jobs.append(_Job(image, prepared, folder))
     return jobs
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _sample(sampler: "OrbitSampler", jobs: list[_Job], video: str, progress: Progress) -> None:

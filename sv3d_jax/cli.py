@@ -35,13 +35,13 @@ VERBS = {
         "pictures to orbits and meshes: the main job",
         "infer.config:GenerateConfig",
         "infer.generate:run_generate",
-        inputs=("images",),
+        inputs=("images", "mask"),
     ),
     "orbit": Verb(
         "pictures to orbits: frames, cameras and a video",
         "infer.config:OrbitConfig",
         "infer.generate:run_orbit",
-        inputs=("images",),
+        inputs=("images", "mask"),
     ),
     "bench": Verb("how fast a model samples here", "infer.config:BenchConfig", "infer.bench:run_bench"),
     "reconstruct": Verb(

@@ -4,7 +4,6 @@ import os
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,8 @@ def run_doctor(config: DoctorConfig, progress: "Progress") -> dict[str, Any]:
     """Every finding, with `problems` that stop a run and `remarks` that do not; `ok` says there are no problems."""
     import platform
 
+    from sv3d_jax.cutout import ways
+
     problems: list[str] = []
     remarks: list[str] = []
     report = {
@@ -35,9 +36,7 @@ def run_doctor(config: DoctorConfig, progress: "Progress") -> dict[str, Any]:
         "devices": _devices(config.device, problems, remarks),
         "memory": _host_memory(),
         "video": _video(problems, remarks),
-        "background_removal": "rembg"
-        if find_spec("rembg")
-        else "pictures with alpha or a plain background only",
+        "pictures": ways(),
         "disk_free": _disk(problems),
         "weights": _weights(problems),
         "offline": os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"),

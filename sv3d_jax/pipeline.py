@@ -17,13 +17,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.conditioning import condition_on, frame_values, frame_vector
+from sv3d_jax.cutout import Remover
 from sv3d_jax.devices import memory_in_use
 from sv3d_jax.diffusion.denoiser import Conditioning, Denoise
 from sv3d_jax.diffusion.guidance import SCALES
 from sv3d_jax.diffusion.sampler import Method, run_programs, sample_with_callback
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.images import Picture, read_picture
+from sv3d_jax.io.images import Mask, Picture, read_mask, read_picture
 from sv3d_jax.models.attend import kernel_name
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
@@ -132,6 +133,7 @@ class Pipeline:
         in_turn = low_memory or (sizes.get("frames", 1) > 1 and sizes.get("cfg", 1) == 1)
         self.compute = Compute(DTYPES[self.dtype], reference, fold=not (reference or in_turn))
         self.mesh = mesh
+        self.remover = Remover()
         self.quantize = quantize
         self.unet = UNetSampler(config.unet, replace(self.compute, quantize=quantize), in_turn, self._spread)
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
@@ -174,6 +176,8 @@ class Pipeline:
         size: int | None = None,
         background: str = "auto",
         frame_ratio: float | None = None,
+        mask: Any = None,
+        box: Sequence[int] | Sequence[Sequence[int]] | None = None,
         decode_chunk: int | None = None,
         output_type: str = "pil",
         callback: Callable[[StepInfo], None] | None = None,
@@ -184,6 +188,8 @@ class Pipeline:
         image: a path, a PIL image, uint8 (h, w, 3 or 4), or a `Picture` or `PreparedImage`. Elevations are absolute,
         azimuths relative to the picture's view, which is the last frame; `cameras` takes the place of both. What is
         None is the model's own default. A seed per picture, or one for all. cfg: lowest and highest guidance scale.
+        mask: what the object is, as a path, a PIL image, a `Mask`, or uint8 or bool (h, w), white where it is; box:
+        where it is, x0, y0, x1, y1 in pixels of the upright picture. Of a list of pictures, a list of either.
         `method`: the solver, churn, where there is guidance, and cached levels. After every step callback gets a
         `StepInfo`; it may raise `Cancelled`.
         """
@@ -192,6 +198,8 @@ class Pipeline:
         size = size or self.config.native_size
         num_steps = num_steps or self.config.num_steps
         _check(len(images), seeds, num_steps, guidance, output_type)
+        masks = _one_each("masks", mask, len(images), isinstance(image, list))
+        boxes = _one_each("boxes", box, len(images), isinstance(image, list))
         check_size(self.config, size)
         if cameras is None:
             cameras = custom_orbit(azimuths_deg, elevations_deg, num_frames or self.config.num_frames)
@@ -201,7 +209,11 @@ class Pipeline:
             stages.note(str(plan))
 
         stages.stage("preprocess", total=len(images))
-        prepared = [_prepared(self.config, image, size, background, frame_ratio, stages) for image in images]
+        prepared = []
+        for one, its_mask, its_box in zip(images, masks, boxes, strict=True):
+            how = (background, frame_ratio, _mask(its_mask), its_box, self.remover)
+            prepared.append(_prepared(self.config, one, size, how))
+            stages.advance()
         pixels = np.stack([picture.pixels for picture in prepared]).astype(np.float32) / 255 * 2 - 1
         noise, pixel_noise, keys = self.noise(seeds, len(cameras), size)
         scaling = (guidance, len(cameras), *(cfg or (self.config.cfg_min, self.config.cfg_max)))
@@ -528,17 +540,31 @@ def _check(pictures: int, seeds: list[int], num_steps: int, guidance: str, outpu
         raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
 
 
-def _prepared(
-    config: ModelConfig, image: Any, size: int, background: str, frame_ratio: float | None, progress: Progress
-) -> PreparedImage:
+def _one_each(what: str, given: Any, pictures: int, several: bool) -> list:
+    """What was given with one picture or with a list of them, as a list."""
+    if given is None:
+        return [None] * pictures
+    values = list(given) if several else [given]
+    if len(values) != pictures:
+        raise InputError(f"got {len(values)} {what} for {pictures} pictures, one each is needed")
+    return values
+
+
+def _prepared(config: ModelConfig, image: Any, size: int, how: tuple) -> PreparedImage:
+    """The picture as the model sees it; `how`: what `prepare_for` takes after the size."""
     if isinstance(image, PreparedImage):
         if image.pixels.shape != (size, size, 3):
             raise InputError(f"the prepared picture has shape {image.pixels.shape}, size is {size}")
-        prepared = image
-    else:
-        prepared = prepare_for(config, _picture(image), size, background, frame_ratio)
-    progress.advance()
-    return prepared
+        return image
+    return prepare_for(config, _picture(image), size, *how)
+
+
+def _mask(mask: Any) -> Mask | None:
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, (str, os.PathLike)):
+        return read_mask(mask)
+    return Mask(np.asarray(mask.convert("L") if hasattr(mask, "convert") else mask))
 
 
 def _picture(image: Any) -> Picture:

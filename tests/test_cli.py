@@ -11,7 +11,7 @@ import sys
 import pytest
 
 import sv3d_jax.doctor
-from sv3d_jax import cli, errors, progress
+from sv3d_jax import cli, cutout, errors, progress
 from sv3d_jax.cli import VERBS, Verb, main
 from sv3d_jax.io.outputs import OutputFolder
 
@@ -348,6 +348,11 @@ def test_doctor_reports_versions_devices_and_problems(capsys):
         and report["devices"]
         and report["ok"] == (code == 0) == (not report["problems"])
     )
+
+
+def test_doctor_lists_the_ways_to_cut_out_an_object(capsys):
+    main(["doctor", "--json"])
+    assert json.loads(capsys.readouterr().out)["pictures"] == cutout.ways()
 
 
 def test_doctor_fails_without_weights(tmp_path, monkeypatch, capsys):

@@ -25,7 +25,17 @@ LEVELS = (
         "io",
     ),
     ("models", "diffusion", "render", "geometry"),
-    ("weights", "plan", "preprocess", "conditioning", "sampling", "pipeline", "parallel", "metrics"),
+    (
+        "weights",
+        "plan",
+        "cutout",
+        "preprocess",
+        "conditioning",
+        "sampling",
+        "pipeline",
+        "parallel",
+        "metrics",
+    ),
     AREAS,
     ("cli", "doctor", "__main__"),
 )

@@ -75,6 +75,25 @@ def test_another_seed_gives_another_orbit(pipe, orbit):
     assert np.abs(other.frames[:-1] - orbit.frames[:-1]).max() > 0.05
 
 
+def test_a_mask_is_taken_as_a_file_a_picture_and_an_array(pipe, tmp_path):
+    photo = np.random.default_rng(0).integers(60, 200, (48, 64, 3)).astype(np.uint8)
+    mask = np.zeros((48, 64), bool)
+    mask[10:30, 10:40] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    forms = [tmp_path / "mask.png", Image.open(tmp_path / "mask.png"), mask]
+    orbits = pipe([photo] * 3, mask=forms, num_steps=1, output_type="latent")
+    assert all((orbit.picture == orbits[0].picture).all() for orbit in orbits)
+    assert (orbits[0].picture < 255).any() and (orbits[0].picture[0] == 255).all()
+    assert orbits[0].notes == ["cut out by the mask that was given"]
+
+
+def test_masks_and_boxes_are_as_many_as_the_pictures(pipe):
+    with pytest.raises(InputError, match="got 1 masks for 2 pictures"):
+        pipe([picture(), picture()], mask=[np.ones((SIZE, SIZE), bool)])
+    with pytest.raises(InputError, match="got 4 boxes for 2 pictures"):
+        pipe([picture(), picture()], box=(1, 1, 9, 9))
+
+
 @pytest.fixture(scope="module")
 def told():
     return []
