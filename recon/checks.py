@@ -70,7 +70,7 @@ def check_cameras(frames: OrbitFrames, views: Views) -> dict[str, Any] | None:
     }
     best = min(raised, key=raised.__getitem__, default=0.0)
     finding = None
-    if turned < CLEARLY * min(given, *raised.values()):
+    if turned < CLEARLY * min([given, *raised.values()]):
         finding = "the frames fit cameras that go round the other way: are the signs of the azimuths right?"
     elif raised.get(best, given) < CLEARLY * given:
         side = "higher" if best > 0 else "lower"

@@ -154,7 +154,14 @@ def _run(words: list[str]) -> int:
 
         lead = start_processes()
     with warnings.catch_warnings(), _progress(config, lead) as progress:
-        warnings.showwarning = lambda message, *_: progress.note(f"warning: {message}")
+        said = set()
+
+        def say_once(message, *_) -> None:
+            if str(message) not in said:
+                said.add(str(message))
+                progress.note(f"warning: {message}")
+
+        warnings.showwarning = say_once
         _check_inputs(verb, config)
         # Worker processes open the device themselves; here it would only take their memory.
         if verb.uses_jax and not getattr(config, "workers", 0):

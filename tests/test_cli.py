@@ -7,14 +7,21 @@ import pty
 import signal
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 
 import sv3d_jax.doctor
 from sv3d_jax import cli, cutout, errors, progress
+
+
+from sv3d_jax import cli, errors, progress
+from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cli import VERBS, Verb, main
 from sv3d_jax.io.outputs import OutputFolder
 
+ROOT = Path(__file__).parents[1]
 SV3D = [sys.executable, "-m", "sv3d_jax"]
 
 
@@ -128,6 +135,23 @@ def test_results_go_to_stdout_and_progress_to_stderr(verb, capsys):
     assert main(["toy"]) == 0
     captured = capsys.readouterr()
     assert captured.out == "mesh: out/mesh.glb\npsnr: 24.5\n" and captured.err == "work\na remark\n"
+
+
+def test_a_warning_is_said_once_however_often_it_is_given(verb, capsys):
+    def run(config, progress):
+        for text in ("few frames", "few frames", "steep"):
+            warnings.warn(text, CameraWarning, stacklevel=1)
+        return {}
+
+    verb(run)
+    assert main(["toy"]) == 0
+    assert capsys.readouterr().err == "warning: few frames\nwarning: steep\n"
+
+
+def test_an_orbit_of_few_frames_is_warned_of_once(capsys, tmp_path):
+    picture = str(ROOT / "examples" / "figure.png")
+    assert main(["orbit", picture, "-o", str(tmp_path / "out"), "--frames", "12", "--dry-run"]) == 0
+    assert capsys.readouterr().err.count("trained on 21 frames") == 1
 
 
 def test_quiet_leaves_the_result_alone(verb, capsys):

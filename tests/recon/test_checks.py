@@ -67,3 +67,9 @@ def test_cameras_without_angles_are_not_judged(images):
 def test_cameras_that_are_no_orbit_are_not_judged(images):
     poses = look_at(AZIMUTHS, ELEVATIONS + 3.0, 2.0)
     assert check(images, AZIMUTHS, ELEVATIONS, camera_to_world=poses) is None
+
+
+def test_an_orbit_too_steep_to_be_raised_is_compared_with_its_reverse_alone(images):
+    elevations = np.linspace(-85, 85, VIEWS)
+    result = check(images, AZIMUTHS, elevations)
+    assert result["raised"] == {} and result["reversed"] > 0
