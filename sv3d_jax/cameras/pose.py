@@ -4,11 +4,18 @@ World: right-handed, z up. Camera: x right, y up, looking along -z. Pixels: the 
 (j + 0.5, i + 0.5), row 0 on top. Everything here is float64 NumPy; `rays.py` carries it to the accelerator.
 """
 
+import math
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sv3d_jax.errors import CameraError
+
 SV3D_FOV_DEG = 33.8
 SV3D_RADIUS = 2.0
+MAX_DISTANCE = 1e9  # from a world's origin: what single precision still tells apart there is of no use
+ROTATION_TOLERANCE = 0.01  # of a rotation's entries, as files round them
 
 
 def look_at(azimuths_deg: ArrayLike, elevations_deg: ArrayLike, radius: ArrayLike | float) -> np.ndarray:
@@ -26,6 +33,82 @@ def look_at(azimuths_deg: ArrayLike, elevations_deg: ArrayLike, radius: ArrayLik
     top = np.stack([right, up, backward, position], axis=-1)
     bottom = np.broadcast_to([0.0, 0.0, 0.0, 1.0], (*top.shape[:-2], 1, 4))
     return np.concatenate([top, bottom], axis=-2)
+
+
+def rigid_pose(matrix: np.ndarray, where: str) -> np.ndarray:
+    """A camera's world-from-camera matrix (4, 4) from one of 4x4 or 3x4 numbers, its rotation rounding-free.
+
+    Raises CameraError, which begins with `where`, for other shapes, numbers that are not finite or beyond
+    `MAX_DISTANCE`, matrices that lie transposed, and rotations that scale, shear or mirror.
+    """
+    if matrix.shape not in ((4, 4), (3, 4)):
+        raise CameraError(f"{where} must be 4x4 numbers, got the shape {matrix.shape}")
+    if not np.isfinite(matrix).all():
+        raise CameraError(f"{where} has numbers that are not finite")
+    if len(matrix) == 4 and np.abs(matrix[3] - [0.0, 0.0, 0.0, 1.0]).max() > 1e-6:
+        raise CameraError(
+            f"{where} must end with the row 0 0 0 1, got {' '.join(f'{x:g}' for x in matrix[3])}",
+            hint="the position belongs into the last column; is the matrix transposed?",
+        )
+    check_distance(matrix[:3, 3], where)
+    rotation = matrix[:3, :3]
+    is_rotation = np.abs(rotation) < 1 + ROTATION_TOLERANCE
+    if (
+        not is_rotation.all()
+        or np.abs(rotation @ rotation.T - np.eye(3)).max() > ROTATION_TOLERANCE
+        or np.linalg.det(rotation) < 0
+    ):
+        raise CameraError(
+            f"{where} must be a rotation and a position, without a scale or a mirror",
+            hint="its first three columns are the camera's right, up and backward directions in the world",
+        )
+    left, _, right = np.linalg.svd(rotation)
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = left @ right, matrix[:3, 3]
+    return pose
+
+
+def check_distance(position: np.ndarray, where: str) -> None:
+    """Raise CameraError for a camera (3,) further from the origin than `MAX_DISTANCE`."""
+    if (farthest := np.abs(position).max()) > MAX_DISTANCE:
+        raise CameraError(
+            f"{where} stands {farthest:g} from the origin, at most {MAX_DISTANCE:g} can be computed"
+        )
+
+
+def check_ahead(camera_to_world: np.ndarray, center: np.ndarray, names: list[str]) -> None:
+    """Raise CameraError where a point (3,) does not lie before each of the cameras (f, 4, 4), which look along -z."""
+    offsets = center - camera_to_world[:, :3, 3]
+    distances = np.maximum(np.linalg.norm(offsets, axis=1), 1e-300)
+    cosines = -np.einsum("fi,fi->f", offsets, camera_to_world[:, :3, 2]) / distances
+    away = cosines <= 0
+    if not away.any():
+        return
+    worst = int(np.argmin(np.round(cosines, 6)))
+    degrees = np.rad2deg(np.arccos(max(cosines[worst], -1.0)))
+    count = "all" if away.all() else f"{away.sum()} of {len(away)}"
+    turned = camera_to_world[away, 2, 1].mean() < 0  # their y axes point down
+    raise CameraError(
+        f"{count} cameras look away from the point where their axes meet: {names[worst]} by {degrees:.0f} degrees",
+        hint="cameras look along -z with y up;"
+        + (
+            " these seem to have OpenCV's axes,"
+            if turned
+            else " do these look outward, or along OpenCV's axes,"
+        )
+        + " z ahead and y down? Then negate the second and third column of each matrix",
+    )
+
+
+def finite_number(value: Any, where: str) -> float:
+    """The value as a float; raises CameraError, which begins with `where`, if it is no finite number."""
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # of an integer
+        pass
+    shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
+    raise CameraError(f"{where} must be a finite number, got {shown}")
 
 
 def camera_from_world(camera_to_world: np.ndarray) -> np.ndarray:

@@ -4,21 +4,24 @@ The alpha of a frame is in the picture that its "alpha_file" names, as grey, whe
 else in the frame. So rendered frames can be shown and fed to a model as they are, and still say what is background.
 """
 
+import contextlib
 import json
-import math
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
-from sv3d_jax.cameras.pose import intrinsics, look_at
+from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, custom_orbit
+from sv3d_jax.cameras.pose import MAX_DISTANCE, check_distance, finite_number, intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import over_white, read_picture, write_png
 from sv3d_jax.io.outputs import write_atomic
 
 CAMERAS_FILE = "cameras.json"
+ANGLE_TOLERANCE_DEG = 0.5  # between a matrix and the angles beside it
 CONVENTION = (
     "camera_to_world: camera x right, y up, looking along -z; world right-handed, z up, object around the origin."
     " azimuth_deg is relative to input_frame, counter-clockwise seen from above; elevation_deg is absolute, up"
@@ -60,8 +63,12 @@ def cameras_document(
     files: list[str] | None = None,
     object_to_world: np.ndarray | None = None,
     alpha_files: list[str] | None = None,
+    lenses: list[dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """The content of cameras.json; `alpha_files` are named where the frames themselves have no alpha."""
+    """The content of cameras.json; `alpha_files` are named where the frames themselves have no alpha.
+
+    `lenses` are entries of the frames beside the others.
+    """
     files = files or [frame_file(index) for index in range(len(cameras))]
     matrices = cameras.camera_to_world
     document: dict[str, Any] = {
@@ -75,6 +82,7 @@ def cameras_document(
                 "elevation_deg": float(cameras.elevations_deg[index]),
                 "radius": cameras.radius,
                 "camera_to_world": matrices[index].tolist(),
+                **(lenses[index] if lenses else {}),
             }
             for index, file in enumerate(files)
         ],
@@ -100,9 +108,10 @@ def write_cameras(
     files: list[str] | None = None,
     object_to_world: np.ndarray | None = None,
     alpha_files: list[str] | None = None,
+    lenses: list[dict[str, float]] | None = None,
 ) -> None:
     """Write cameras.json in one piece."""
-    document = cameras_document(cameras, files, object_to_world, alpha_files)
+    document = cameras_document(cameras, files, object_to_world, alpha_files, lenses)
     write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
@@ -112,10 +121,13 @@ def write_orbit(
     cameras: CameraPath,
     object_to_world: np.ndarray | None = None,
     alphas: np.ndarray | None = None,
+    lenses: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> list[str]:
     """Write uint8 frames (f, h, w, 3 or 4) and, last, cameras.json into a folder that is made if need be.
 
-    `alphas` (f, h, w), uint8, go beside frames (f, h, w, 3) that lie over white. Returns the files, by name.
+    `alphas` (f, h, w), uint8, go beside frames (f, h, w, 3) that lie over white. `lenses` are focal lengths and
+    principal points in pixels (f, 2), written for each frame if they are not those of the path's field of view. Returns
+    the files, by name.
     """
     if len(images) != len(cameras):
         raise InputError(f"got {len(images)} images for {len(cameras)} cameras")
@@ -135,16 +147,30 @@ def write_orbit(
         cameras,
         object_to_world=object_to_world,
         alpha_files=list(masks) or None,
+        lenses=None if lenses is None else _lens_entries(*lenses, cameras.fov_deg, images.shape[1:3]),
     )
     return [*pictures, *masks, CAMERAS_FILE]
+
+
+def _lens_entries(
+    focal_px: np.ndarray, center_px: np.ndarray, fov_deg: float, size: tuple[int, int]
+) -> list[dict[str, float]] | None:
+    """What a cameras.json says of each frame's lens, None where its field of view says it."""
+    plain = intrinsics(fov_deg, size)
+    if np.allclose(focal_px, plain[0], rtol=1e-9) and np.allclose(center_px, plain[1], rtol=1e-9):
+        return None
+    names = "fl_x", "fl_y", "cx", "cy"
+    values = np.concatenate([focal_px, center_px], axis=1).tolist()
+    return [dict(zip(names, row, strict=True)) | {"width": size[1], "height": size[0]} for row in values]
 
 
 def read_orbit(directory: str | Path) -> OrbitFrames:
     """Read any folder of frames with a cameras.json: any number of views, any rigid poses, own intrinsics.
 
-    A frame's pose is its camera_to_world, or else follows from azimuth_deg, elevation_deg and radius. Frames
-    with an alpha are composited over white, unless the alpha is a file of its own: then they lie over white already,
-    and every frame must have one. All frames must have one size.
+    A frame's pose is its camera_to_world, or else follows from azimuth_deg, elevation_deg and radius; a CameraWarning
+    says where both are given and differ. Frames with an alpha are composited over white, unless the alpha is a file of
+    its own: then they lie over white already, and every frame must have one. All frames must have one size. Raises
+    InputError and CameraError, which name the file.
     """
     directory = Path(directory)
     document = _read_document(directory)
@@ -164,26 +190,30 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
             f"{directory / CAMERAS_FILE}: frames[{index}] has no alpha_file, others have one",
             hint="every frame needs one, or none",
         )
-    fov_deg = _number(document, "fov_deg", "cameras.json")
-    poses = camera_poses(document)
     images, alphas = _stacked(directory, frames)
     height, width = images.shape[1:3]
-    lenses = [_lens(frame, index, fov_deg, height, width) for index, frame in enumerate(frames)]
-    radii = frame_column(frames, "radius")
-    return OrbitFrames(
-        images=images,
-        alphas=alphas,
-        camera_to_world=poses,
-        focal_px=np.stack([focal for focal, _ in lenses]),
-        center_px=np.stack([center for _, center in lenses]),
-        azimuths_deg=frame_column(frames, "azimuth_deg"),
-        elevations_deg=frame_column(frames, "elevation_deg"),
-        radius=float(radii[0]) if radii is not None and np.allclose(radii, radii[0]) else None,
-        input_frame=_input_frame(document),
-        fov_deg=fov_deg,
-        object_to_world=_object_to_world(document),
-        files=files,
-    )
+    with _naming(directory / CAMERAS_FILE):
+        fov_deg = _number(document, "fov_deg", "cameras")
+        poses = camera_poses(document)
+        lenses = [_lens(frame, index, fov_deg, height, width) for index, frame in enumerate(frames)]
+        radii = frame_column(frames, "radius")
+        read = OrbitFrames(
+            images=images,
+            alphas=alphas,
+            camera_to_world=poses,
+            focal_px=np.stack([focal for focal, _ in lenses]),
+            center_px=np.stack([center for _, center in lenses]),
+            azimuths_deg=frame_column(frames, "azimuth_deg"),
+            elevations_deg=frame_column(frames, "elevation_deg"),
+            radius=float(radii[0]) if radii is not None and np.allclose(radii, radii[0]) else None,
+            input_frame=_input_frame(document),
+            fov_deg=fov_deg,
+            object_to_world=_object_to_world(document),
+            files=files,
+        )
+        if contradiction := angle_contradiction(document):
+            _warn(f"{directory / CAMERAS_FILE}: {contradiction}; the matrix is taken")
+    return read
 
 
 def read_frame(directory: Path, frame: dict[str, Any], index: int) -> Frame:
@@ -222,23 +252,58 @@ def read_camera_path(path: str | Path) -> CameraPath:
     """
     path = Path(path)
     document = _read_document(path) if path.is_dir() else read_cameras(path)
-    if _input_frame(document) != len(document["frames"]) - 1:
-        raise CameraError(f"{path}: the input view must be the last frame")
-    angles = []
-    for index, frame in enumerate(document["frames"]):
-        given = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
-        if None in given:
-            x, y, z = _pose(frame, index)[:3, 3]
-            given = np.rad2deg([np.arctan2(y, x) % (2 * np.pi), np.arctan2(z, np.hypot(x, y))])
-        angles.append(given)
-    azimuths, elevations = np.array(angles).T
-    return custom_orbit(azimuths, elevations, len(angles))
+    with _naming(path):
+        if _input_frame(document) != len(document["frames"]) - 1:
+            raise CameraError("the input view must be the last frame")
+        angles = []
+        for index, frame in enumerate(document["frames"]):
+            given = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
+            angles.append(_stands_at(_pose(frame, index)) if None in given else given)
+        if contradiction := angle_contradiction(document):
+            _warn(f"{path}: {contradiction}; the angle is taken")
+        azimuths, elevations = np.array(angles).T
+        return custom_orbit(azimuths, elevations, len(angles))
+
+
+def angle_contradiction(document: dict[str, Any]) -> str | None:
+    """What the angles of a cameras.json say else than the matrices beside them, of the first frame that does so.
+
+    Azimuths may count from any direction, as long as all frames have the same one.
+    """
+    frames = document["frames"]
+    placed = [index for index, frame in enumerate(frames) if "camera_to_world" in frame]
+    if not placed:
+        return None
+    stands = np.array([_stands_at(_pose(frames[index], index)) for index in placed])
+    named = np.full((len(placed), 2), np.nan)
+    for row, index in enumerate(placed):
+        for column, name in enumerate(("azimuth_deg", "elevation_deg")):
+            if (value := _number(frames[index], name, f"frames[{index}]")) is not None:
+                named[row, column] = value
+    offsets = _turn_between(stands[:, 0], named[:, 0])
+    level = np.cos(np.deg2rad(stands[:, 1]))  # near the poles azimuths mean little
+    known = ~np.isnan(offsets)
+    if known.any():
+        begins = np.array([0.0, *offsets[known]])
+        apart = np.abs(_turn_between(offsets[known][None], begins[:, None])).sum(axis=1)
+        stands[:, 0] = (stands[:, 0] - begins[int(np.argmin(np.round(apart, 6)))]) % 360.0
+    errors = np.stack([level * _turn_between(stands[:, 0], named[:, 0]), stands[:, 1] - named[:, 1]], axis=1)
+    wrong = np.argwhere(np.abs(errors) > ANGLE_TOLERANCE_DEG)
+    if not len(wrong):
+        return None
+    row, column = wrong[0]
+    others = len(set(wrong[:, 0])) - 1
+    return (
+        f"frames[{placed[row]}].{('azimuth_deg', 'elevation_deg')[column]} is {named[row, column]:g}, but its"
+        f" camera_to_world stands at {stands[row, column]:.4g} degrees"
+        + (f", and {others} more frames contradict themselves" if others else "")
+    )
 
 
 def read_cameras(path: Path) -> dict[str, Any]:
     """The content of a cameras.json that has at least one frame; nothing else of it is checked."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(
             f"{path} does not exist", hint="an orbit folder holds frames and a cameras.json"
@@ -260,6 +325,40 @@ def frame_column(frames: list[dict[str, Any]], name: str) -> np.ndarray | None:
     """A number of every frame, None where a frame lacks it."""
     values = [_number(frame, name, f"frames[{index}]") for index, frame in enumerate(frames)]
     return None if None in values else np.array(values, np.float64)
+
+
+def stack_frames(views: list[Frame]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images and alphas of frames of one size; a frame without alpha among others with one is opaque."""
+    images = np.stack([view.rgb for view in views]).astype(np.float32) / 255.0
+    if all(view.alpha is None for view in views):
+        return images, None
+    opaque = np.full(images.shape[1:3], 255, np.uint8)
+    alphas = np.stack([opaque if view.alpha is None else view.alpha for view in views])
+    return images, alphas.astype(np.float32) / 255.0
+
+
+def _stands_at(pose: np.ndarray) -> tuple[float, float]:
+    """Azimuth and elevation in degrees of a camera's position, as seen from the origin."""
+    x, y, z = pose[:3, 3]
+    return float(np.rad2deg(np.arctan2(y, x)) % 360.0), float(np.rad2deg(np.arctan2(z, np.hypot(x, y))))
+
+
+def _turn_between(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b in degrees, between -180 and 180."""
+    return (a - b + 180.0) % 360.0 - 180.0
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Errors about cameras get the name of the file before them."""
+    try:
+        yield
+    except CameraError as error:
+        raise CameraError(f"{file}: {error.message}", error.hint) from None
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, CameraWarning, stacklevel=3)
 
 
 def _read_document(directory: Path) -> dict[str, Any]:
@@ -305,7 +404,6 @@ def _read_alpha(path: Path) -> np.ndarray:
 
 
 def _stacked(directory: Path, frames: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images and alphas of all frames; a frame without alpha among others with one is opaque."""
     views = [read_frame(directory, frame, index) for index, frame in enumerate(frames)]
     for frame, view in zip(frames, views, strict=True):
         if view.rgb.shape != views[0].rgb.shape:
@@ -313,24 +411,24 @@ def _stacked(directory: Path, frames: list[dict[str, Any]]) -> tuple[np.ndarray,
             raise InputError(
                 f"{directory / frame['file']} has {sizes[0]} pixels, {frames[0]['file']} has {sizes[1]}"
             )
-    images = np.stack([view.rgb for view in views]).astype(np.float32) / 255.0
-    if all(view.alpha is None for view in views):
-        return images, None
-    opaque = np.full(images.shape[1:3], 255, np.uint8)
-    alphas = np.stack([opaque if view.alpha is None else view.alpha for view in views])
-    return images, alphas.astype(np.float32) / 255.0
+    return stack_frames(views)
 
 
 def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
     where = f"frames[{index}]"
+    azimuth, elevation, radius = (
+        _number(frame, name, where) for name in ("azimuth_deg", "elevation_deg", "radius")
+    )
+    if elevation is not None and abs(elevation) > 90:
+        raise CameraError(f"{where}.elevation_deg is {elevation:g}, outside [-90, 90]")
     if "camera_to_world" not in frame:
-        azimuth, elevation, radius = (
-            _number(frame, name, where) for name in ("azimuth_deg", "elevation_deg", "radius")
-        )
         if azimuth is None or elevation is None or radius is None:
             raise CameraError(f"{where} needs camera_to_world, or azimuth_deg, elevation_deg and radius")
+        if not 0 < radius <= MAX_DISTANCE:
+            raise CameraError(f"{where}.radius must be positive and at most {MAX_DISTANCE:g}, got {radius:g}")
         return look_at(azimuth, elevation, radius)
     matrix = _matrix(frame["camera_to_world"], f"{where}.camera_to_world")
+    check_distance(matrix[:3, 3], f"{where}.camera_to_world")
     rotation = matrix[:3, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
         raise CameraError(
@@ -387,12 +485,7 @@ def _matrix(value: Any, where: str) -> np.ndarray:
 
 
 def _number(record: dict[str, Any], name: str, where: str) -> float | None:
-    value = record.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise CameraError(f"{where}.{name} must be a finite number, got {value!r}")
-    return float(value)
+    return None if record.get(name) is None else finite_number(record[name], f"{where}.{name}")
 
 
 def _or(value: float | None, default: Any) -> Any:

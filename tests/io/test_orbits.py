@@ -1,13 +1,15 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sv3d_jax.cameras.orbit import CameraPath, dynamic_orbit, make_orbit, static_orbit
+from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, dynamic_orbit, make_orbit, static_orbit
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError, SV3DError
 from sv3d_jax.io.orbits import read_camera_path, read_orbit, write_cameras, write_orbit
+from tests.io.scene_files import CASES
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 12, 16, 3), np.uint8)
@@ -289,3 +291,119 @@ def test_a_camera_path_must_end_at_the_input_view(folder):
     edit(folder, lambda document: document.update(input_frame=0))
     with pytest.raises(CameraError, match="must be the last frame"):
         read_camera_path(folder)
+
+
+# Cameras with numbers that cannot be
+
+
+def case_folder(tmp_path, name):
+    """An orbit folder with a cameras.json of tests/cases/faults."""
+    document = json.loads((CASES / "faults" / name).read_text())
+    write_orbit(tmp_path, np.zeros((len(document["frames"]), 4, 4, 3), np.uint8), static_orbit(21))
+    (tmp_path / "cameras.json").write_text(json.dumps(document))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("cameras_radius_1e300.json", r"frames\[0\].radius must be positive and at most 1e\+09, got 1e\+300"),
+        ("cameras_elevation_4000.json", r"frames\[0\].elevation_deg is 4000, outside \[-90, 90\]"),
+    ],
+)
+def test_numbers_that_no_camera_has_are_refused_with_the_file(tmp_path, name, text):
+    with pytest.raises(CameraError, match=f"cameras.json: {text}"):
+        read_orbit(case_folder(tmp_path, name))
+
+
+def test_steep_views_are_read(tmp_path):
+    orbit = read_orbit(case_folder(tmp_path, "cameras_elevations_-85_to_85.json"))
+    assert orbit.elevations_deg.min() == -84.8 and orbit.elevations_deg.max() == 84.8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda frame: frame.update(radius=0.0) or frame.pop("camera_to_world"),
+        lambda frame: frame.update(radius=-2.0) or frame.pop("camera_to_world"),
+        lambda frame: frame.update(radius=1e10) or frame.pop("camera_to_world"),
+        lambda frame: frame.update(elevation_deg=-90.5),
+        lambda frame: frame.update(azimuth_deg=10**400),
+        lambda frame: frame["camera_to_world"][0].__setitem__(3, 1e30),
+    ],
+)
+def test_so_are_other_numbers_of_the_kind(folder, change):
+    edit(folder, lambda document: change(document["frames"][2]))
+    with pytest.raises(CameraError, match=r"cameras.json: frames\[2\]"):
+        read_orbit(folder)
+
+
+# Angles beside matrices
+
+
+def contradictions(folder, read=read_orbit):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(folder)
+    return [str(warning.message) for warning in caught if warning.category is CameraWarning]
+
+
+def test_angles_that_agree_with_their_matrices_need_no_words(folder):
+    assert contradictions(folder) == []
+
+
+def test_azimuths_may_count_from_any_direction(folder):
+    def turned(document):
+        for frame in document["frames"]:
+            frame["azimuth_deg"] += 100.0
+
+    edit(folder, turned)
+    assert contradictions(folder) == []
+
+
+@pytest.mark.parametrize("index", [1, 4])
+def test_an_azimuth_that_contradicts_its_matrix_is_said_with_both_numbers(folder, index):
+    true = dynamic_orbit(5, seed=1).azimuths_deg[index]
+    edit(folder, lambda document: document["frames"][index].update(azimuth_deg=true + 30))
+    (said,) = contradictions(folder)
+    assert f"cameras.json: frames[{index}].azimuth_deg is {true + 30:g}" in said
+    assert f"stands at {true:.4g} degrees; the matrix is taken" in said
+
+
+def test_azimuths_that_go_round_the_other_way_are_said_once(folder):
+    def reversed_azimuths(document):
+        for frame in document["frames"]:
+            frame["azimuth_deg"] *= -1
+
+    edit(folder, reversed_azimuths)
+    (said,) = contradictions(folder)
+    assert "more frames contradict themselves" in said
+
+
+def test_an_elevation_that_contradicts_its_matrix_is_said(folder):
+    true = dynamic_orbit(5, seed=1).elevations_deg[0]
+    edit(folder, lambda document: document["frames"][0].update(elevation_deg=true + 20))
+    (said,) = contradictions(folder)
+    assert f"frames[0].elevation_deg is {true + 20:g}" in said and f"stands at {true:.4g} degrees" in said
+
+
+def test_a_path_to_sample_takes_the_angle_and_says_so(folder):
+    true = dynamic_orbit(5, seed=1).azimuths_deg[1]
+    edit(folder, lambda document: document["frames"][1].update(azimuth_deg=true + 5))
+    (said,) = contradictions(folder, read_camera_path)
+    assert "the angle is taken" in said
+
+
+# Lenses of their own
+
+
+def test_lenses_are_written_where_the_field_of_view_does_not_say_them(tmp_path):
+    focal, center = intrinsics(33.8, (12, 16))
+    plain = np.tile(focal, (5, 1)), np.tile(center, (5, 1))
+    write_orbit(tmp_path, IMAGES, static_orbit(5), lenses=plain)
+    assert "fl_x" not in json.loads((tmp_path / "cameras.json").read_text())["frames"][0]
+    own = plain[0] * [1.0, 1.25], plain[1] + np.arange(5)[:, None]
+    write_orbit(tmp_path, IMAGES, static_orbit(5), lenses=own)
+    orbit = read_orbit(tmp_path)
+    np.testing.assert_array_equal(orbit.focal_px, own[0])
+    np.testing.assert_array_equal(orbit.center_px, own[1])

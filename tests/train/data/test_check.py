@@ -166,3 +166,10 @@ def test_a_missing_frame_of_cameras_and_a_begun_orbit_are_named(orbit):
 def test_a_folder_without_anything_is_a_defect(tmp_path):
     [defect] = check(tmp_path)
     assert "holds neither shards nor orbits" in defect
+
+
+def test_an_elevation_that_no_camera_has_is_a_defect(tmp_path):
+    write_colored_orbit(tmp_path / "one")
+    edit_cameras(tmp_path / "one", lambda document: document["frames"][4].update(elevation_deg=4000.0))
+    (defect,) = check(tmp_path)
+    assert "cameras.json: frames[4].elevation_deg is 4000, outside [-90, 90]" in defect
