@@ -84,7 +84,7 @@ VERBS = {
     "data import": Verb(
         "orbits that Blender rendered to orbit folders",
         "train.data.config:ImportConfig",
-        "train.data.blender:run_import",
+        "train.data.scenes:run_import",
         inputs=("orbits",),
         uses_jax=False,
     ),

@@ -14,9 +14,6 @@ import pytest
 
 import sv3d_jax.doctor
 from sv3d_jax import cli, cutout, errors, progress
-
-
-from sv3d_jax import cli, errors, progress
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cli import VERBS, Verb, main
 from sv3d_jax.io.outputs import OutputFolder

@@ -55,9 +55,10 @@ class Mask:
     name: str = "the mask"  # its file, for messages
 
 
-def read_picture(path: str | Path, min_side: int = MIN_SIDE) -> Picture:
+def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = True) -> Picture:
     """Decode a picture file; sizes are checked before any pixel is.
 
+    With `upright` False the pixels stay as they are stored, whatever EXIF says of which side is up.
     Raises InputError for what is missing, is no picture, is too large, or is smaller than `min_side`. An alpha
     that is 255 everywhere says nothing and is dropped.
     """
@@ -76,18 +77,18 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE) -> Picture:
         with image:
             _check_size(path, image.size, min_side)
             try:
-                return replace(_convert(image), name=str(path))
+                return replace(_convert(image, upright), name=str(path))
             except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
                 raise InputError(f"{path} is a {image.format} file that cannot be decoded: {error}") from None
 
 
-def read_mask(path: str | Path) -> Mask:
-    """The mask in a file, upright: its alpha where it has one, else its grey, white where the object is.
+def read_mask(path: str | Path, upright: bool = True) -> Mask:
+    """The mask in a file: its alpha where it has one, else its grey, white where the object is.
 
-    A file whose values are 0 and 1 means 0 and 255. Raises InputError for what `read_picture` refuses, and for a
-    mask in colour.
+    A file whose values are 0 and 1 means 0 and 255. `upright` as in `read_picture`. Raises InputError for what
+    `read_picture` refuses, and for a mask in colour.
     """
-    picture = read_picture(path, min_side=1)
+    picture = read_picture(path, min_side=1, upright=upright)
     if picture.alpha is not None:
         return Mask(picture.alpha, picture.name)
     if np.ptp(picture.rgb.astype(np.int16), axis=-1).max() > _GREY_TOLERANCE:
@@ -97,6 +98,18 @@ def read_mask(path: str | Path) -> Mask:
         )
     grey = picture.rgb[..., 1]
     return Mask(grey * np.uint8(255) if grey.max() == 1 else grey, picture.name)
+
+
+def masked(picture: Picture, mask_file: Path) -> Picture:
+    """The picture with a mask's file, as both are stored, as its alpha, or as a limit to the one that it has.
+
+    0 is masked out. Raises InputError for a mask of another size.
+    """
+    mask = read_mask(mask_file, upright=False).coverage
+    if mask.shape != picture.rgb.shape[:2]:
+        sizes = [f"{shape[1]}x{shape[0]}" for shape in (mask.shape, picture.rgb.shape)]
+        raise InputError(f"{mask_file} has {sizes[0]} pixels, its picture has {sizes[1]}")
+    return replace(picture, alpha=mask if picture.alpha is None else np.minimum(mask, picture.alpha))
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
@@ -183,8 +196,8 @@ def _describe(data: bytes) -> str:
     return f"{len(data)} bytes that begin with {data[:8].hex(' ')}"
 
 
-def _convert(image: Image.Image) -> Picture:
-    """Any Pillow mode to upright 8-bit sRGB and alpha."""
+def _convert(image: Image.Image, upright: bool) -> Picture:
+    """Any Pillow mode to 8-bit sRGB and alpha, upright if so wished."""
     notes = []
     file = image
     num_frames = getattr(image, "n_frames", 1)
@@ -195,7 +208,7 @@ def _convert(image: Image.Image) -> Picture:
         image.seek(0)
     image.load()
     profile = image.info.get("icc_profile")
-    if image.getexif().get(0x0112, 1) != 1:
+    if upright and image.getexif().get(0x0112, 1) != 1:
         notes.append("turned upright as its EXIF orientation says")
         image = ImageOps.exif_transpose(image)
 

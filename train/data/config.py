@@ -68,14 +68,15 @@ class RenderConfig(CommonConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(CommonConfig):
-    """Make orbit folders of orbits that Blender rendered: transforms.json (NeRF layout) and RGBA frames."""
+    """Make orbit folders of RGBA pictures with cameras that Blender, nerfstudio, instant-ngp or COLMAP wrote."""
 
     orbits: Annotated[tuple[Path, ...], POSITIONAL]
-    """transforms .json files, or folders that hold some; of several, each gets a folder in the output folder"""
+    """transforms .json files, COLMAP models, or folders that hold some; of several, each gets a folder in the output
+    folder"""
     output: Annotated[Path, short("-o")]
     """folder for the results"""
-    up: Literal["y", "z"] = "z"
-    """axis of the scene that points up"""
+    up: Literal["auto", "y", "z"] = "auto"
+    """axis of the scene that points up; auto: z, and for COLMAP's models the way up that the cameras have in common"""
 
 
 @dataclass(frozen=True, kw_only=True)

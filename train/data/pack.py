@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.orbits import CAMERAS_FILE, OrbitFrames, read_cameras, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
@@ -34,6 +36,7 @@ from sv3d_jax.train.data.records import (
 )
 from sv3d_jax.weights.hub import load_weights
 
+CENTRED = 0.01  # of a side, and of one focal length to the other; further off is said
 VALIDATION_SHARE, MAX_VALIDATION_ORBITS = 0.1, 16
 
 
@@ -187,7 +190,7 @@ class _Packer:
             try:
                 orbit = read_orbit(folder)
                 pictures = {kind: self._pictures(name, orbit, kind) for kind in self.config.backgrounds}
-                angles = _angles(orbit)
+                angles = _angles(name, orbit)
                 if len(orbit.images) != self.views:
                     raise InputError(f"it has {len(orbit.images)} views, the first orbit has {self.views}")
             except InputError as error:
@@ -226,8 +229,18 @@ class _Packer:
         )
 
 
-def _angles(orbit: OrbitFrames) -> Orbit:
-    """Azimuths and elevations as the file gives them; SV3D's model knows no other camera."""
+def _angles(name: str, orbit: OrbitFrames) -> Orbit:
+    """Azimuths and elevations as the file gives them; SV3D's model knows no other camera, which a warning says."""
+    size = np.array(orbit.images.shape[2:0:-1])
+    aside = np.abs(orbit.center_px / size - 0.5).max()
+    stretch = np.abs(orbit.focal_px[:, 1] / orbit.focal_px[:, 0] - 1.0).max()
+    if max(aside, stretch) > CENTRED:
+        warnings.warn(
+            f"{name}: its cameras have principal points up to {aside:.1%} off the middle and pixels up to {stretch:.1%}"
+            " off square; the model takes all for centred and square",
+            CameraWarning,
+            stacklevel=2,
+        )
     if orbit.azimuths_deg is None or orbit.elevations_deg is None:
         raise InputError(f"{CAMERAS_FILE} gives no azimuth and elevation for every frame")
     return Orbit(orbit.azimuths_deg, orbit.elevations_deg)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.progress import NullProgress
@@ -204,3 +205,14 @@ def test_a_run_trains_on_shards_and_refuses_others_when_it_goes_on(packed, orbit
 def test_shards_are_refused_by_objectives_that_need_pictures(packed, weights, tmp_path):
     with pytest.raises(InputError, match="the tower learns from pictures"):
         tiny_config(tmp_path, **shard_run(packed, weights, objective="tower"))
+
+
+def test_cameras_that_the_model_does_not_know_are_said_with_their_orbit(tmp_path, weights):
+    write_colored_orbit(tmp_path / "orbits" / "cropped")
+    cameras = tmp_path / "orbits" / "cropped" / "cameras.json"
+    document = json.loads(cameras.read_text())
+    for frame in document["frames"]:
+        frame |= {"fl_x": 50.0, "fl_y": 60.0, "cx": 20.0, "cy": 16.0}
+    cameras.write_text(json.dumps(document))
+    with pytest.warns(CameraWarning, match="cropped: .* 12.5% off the middle .* 20.0% off square"):
+        pack(tmp_path / "shards", tmp_path / "orbits", weights)

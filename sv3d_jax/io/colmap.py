@@ -1,0 +1,245 @@
+"""Views with their cameras from a COLMAP model: cameras and images, as text or binary."""
+
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sv3d_jax.cameras.pose import rigid_pose
+from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.images import Picture, masked, read_picture
+from sv3d_jax.io.lens import MODELS, Lens, View
+from sv3d_jax.io.names import exists, named_file
+
+MODEL_FOLDERS = ("sparse/0", "sparse", ".", "colmap/sparse/0")  # where a scene's folder may hold its model
+# Of the binary form: name and number of parameters by the model's number.
+MODEL_IDS = (
+    *(
+        (name, len(MODELS[name]))
+        for name in ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV")
+    ),
+    *((name, len(MODELS[name])) for name in ("OPENCV_FISHEYE", "FULL_OPENCV")),
+    ("FOV", 5),
+    *((name, len(MODELS[name])) for name in ("SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")),
+    ("THIN_PRISM_FISHEYE", 12),
+    ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
+    ("SIMPLE_DIVISION", 4),
+    ("DIVISION", 5),
+    *((name, len(MODELS[name])) for name in ("SIMPLE_FISHEYE", "FISHEYE")),
+    ("EUCM", 6),
+    ("EQUIRECTANGULAR", 2),
+)
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # COLMAP's cameras look along z with y down
+
+
+class _Image(NamedTuple):
+    name: str
+    camera: int
+    quaternion: tuple[float, ...]  # w x y z, camera from world
+    translation: tuple[float, ...]
+
+
+def find_colmap(folder: Path) -> Path | None:
+    """The folder of the model that belongs to a scene's folder, if there is one."""
+    for place in MODEL_FOLDERS:
+        model = folder / place
+        if any(
+            exists(model / f"cameras{end}") and exists(model / f"images{end}") for end in (".txt", ".bin")
+        ):
+            return model
+    return None
+
+
+def read_colmap(model: Path) -> tuple[list[View], list[str]]:
+    """The views of a model in the order of their names, and what is to be said of images without a picture.
+
+    Numbers in names count as numbers.
+
+    Pictures are looked for in `images` beside the model or above it, masks as COLMAP has them: masks/NAME.png.
+    Raises InputError for what cannot be read, CameraError for cameras.
+    """
+    end = ".txt" if exists(model / "cameras.txt") and exists(model / "images.txt") else ".bin"
+    read_lenses, read_images = (
+        (_text_lenses, _text_images) if end == ".txt" else (_binary_lenses, _binary_images)
+    )
+    try:
+        lenses = dict(read_lenses(model / f"cameras{end}"))
+        images = sorted(read_images(model / f"images{end}"), key=lambda image: _natural(image.name))
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+    if not images:
+        raise InputError(f"{model / f'images{end}'} holds no image")
+    file = model / f"images{end}"
+    poses = [_pose(image, f"{file}: {image.name}") for image in images]
+    folder = _picture_folder(model, [image.name for image in images], str(file))
+    views, absent = [], []
+    for image, pose in zip(images, poses, strict=True):
+        where = f"{file}: {image.name}"
+        if image.camera not in lenses:
+            raise CameraError(
+                f"{where} has camera {image.camera}, which {model / f'cameras{end}'} does not know"
+            )
+        if not exists(named_file(folder, image.name, where)):
+            absent.append(f"{where}: {folder / image.name} does not exist")
+            continue
+        picture = _picture(folder, image.name, where)
+        height, width = picture.rgb.shape[:2]
+        views.append(View(image.name, picture, pose, lenses[image.camera].fitted(width, height, where)))
+    return views, absent
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key by which view 2 comes before view 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
+def _pose(image: _Image, where: str) -> np.ndarray:
+    w, x, y, z = quaternion = np.array(image.quaternion)
+    length = np.linalg.norm(quaternion)
+    if not 0.5 < length < 2 or not np.isfinite(image.translation).all():
+        raise CameraError(f"{where}: its rotation must be a quaternion of length 1, and its position finite")
+    w, x, y, z = quaternion / length
+    rotation = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    pose = np.eye(4)
+    pose[:3, :3], pose[:3, 3] = rotation.T, -rotation.T @ image.translation
+    return rigid_pose(pose @ OPENGL_FROM_OPENCV, where)
+
+
+def _picture_folder(model: Path, names: list[str], where: str) -> Path:
+    """Where pictures of these names lie: in `images` or openly, beside the model or in the scene's folder above it."""
+    bases = [model.absolute(), model.absolute().parent]
+    while bases[-1].name in ("sparse", "colmap"):
+        bases.append(bases[-1].parent)
+    for place in (place for base in bases for place in (base / "images", base)):
+        if any(exists(named_file(place, name, where)) for name in names):
+            return place
+    looked = ", ".join(str(base / "images") for base in bases)
+    raise InputError(f"{where} names {names[0]}, and nothing of what it names lies in {looked}")
+
+
+def _picture(folder: Path, name: str, where: str) -> Picture:
+    picture = read_picture(named_file(folder, name, where), min_side=1, upright=False)
+    for mask in (f"{name}.png", str(Path(name).with_suffix(".png"))):
+        if exists(file := named_file(folder.parent / "masks", mask, where)):
+            return masked(picture, file)
+    return picture
+
+
+def _text_lenses(file: Path) -> Iterator[tuple[int, Lens]]:
+    for number, line in _lines(file):
+        words, where = line.split(), f"{file} line {number}"
+        if not words or words[0].startswith("#"):
+            continue
+        try:
+            camera, model, width, height, *numbers = words
+            values = [float(word) for word in numbers]
+            yield int(camera), _lens(model, (int(width), int(height)), values, where)
+        except ValueError:
+            raise CameraError(
+                f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, got {line.strip()[:80]!r}"
+            ) from None
+
+
+def _text_images(file: Path) -> Iterator[_Image]:
+    lines = iter(_lines(file))
+    for number, line in lines:
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        words = line.strip().split(maxsplit=9)
+        try:
+            numbers = [float(word) for word in words[1:8]]
+            image = _Image(words[9], int(words[8]), tuple(numbers[:4]), tuple(numbers[4:]))
+        except (ValueError, IndexError):
+            raise CameraError(
+                f"{file} line {number}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME,"
+                f" got {line.strip()[:80]!r}"
+            ) from None
+        number, points = next(lines, (number, ""))
+        if len(points.split()) % 3:
+            raise CameraError(
+                f"{file} line {number}: expected the points of {image.name} as X Y POINT3D_ID, or an empty line",
+                hint="every image has two lines",
+            )
+        yield image
+
+
+def _lines(file: Path) -> list[tuple[int, str]]:
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return list(enumerate(text.split("\n"), start=1))
+
+
+def _lens(model: str, size: tuple[int, int], values: list[float], where: str) -> Lens:
+    if model not in MODELS:  # refused by name when its picture is to be undistorted
+        return Lens((1.0, 1.0), (0.0, 0.0), size, model)
+    if len(values) != len(MODELS[model]):
+        raise CameraError(
+            f"{where}: a {model} camera has {len(MODELS[model])} parameters"
+            f" ({', '.join(MODELS[model])}), got {len(values)}"
+        )
+    given = dict(zip(MODELS[model], values, strict=True))
+    focal = (given.pop("f"),) * 2 if "f" in given else (given.pop("fl_x"), given.pop("fl_y"))
+    return Lens(focal, (given.pop("cx"), given.pop("cy")), size, model, given)
+
+
+def _binary_lenses(file: Path) -> Iterator[tuple[int, Lens]]:
+    data = _Bytes(file)
+    (count,) = data.take("Q")
+    for _ in range(count):
+        camera, number, width, height = data.take("IiQQ")
+        if not 0 <= number < len(MODEL_IDS):
+            raise CameraError(
+                f"{file}: camera {camera} has the model number {number}, which is not known",
+                hint="colmap model_converter --output_type TXT writes models by name",
+            )
+        model, length = MODEL_IDS[number]
+        yield camera, _lens(model, (width, height), list(data.take(f"{length}d")), f"{file}: camera {camera}")
+
+
+def _binary_images(file: Path) -> Iterator[_Image]:
+    data = _Bytes(file)
+    (count,) = data.take("Q")
+    for _ in range(count):
+        _, *numbers, camera = data.take("I7dI")
+        name = data.text()
+        (points,) = data.take("Q")
+        data.skip(24 * points)
+        yield _Image(name, camera, tuple(numbers[:4]), tuple(numbers[4:]))
+
+
+class _Bytes:
+    """Little-endian values out of a file, one after the other."""
+
+    def __init__(self, file: Path):
+        self.file, self.data, self.place = file, file.read_bytes(), 0
+
+    def take(self, kinds: str) -> tuple:
+        start = self.place
+        self.skip(struct.calcsize(f"<{kinds}"))
+        return struct.unpack_from(f"<{kinds}", self.data, start)
+
+    def text(self) -> str:
+        end = self.data.find(b"\0", self.place)
+        if end < 0:
+            raise self._cut_short()
+        text = self.data[self.place : end].decode("utf-8", errors="surrogateescape")
+        self.place = end + 1
+        return text
+
+    def skip(self, count: int) -> None:
+        if self.place + count > len(self.data):
+            raise self._cut_short()
+        self.place += count
+
+    def _cut_short(self) -> InputError:
+        return InputError(
+            f"{self.file} is cut short or no COLMAP model: it has {len(self.data)} bytes and should have more"
+        )

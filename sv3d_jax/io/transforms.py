@@ -1,0 +1,184 @@
+"""Views with their cameras from transforms.json: NeRF's synthetic scenes, BlenderNeRF, instant-ngp, nerfstudio."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.cameras.orbit import CameraWarning
+from sv3d_jax.cameras.pose import finite_number, rigid_pose
+from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.images import Picture, masked, read_picture
+from sv3d_jax.io.lens import Lens, View
+from sv3d_jax.io.names import AbsentFile, exists, named_file
+
+# In the order in which a folder is looked through; the siblings of one that is read are views held back for tests.
+TRANSFORMS_FILES = ("transforms.json", "transforms_train.json", "transforms_test.json", "transforms_val.json")
+SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
+CLIMB = 1  # instant-ngp's scripts name ../images/0001.jpg
+SAME_FOCAL = 1e-3  # relative; further apart two values contradict each other
+TERMS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "p3", "p4")
+# Metashape's and OpenCV's others, and those of instant-ngp's ftheta lenses.
+OTHER_TERMS = ("b1", "b2", "s1", "s2", "s3", "s4", "sx1", "sy1", "skew", *(f"ftheta_p{i}" for i in range(5)))
+
+
+def read_transforms(path: Path) -> tuple[list[View], list[str]]:
+    """The views of a transforms.json in the order of the file, and what is to be said of frames without a picture.
+
+    What a frame says of its lens wins over what the file says for all, focal lengths in pixels win over angles, and a
+    CameraWarning names values that contradict each other. Poses are those of the file: nerfstudio's
+    applied_transform is in them already. Raises InputError for what cannot be read, CameraError for cameras.
+    """
+    document = _read(path)
+    frames = document["frames"]
+    poses = [_pose(frame, f"{path}: frames[{index}]") for index, frame in enumerate(frames)]
+    views, absent, contradictions = [], [], []
+    for index, (frame, pose) in enumerate(zip(frames, poses, strict=True)):
+        where = f"{path}: frames[{index}]"
+        try:
+            picture = _picture(path.parent, frame, where)
+        except AbsentFile as error:
+            absent.append(error.message)
+            continue
+        height, width = picture.rgb.shape[:2]
+        lens, contradiction = _lens(document, frame, width, height, where)
+        if contradiction:
+            contradictions.append(f"frames[{index}]: {contradiction}")
+        views.append(View(f"frames[{index}]", picture, pose, lens.fitted(width, height, where)))
+    if contradictions:
+        others = f", and so in {len(contradictions) - 1} more" if len(contradictions) > 1 else ""
+        warnings.warn(f"{path}: {contradictions[0]}{others}", CameraWarning, stacklevel=2)
+    return views, absent
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    frames = document.get("frames") if isinstance(document, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f'{path} needs a list "frames" of at least one view')
+    return document
+
+
+def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
+    """World-from-camera; the cameras of these files look along -z with y up, as ours do."""
+    try:
+        matrix = np.array(frame["transform_matrix"], np.float64)
+    except (KeyError, TypeError, ValueError):
+        raise CameraError(f"{where} needs a transform_matrix of 4x4 numbers") from None
+    return rigid_pose(matrix, f"{where}: transform_matrix")
+
+
+def _picture(folder: Path, frame: dict[str, Any], where: str) -> Picture:
+    """The picture of a frame before any lens is undone, with the mask that the frame names as its alpha."""
+    file = _file(folder, frame, "file_path", where)
+    picture = read_picture(file, min_side=1, upright=False)
+    if frame.get("mask_path") is None:
+        return picture
+    try:
+        return masked(picture, _file(folder, frame, "mask_path", where))
+    except AbsentFile as error:  # without it the picture would be another one
+        raise InputError(error.message) from None
+
+
+def _file(folder: Path, frame: dict[str, Any], key: str, where: str) -> Path:
+    name = frame.get(key)
+    if not isinstance(name, str) or not name:
+        raise InputError(f'{where} has no "{key}"')
+    path = named_file(folder, name, f"{where}: {key}", CLIMB)
+    for suffix in SUFFIXES:
+        if exists(found := path.with_name(path.name + suffix)):
+            return found
+    raise AbsentFile(f"{where}: {path} does not exist, nor does it with .png, .jpg, .jpeg or .webp")
+
+
+def _lens(document, frame, width: int, height: int, where: str) -> tuple[Lens, str | None]:
+    """The lens of a frame, and which values contradict those that are taken."""
+    levels = [(frame, "the frame's"), (document, "the file's")]
+
+    def number(name: str) -> float | None:
+        return next(
+            (value for level, _ in levels if (value := _number(level, name, where)) is not None), None
+        )
+
+    size = _or(number("w"), width), _or(number("h"), height)
+    if min(size) < 1:
+        raise CameraError(f"{where}: w and h must be positive, got {size[0]:g} and {size[1]:g}")
+    across = _focal_lengths(levels, "x", size[0], where)
+    down = _focal_lengths(levels, "y", size[1], where)
+    if not across and not down:
+        raise CameraError(
+            f"{where} has no focal length",
+            hint="fl_x (pixels) or camera_angle_x (radians) is needed, in the frame or for the whole file",
+        )
+    # Both come from the frame if it says anything of either, as its lens may not be that of the rest.
+    nearest = min(claim[0] for claim in across + down)
+    own_across, own_down = ([claim for claim in of if claim[0] == nearest] for of in (across, down))
+    taken = (own_across or own_down)[0], (own_down or own_across)[0]
+    contradiction = _contradiction(across, taken[0], size[0]) or _contradiction(down, taken[1], size[1])
+    center = _or(number("cx"), size[0] / 2), _or(number("cy"), size[1] / 2)
+    terms = {name: _or(number(name), 0.0) for name in TERMS + OTHER_TERMS}
+    lens = Lens((taken[0][2], taken[1][2]), center, size, _model(levels, where), terms)
+    return lens, contradiction
+
+
+Claim = tuple[int, str, float]  # level, name, focal length in pixels
+
+
+def _focal_lengths(levels, axis: str, extent: float, where: str) -> list[Claim]:
+    """All that a frame and its file say of one focal length, the best first."""
+    claims = []
+    for level, (record, owner) in enumerate(levels):
+        names = f"fl_{axis}", f"camera_angle_{axis}", f"{axis}_fov"
+        for name, of_angle in zip(names, (None, 1.0, math.pi / 180), strict=True):
+            value = _number(record, name, where)
+            if value is None or (of_angle is None and value == 0):
+                continue
+            if of_angle is not None:
+                if not 0 < value * of_angle < math.pi:
+                    unit = "radians, pi" if of_angle == 1.0 else "degrees, 180"
+                    raise CameraError(
+                        f"{where}: {name} must lie between 0 and a half turn ({unit}), got {value:g}"
+                    )
+                value = 0.5 * extent / math.tan(value * of_angle / 2)
+            claims.append((level, f"{owner} {name}", value))
+    return claims
+
+
+def _contradiction(claims: list[Claim], taken: Claim, extent: float) -> str | None:
+    for _, name, focal in claims:
+        if abs(focal - taken[2]) > SAME_FOCAL * abs(taken[2]):
+            angles = [math.degrees(2 * math.atan(0.5 * extent / value)) for value in (taken[2], focal)]
+            return (
+                f"{taken[1]} says {angles[0]:.4g} degrees ({taken[2]:.5g} pixels) and is taken,"
+                f" {name} says {angles[1]:.4g} degrees ({focal:.5g} pixels)"
+            )
+    return None
+
+
+def _model(levels, where: str) -> str:
+    def given(name: str) -> Any:
+        return next((record[name] for record, _ in levels if record.get(name) is not None), None)
+
+    name = given("camera_model")
+    if name is not None and not isinstance(name, str):
+        raise CameraError(f"{where}: camera_model must be a name, got {name!r}")
+    model = (name or "OPENCV").upper()
+    if any(given(flag) for flag in ("is_equirectangular", "equirectangular", "latlong")):
+        return "EQUIRECTANGULAR"
+    return "OPENCV_FISHEYE" if given("is_fisheye") and not model.endswith("FISHEYE") else model
+
+
+def _number(record: dict[str, Any], name: str, where: str) -> float | None:
+    return None if record.get(name) is None else finite_number(record[name], f"{where}: {name}")
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
