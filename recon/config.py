@@ -199,10 +199,11 @@ class ReconstructConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
-    """An orbit to a mesh: mesh.glb, mesh.ply and a turntable video, from frames and cameras.json."""
+    """An orbit to a mesh: mesh.glb, mesh.ply and a turntable video, from pictures and their cameras."""
 
     orbit_dir: Annotated[Path, POSITIONAL]
-    """folder with cameras.json and the frames that it names: any number, from any cameras around the object"""
+    """folder with pictures around one object, any number, and their cameras: cameras.json, a transforms.json of
+    nerfstudio, instant-ngp or Blender, or a COLMAP model"""
     output: Annotated[Path, short("-o")]
     """folder of the results"""
     stage: Stage = "all"
@@ -213,6 +214,9 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     """of that model: mini (shipped: upright figures, small), a folder, a .safetensors file, or a hub id"""
     variant: Literal["auto", "u", "p"] = "auto"
     """which model the weights must be; score distillation needs p, auto takes what they are"""
+    up: Literal["auto", "y", "z"] = "auto"
+    """axis of a transforms.json or COLMAP model that points up; auto: z, and for COLMAP what the cameras have in
+    common"""
     picture_every: int = 96
     """steps between pictures of the fits in progress/, 0 for none"""
 
@@ -229,7 +233,7 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
         from sv3d_jax.config import to_plain
 
         settings = super().settings() | to_plain(self.resolve())
-        del settings["stage"], settings["picture_every"]
+        del settings["stage"], settings["picture_every"], settings["up"]  # the cameras' digest has it
         if not self.sds:
             del settings["weights"], settings["variant"]
         return settings

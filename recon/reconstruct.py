@@ -16,8 +16,9 @@ from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.devices import warn_of_slow_scatter
 from sv3d_jax.errors import InputError, SV3DError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io.orbits import OrbitFrames, read_orbit
+from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.io.outputs import OutputFolder
+from sv3d_jax.io.scenes import read_views
 from sv3d_jax.io.surfaces import Up
 from sv3d_jax.metrics.perceptual import read_lpips_weights
 from sv3d_jax.progress import NullProgress, Progress
@@ -107,6 +108,8 @@ def reconstruct(
 ) -> ReconstructResult:
     """The mesh that the views of an orbit show: a folder, its frames, or what a `Pipeline` returned.
 
+    A folder may also hold what nerfstudio, instant-ngp, Blender or COLMAP wrote, as `io.scenes.read_views` reads it.
+
     `callback` is called several times a second or so; it may raise `Cancelled`. With `scratch`, a folder, what is
     done is kept there, and a run that finds it goes on to the same result: same orbit, config and model. After `stage`
     coarse or fine the mesh has its colours at the vertices and is neither simplified nor textured. `pictures` says
@@ -166,7 +169,7 @@ def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[s
     """The verb `reconstruct`."""
     progress.stages = STAGES
     progress.stage("load")
-    frames = read_orbit(config.orbit_dir)
+    frames = read_views(config.orbit_dir, config.up)
     settings = {"verb": "reconstruct", **config.settings(), "orbit_sha256": _orbit_digest(frames)}
     if config.lpips is not None:
         settings["lpips_sha256"] = _digest(jax.tree.leaves(read_lpips_weights(config.lpips)))
@@ -439,7 +442,7 @@ def _digest(arrays: Iterable[Any]) -> str:
 
 def _frames(orbit: "OrbitFrames | Orbit | str | Path") -> OrbitFrames:
     if isinstance(orbit, (str, Path)):
-        return read_orbit(orbit)
+        return read_views(orbit)
     if isinstance(orbit, OrbitFrames):
         return orbit
     images, cameras = orbit.frames_uint8(), orbit.cameras

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import ndimage
 
 from sv3d_jax.arrays import Array, Float, Num
+from sv3d_jax.cameras.pose import MAX_DISTANCE, check_ahead, check_distance
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.orbits import OrbitFrames
 
@@ -17,6 +18,12 @@ WHITE_THRESHOLDS = (0.02, 0.08)  # darkness of the darkest channel: background b
 HOLE_WEIGHT = 0.05  # of pixels in holes of the foreground
 MIN_PART = 1e-3  # share of a frame below which a foreground part is dust
 MAX_AREA_RATIO = 3.0  # of the masks of neighbouring views
+MAX_OUTSIDE = 2e-3  # share of the object's pixels whose rays may miss the box
+MASK_MARGIN = 1.05  # of a box that is taken from the masks
+RAYS_PER_SIDE = 96  # pixels of a side that rays are taken from
+SMALLEST_BALL = 1e-9  # radius of what the cameras see
+MAX_ASIDE = 100  # of the principal point, in sizes of the picture
+FOCAL_RANGE = (1e-3, 1e4)  # in sizes of the picture: 179.9 degrees to 20 seconds of arc
 MIN_SPREAD_DEG = 10.0  # between the views that are farthest apart, below which nothing tells depth
 
 
@@ -94,7 +101,7 @@ def prepare_views(frames: OrbitFrames) -> tuple[Views, Box]:
     else:
         masks, weights = masks_from_white(frames.images)
     _check_masks(masks, frames.files)
-    box = surrounding_box(frames)
+    box = surrounding_box(frames, masks)
     camera_to_box = frames.camera_to_world.copy()
     camera_to_box[:, :3, 3] = (camera_to_box[:, :3, 3] - box.center) / box.scale
     arrays = frames.images, masks, weights, camera_to_box, frames.focal_px, frames.center_px
@@ -123,25 +130,82 @@ def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, 
     return masks, weights
 
 
-def surrounding_box(frames: OrbitFrames) -> Box:
+def surrounding_box(frames: OrbitFrames, masks: Float[np.ndarray, "f h w"] | None = None) -> Box:
     """The box around the ball that the typical view sees whole, centred where the optical axes meet.
 
-    For SV3D's orbits the centre is the origin and the half side 0.6.
+    For SV3D's orbits the centre is the origin and the half side 0.6. Where `masks` show an object that reaches out of
+    it, as in pictures that are cropped, wide or taken from the hand, the box is that of the masks.
     """
     position, forward = frames.camera_to_world[:, :3, 3], -frames.camera_to_world[:, :3, 2]
-    # The point nearest to all axes; for parallel ones, of those points the nearest to the origin.
-    across = np.eye(3) - forward[:, :, None] * forward[:, None, :]
-    center = np.linalg.lstsq(across.sum(0), np.einsum("fij,fj->i", across, position), rcond=1e-9)[0]
+    center = _meeting_point(position, forward)
+    check_ahead(frames.camera_to_world, center, frames.files)
     ahead = np.einsum("fi,fi->f", center - position, forward)
-    if (ahead <= 0).any():
-        raise CameraError(
-            f"view {int(np.argmin(ahead))} looks away from the others",
-            hint="cameras look along -z of camera_to_world; all must see one object",
-        )
     size = np.array(frames.images.shape[2:0:-1])  # width, height
     half_angle = np.arctan(0.5 * (size / frames.focal_px).min(axis=1))
-    radius = np.median(ahead * np.sin(half_angle))
+    box = _box(center, np.median(ahead * np.sin(half_angle)))
+    rays = [] if masks is None else _object_rays(frames, masks)
+    missed = [_missing(box, position[view], directions) for view, directions in rays]
+    if missed and np.concatenate(missed).mean() > MAX_OUTSIDE:
+        return _box_of_rays(position, rays)
+    return box
+
+
+def _meeting_point(position: Float[np.ndarray, "f 3"], direction: Float[np.ndarray, "f 3"]) -> np.ndarray:
+    """The point nearest to all lines; for parallel ones, of those points the nearest to the origin."""
+    across = np.eye(3) - direction[:, :, None] * direction[:, None, :]
+    return np.linalg.lstsq(across.sum(0), np.einsum("fij,fj->i", across, position), rcond=1e-9)[0]
+
+
+def _box(center: Float[np.ndarray, "3"], radius: float) -> Box:
+    """The box around a ball."""
+    if not SMALLEST_BALL < radius < MAX_DISTANCE:
+        raise CameraError(
+            f"the cameras see a ball of radius {radius:.3g} around the point where they look,"
+            f" {SMALLEST_BALL:g} to {MAX_DISTANCE:g} can be computed",
+            hint="are distances and focal lengths right?",
+        )
     return Box(np.where(np.abs(center) < 1e-9 * radius, 0.0, center), radius / BALL_IN_BOX / BOX_HALF_SIZE)
+
+
+def _object_rays(
+    frames: OrbitFrames, masks: Float[np.ndarray, "f h w"]
+) -> list[tuple[int, Float[np.ndarray, "n 3"]]]:
+    """Unit directions in the world of some of the pixels that show the object, by view; views without it are absent."""
+    stride = max(1, min(masks.shape[1:]) // RAYS_PER_SIDE)
+    rays = []
+    for view, mask in enumerate(masks):
+        row, column = np.nonzero(mask[::stride, ::stride] > 0.5)
+        if not len(row):
+            continue
+        pixels = np.stack([column, row], axis=-1) * stride + 0.5
+        x, y = ((pixels - frames.center_px[view]) / frames.focal_px[view]).T
+        directions = np.stack([x, -y, -np.ones_like(x)], axis=-1) @ frames.camera_to_world[view, :3, :3].T
+        rays.append((view, directions / np.linalg.norm(directions, axis=1, keepdims=True)))
+    return rays
+
+
+def _missing(box: Box, position: Float[np.ndarray, "3"], directions: Float[np.ndarray, "n 3"]) -> np.ndarray:
+    """Which rays do not meet the box."""
+    half = box.scale * BOX_HALF_SIZE
+    directions = np.where(np.abs(directions) < 1e-12, 1e-12, directions)
+    faces = (box.center - position + half * np.array([[-1.0], [1.0]]))[:, None] / directions
+    enters, leaves = faces.min(axis=0).max(axis=1), faces.max(axis=0).min(axis=1)
+    return (enters > leaves) | (leaves < 0)
+
+
+def _box_of_rays(position: Float[np.ndarray, "f 3"], rays: list[tuple[int, np.ndarray]]) -> Box:
+    """The box around the ball that nearly all rays to the object go through."""
+    views = [view for view, _ in rays]
+    middles = np.stack([directions.min(axis=0) + directions.max(axis=0) for _, directions in rays])
+    middles /= np.linalg.norm(middles, axis=1, keepdims=True)
+    center = _meeting_point(position[views], middles)
+    radii = []
+    for view, directions in rays:
+        offset = center - position[view]
+        along = directions @ offset
+        beside = np.sqrt(np.maximum((offset**2).sum() - along**2, 0.0))
+        radii.append(np.quantile(beside, 1.0 - MAX_OUTSIDE))
+    return _box(center, MASK_MARGIN * max(radii))
 
 
 def _check_arrays(frames: OrbitFrames) -> None:
@@ -169,6 +233,20 @@ def _check_arrays(frames: OrbitFrames) -> None:
             raise error(f"{name} of {frames.files[int(np.argmax(bad))]} are not finite numbers")
         if is_picture and not -1e-3 <= array.min() <= array.max() <= 1 + 1e-3:
             raise error(f"{name} must lie in [0, 1], they reach from {array.min():g} to {array.max():g}")
+    for file, pose in zip(frames.files, frames.camera_to_world, strict=True):
+        check_distance(pose[:3, 3], f"{file}: its camera")
+    aside = np.abs(frames.center_px) / [width, height]
+    narrow = frames.focal_px / [width, height]
+    for is_bad, what in (
+        ((aside > MAX_ASIDE).any(axis=1), f"a principal point more than {MAX_ASIDE} pictures away"),
+        (((narrow < FOCAL_RANGE[0]) | (narrow > FOCAL_RANGE[1])).any(axis=1), "an impossible focal length"),
+    ):
+        if is_bad.any():
+            index = int(np.argmax(is_bad))
+            raise CameraError(
+                f"{frames.files[index]}: its camera has {what}: focal lengths {frames.focal_px[index]},"
+                f" principal point {frames.center_px[index]}, in pixels of {width}x{height}"
+            )
 
 
 def _selected(frames: OrbitFrames, kept: np.ndarray) -> OrbitFrames:

@@ -58,8 +58,76 @@ def test_a_single_view_has_a_box_on_its_axis():
 def test_a_camera_that_looks_away_is_named():
     frames = ball_orbit()
     frames.camera_to_world[3, :3, [0, 2]] *= -1
-    with pytest.raises(CameraError, match="view 3"):
+    with pytest.raises(CameraError, match="1 of 8 cameras look away .* frames/003.png by 180 degrees"):
         surrounding_box(frames)
+
+
+def test_outward_cameras_hear_of_opencvs_axes():
+    for signs in ([-1, 1, -1, 1], [1, -1, -1, 1]):
+        frames = ball_orbit()
+        turned = replace(frames, camera_to_world=frames.camera_to_world @ np.diag(signs).astype(float))
+        with pytest.raises(CameraError, match="all cameras look away") as error:
+            surrounding_box(turned)
+        assert "OpenCV" in error.value.hint
+
+
+def masks_of_ball(frames, center, radius) -> np.ndarray:
+    """Coverage of a ball that stands aside, 0 or 1."""
+    height, width = frames.images.shape[1:3]
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    masks = []
+    for pose, focal, middle in zip(frames.camera_to_world, frames.focal_px, frames.center_px, strict=True):
+        rays = np.stack(
+            [(columns - middle[0]) / focal[0], (middle[1] - rows) / focal[1], -np.ones_like(rows)], -1
+        )
+        rays = rays / np.linalg.norm(rays, axis=-1, keepdims=True) @ pose[:3, :3].T
+        offset = np.asarray(center) - pose[:3, 3]
+        masks.append(np.linalg.norm(offset - (rays @ offset)[..., None] * rays, axis=-1) < radius)
+    return np.array(masks, np.float32)
+
+
+def wide_orbit():
+    """Cameras around the origin with pictures of 32 x 96 pixels whose principal points are not in their middle."""
+    frames = ball_orbit(num_frames=12)
+    return replace(
+        frames,
+        images=np.ones((12, 32, 96, 3), np.float32),
+        alphas=None,
+        center_px=frames.center_px + [20.0, 0.0],
+    )
+
+
+def test_an_object_in_the_ball_that_all_see_leaves_the_box_as_it_is():
+    frames = wide_orbit()
+    masks = masks_of_ball(frames, (0.1, -0.1, 0.05), 0.3)
+    box, plain = surrounding_box(frames, masks), surrounding_box(frames)
+    assert box.scale == plain.scale and (box.center == plain.center).all()
+
+
+def test_the_box_goes_where_the_masks_show_the_object():
+    frames = wide_orbit()
+    box = surrounding_box(frames, masks_of_ball(frames, (0.55, 0.0, 0.1), 0.25))
+    np.testing.assert_allclose(box.center, (0.55, 0.0, 0.1), atol=0.02)
+    assert 0.25 < 2 * box.scale * 0.97 < 0.3  # half its side, less what the ball leaves
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"camera_to_world": 1e300}, "from the origin"),
+        ({"camera_to_world": 1e-11}, "ball of radius"),
+        ({"focal_px": 1e30}, "impossible focal length"),
+        ({"focal_px": 1e-30}, "impossible focal length"),
+        ({"center_px": 1e30}, "principal point more than"),
+    ],
+)
+def test_cameras_beyond_single_precision_are_refused(changes, text):
+    frames = ball_orbit()
+    ((name, factor),) = changes.items()
+    array = getattr(frames, name).copy()
+    array[(..., slice(3), 3) if name == "camera_to_world" else ...] *= factor
+    with pytest.raises(CameraError, match=text):
+        prepare_views(usable_frames(replace(frames, **{name: array})))
 
 
 def test_holes_in_the_object_are_filled_and_dust_removed():
