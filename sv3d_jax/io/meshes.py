@@ -16,6 +16,7 @@ from sv3d_jax.io.gltf import write_glb
 from sv3d_jax.io.gltf_data import parse_document, split_glb
 from sv3d_jax.io.gltf_scene import read_gltf
 from sv3d_jax.io.obj import write_obj
+from sv3d_jax.io.obj_reader import read_obj
 from sv3d_jax.io.ply import check_ply, stated_axes, write_ply
 from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Part, Source, Up, world_from_file
 from sv3d_jax.io.usd import write_usdz
@@ -73,6 +74,8 @@ def _read_parts(data: bytes, suffix: str, source: Source) -> list[Part]:
             return read_gltf(parse_document(*split_glb(data), source))
         case ".gltf":
             return read_gltf(parse_document(data, None, source))
+        case ".obj":
+            return read_obj(data, source)
         case _:
             return _read_by_trimesh(data, suffix)
 

@@ -286,11 +286,16 @@ def _material(**values):
     return {"pbrMetallicRoughness": values}
 
 
-def test_obj_material_library_is_not_opened(tmp_path):
-    (tmp_path / "evil.mtl").write_text("newmtl m\nKd 1 0 0\n")
-    (tmp_path / "a.obj").write_text("mtllib evil.mtl\nusemtl m\nv 0 1 0\nv 1 1 0\nv 0 1 1\nf 1 2 3\n")
-    mesh = read_mesh(tmp_path / "a.obj")
-    assert mesh.vertex_colors is None or not np.array_equal(mesh.vertex_colors[0], [1, 0, 0])
+def test_an_obj_reads_its_materials_beside_it_and_not_elsewhere(tmp_path):
+    text = "mtllib {}red.mtl\nusemtl m\nv 0 1 0\nv 1 1 0\nv 0 1 1\nf 1 2 3\n"
+    (tmp_path / "below").mkdir()
+    for folder in (tmp_path, tmp_path / "below"):
+        (folder / "red.mtl").write_text("newmtl m\nKd 1 0 0\n")
+        (folder / "a.obj").write_text(text.format(""))
+        np.testing.assert_allclose(read_mesh(folder / "a.obj").vertex_colors, [[1, 0, 0]] * 3, atol=1e-6)
+    (tmp_path / "below" / "a.obj").write_text(text.format("../"))
+    with pytest.raises(InputError, match=r"a\.obj: .*\.\./red\.mtl"):
+        read_mesh(tmp_path / "below" / "a.obj")
 
 
 def _textured(image):
