@@ -8,7 +8,7 @@ import numpy as np
 from sv3d_jax.colors import srgb_from_linear
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import BLEND, CLAMP, MIRROR, OPAQUE, REPEAT, Materials, Mesh, vertex_normals
-from sv3d_jax.io.surfaces import Material, Part, Source
+from sv3d_jax.io.surfaces import Material, Part, Source, used_vertices
 from sv3d_jax.io.textures import reduced
 
 MAX_ATLAS_PIXELS = 4 * 4096**2  # of all pictures together
@@ -42,7 +42,7 @@ def _check(part: Part) -> None:
     if part.faces.size and not 0 <= part.faces.min() <= part.faces.max() < count:
         raise InputError(f"a face names vertex {part.faces.max()} of {count}")
     if part.material.picture is not None and part.uv is not None:
-        if not np.isfinite(part.uv[np.unique(part.faces)]).all():
+        if not np.isfinite(part.uv[used_vertices(part.faces, count)[0]]).all():
             raise InputError("has texture coordinates that are not finite numbers")
 
 
@@ -145,7 +145,7 @@ def _uv(part: Part) -> np.ndarray:
     if part.uv is None or part.material.picture is None:
         return np.zeros((len(part.vertices), 2))
     uv = np.nan_to_num(np.asarray(part.uv, np.float64))
-    used = uv[np.unique(part.faces)]
+    used = uv[used_vertices(part.faces, len(uv))[0]]
     moves = [
         0.0 if way == "clamp" else 2.0 * np.floor(low / 2)
         for way, low in zip(part.material.wrap, used.min(0), strict=True)
@@ -155,7 +155,7 @@ def _uv(part: Part) -> np.ndarray:
 
 def _is_plain(materials: Materials, uv: np.ndarray, faces: np.ndarray, size: tuple[int, int]) -> bool:
     """Whether all faces show the whole texture once, bilinear and opaque, so that no materials need be kept."""
-    used = uv[np.unique(faces)]
+    used = uv[used_vertices(faces, len(uv))[0]]
     return bool(
         len(materials.of_face)
         and (materials.cutoff == OPAQUE).all()

@@ -12,7 +12,7 @@ import numpy as np
 from sv3d_jax.colors import linear_from_srgb, srgb_from_linear
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.gltf_data import Document, as_object, known, number, numbers, whole
-from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, to_uint8
+from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, to_uint8, used_vertices
 
 MAX_NODES = 100_000
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
@@ -177,8 +177,7 @@ class _Scene:
         if faces.size and faces.max() >= count:
             raise InputError(f"is damaged: {where} names vertex {faces.max()} of {count}")
         self._count_faces(len(faces))
-        used, faces = np.unique(faces, return_inverse=True)
-        faces = faces.reshape(-1, 3).astype(np.int64)
+        used, faces = used_vertices(faces, count)
         color = values.get("COLOR_0")
         if (
             color is not None and color.dtype.kind in "ui"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.atlas import merge_parts
@@ -17,7 +16,8 @@ from sv3d_jax.io.gltf_data import parse_document, split_glb
 from sv3d_jax.io.gltf_scene import read_gltf
 from sv3d_jax.io.obj import write_obj
 from sv3d_jax.io.obj_reader import read_obj
-from sv3d_jax.io.ply import check_ply, stated_axes, write_ply
+from sv3d_jax.io.ply import stated_axes, write_ply
+from sv3d_jax.io.ply_reader import read_ply
 from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Part, Source, Up, world_from_file
 from sv3d_jax.io.usd import write_usdz
 
@@ -77,25 +77,7 @@ def _read_parts(data: bytes, suffix: str, source: Source) -> list[Part]:
         case ".obj":
             return read_obj(data, source)
         case _:
-            return _read_by_trimesh(data, suffix)
-
-
-def _read_by_trimesh(data: bytes, suffix: str) -> list[Part]:
-    """The surface of an OBJ or PLY file with its vertex colours."""
-    import io
-
-    import trimesh
-
-    if suffix == ".ply":
-        check_ply(data)
-    scene = trimesh.load_scene(io.BytesIO(data), file_type=suffix[1:], process=False)
-    parts = []
-    for surface in scene.geometry.values():
-        if isinstance(surface, trimesh.Trimesh):
-            colors = surface.visual.vertex_colors / 255 if surface.visual.kind == "vertex" else None
-            colors = None if colors is None else linear_from_srgb(colors[:, :3])
-            parts.append(Part(np.asarray(surface.vertices), np.asarray(surface.faces), colors=colors))
-    return parts
+            return read_ply(data, source)
 
 
 def _drawn(parts: list[Part]) -> list[Part]:

@@ -1,10 +1,9 @@
-"""PLY files."""
+"""PLY files, written, and the axes that they state."""
 
 from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
 from sv3d_jax.io.surfaces import Up, to_uint8, world_from_file
@@ -52,12 +51,3 @@ def stated_axes(data: bytes) -> np.ndarray | None:
         if comment.encode() in header:
             return world_from_ply
     return None
-
-
-def check_ply(data: bytes) -> None:
-    """Refuse counts that the file cannot hold: each element takes a byte at least."""
-    header = data[: data.find(b"end_header")].decode("ascii", "replace")
-    for line in header.splitlines():
-        words = line.split()
-        if words[:1] == ["element"] and not 0 <= int(words[2]) <= len(data):
-            raise InputError(f"claims {words[2]} elements of {words[1]} in {len(data)} bytes")

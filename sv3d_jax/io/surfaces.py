@@ -94,6 +94,13 @@ class Source:
             raise InputError(f"refers to {name[:200]}, which cannot be read") from None
 
 
+def used_vertices(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The vertices, of so many, that faces name, in order, and the faces with their new numbers."""
+    is_used = np.zeros(count, bool)
+    is_used[faces.reshape(-1)] = True
+    return np.flatnonzero(is_used), (np.cumsum(is_used) - 1)[faces]
+
+
 def world_from_file(up: Up) -> np.ndarray:
     """The rotation (4, 4) from coordinates of a file with this axis up to the world, which is z up.
 
