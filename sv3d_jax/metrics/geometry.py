@@ -13,11 +13,12 @@ from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.metrics.config import EvalMeshConfig
+from sv3d_jax.metrics.face_tree import FaceTree
 from sv3d_jax.progress import Progress
 from sv3d_jax.render.appearance import appearance_of, seen_colors
 
-CHUNK = 2**19  # point-triangle pairs, or voxel columns, at a time
-MAX_PIECE = 1 / 64  # of the largest box side: faces are cut to this size before they are searched
+CHUNK = 2**19  # voxel columns at a time
+MAX_PIECE = 1 / 64  # of the largest box side: longer faces are cut, as their discs would lie near most points
 
 
 def sample_surface(mesh: Mesh, count: int, seed: int) -> Float[np.ndarray, "n 3"]:
@@ -53,29 +54,8 @@ def color_error(prediction: Mesh, target: Mesh, points: int, seed: int = 0) -> d
 
 
 def distance_to_surface(points: Float[np.ndarray, "n 3"], mesh: Mesh) -> Float[np.ndarray, "n"]:
-    """Exact distance of each point to the nearest point of the surface.
-
-    Faces are cut into small pieces. A piece reaches at most `reach` from its centre, so once the best of the k
-    nearest centres is closer than the last of them less `reach`, no other piece can be nearer; else k grows.
-    """
-    from scipy.spatial import cKDTree
-
-    pieces = _cut(mesh.vertices[mesh.faces], MAX_PIECE * _largest_side(mesh))
-    centers = pieces.mean(axis=1)
-    reach = np.linalg.norm(pieces - centers[:, None], axis=2).max()
-    tree = cKDTree(centers)
-    nearest = np.full(len(points), np.inf)
-    open_points, count = np.arange(len(points)), min(8, len(centers))
-    while len(open_points):
-        unsettled = []
-        for part in np.array_split(open_points, -(-len(open_points) * count // CHUNK)):
-            bound, candidates = tree.query(points[part], k=np.arange(1, count + 1))
-            best = _distance_to_triangles(points[part, None], pieces[candidates]).min(axis=1)
-            nearest[part] = best
-            unsettled.append(part[best + reach > bound[:, -1]])
-        open_points = np.concatenate(unsettled) if count < len(centers) else []
-        count = min(4 * count, len(centers))
-    return nearest
+    """Exact distance of each point to the nearest point of the surface."""
+    return FaceTree(_cut(mesh.vertices[mesh.faces], MAX_PIECE * _largest_side(mesh))).distances(points)
 
 
 def occupancy(mesh: Mesh, low: np.ndarray, cell: float, voxels: int) -> Bool[np.ndarray, "n n n"]:
@@ -241,23 +221,6 @@ def _cut(triangles: np.ndarray, side: float) -> np.ndarray:
         middle = (a + b) / 2
         triangles = np.concatenate([np.stack([a, middle, c], axis=1), np.stack([middle, b, c], axis=1)])
     return np.concatenate(small)
-
-
-def _distance_to_triangles(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Distance of points (n 1 3) to triangles (n k 3 3): to the plane where the foot lies inside, else to an edge."""
-    a, b, c = np.moveaxis(triangles, 2, 0)
-    normal = np.cross(b - a, c - a)
-    length = np.linalg.norm(normal, axis=-1)
-    inside = length > 0
-    squared = np.full(length.shape, np.inf)
-    for p, q in ((a, b), (b, c), (c, a)):
-        edge, offset = q - p, points - p
-        along = (offset * edge).sum(-1) / np.maximum((edge * edge).sum(-1), 1e-300)
-        away = offset - np.clip(along, 0, 1)[..., None] * edge
-        squared = np.minimum(squared, (away * away).sum(-1))
-        inside &= (np.cross(edge, offset) * normal).sum(-1) >= 0
-    height = np.abs(((points - a) * normal).sum(-1)) / np.maximum(length, 1e-300)
-    return np.where(inside, height, np.sqrt(squared))
 
 
 def _cross_2d(a: np.ndarray, b: np.ndarray) -> np.ndarray:

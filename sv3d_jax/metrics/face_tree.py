@@ -1,0 +1,115 @@
+"""The nearest point of many triangles: a tree of discs around them. Plain NumPy, in bounded memory."""
+
+import numpy as np
+
+from sv3d_jax.arrays import Float
+
+CHUNK = 2**15  # pairs of a point and a disc at a time
+LEAF = 4  # triangles at least
+
+
+class FaceTree:
+    """Triangles, halved by the place of their centres until few are left in each group."""
+
+    def __init__(self, triangles: Float[np.ndarray, "t 3 3"]):
+        centers = triangles.mean(axis=1)
+        self.triangles = triangles
+        depth = max(len(triangles) // LEAF, 1).bit_length() - 1
+        leaf = -(-len(triangles) // 2**depth)
+        order = np.resize(
+            np.arange(len(triangles)), leaf * 2**depth
+        )  # some triangles twice, to fill the groups
+        self.levels = []
+        for level in range(depth + 1):
+            groups = order.reshape(2**level, -1)
+            self.levels.append(_discs(triangles[groups].reshape(len(groups), -1, 3)))
+            if level < depth:
+                axis = np.ptp(centers[groups], axis=1).argmax(axis=1)
+                along = np.argpartition(centers[groups, axis[:, None]], groups.shape[1] // 2, axis=1)
+                order = np.take_along_axis(groups, along, axis=1).ravel()
+        self.leaves = order.reshape(2**depth, leaf)
+        self.levels.append(_discs(triangles[order]))
+
+    def distances(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
+        """Exact distance of each point to the nearest triangle.
+
+        A disc begins no farther away than all its triangles, and its centre lies on one of them: only discs that
+        begin nearer than the nearest such centre are opened.
+        """
+        best = np.full(len(points), np.inf)
+        todo = [(0, np.arange(len(points)), np.zeros(len(points), np.intp))]
+        while todo:
+            level, point, group = todo.pop()
+            if len(point) > CHUNK:
+                todo += [
+                    (level, *part)
+                    for part in zip(*(np.array_split(a, 2) for a in (point, group)), strict=True)
+                ]
+                continue
+            begin, center = _bounds(points.take(point, axis=0), self.levels[level].take(group, axis=0))
+            np.minimum.at(best, point, center)
+            near = begin <= best[point]
+            point, group = point[near], group[near]
+            if level == len(self.levels) - 1:
+                triangle = self.leaves.ravel()[group]
+                np.minimum.at(best, point, distance_to_triangles(points[point], self.triangles[triangle]))
+            elif len(point):
+                width = self.leaves.shape[1] if level == len(self.levels) - 2 else 2
+                group = (group[:, None] * width + np.arange(width)).ravel()
+                todo.append((level + 1, np.repeat(point, width), group))
+        return best
+
+
+def distance_to_triangles(
+    points: Float[np.ndarray, "n 3"], triangles: Float[np.ndarray, "n 3 3"]
+) -> Float[np.ndarray, "n"]:
+    """Distance of each point to its triangle: to the plane where the foot lies inside, else to an edge."""
+    a, b, c = np.moveaxis(triangles, 1, 0)
+    normal = np.cross(b - a, c - a)
+    length = np.linalg.norm(normal, axis=-1)
+    inside = length > 0
+    squared = np.full(length.shape, np.inf)
+    for p, q in ((a, b), (b, c), (c, a)):
+        edge, offset = q - p, points - p
+        along = _dot(offset, edge) / np.maximum(_dot(edge, edge), 1e-300)
+        away = offset - np.clip(along, 0, 1)[..., None] * edge
+        squared = np.minimum(squared, _dot(away, away))
+        inside &= _dot(np.cross(edge, offset), normal) >= 0
+    height = np.abs(_dot(points - a, normal)) / np.maximum(length, 1e-300)
+    return np.where(inside, height, np.sqrt(squared))
+
+
+def _discs(vertices: np.ndarray) -> np.ndarray:
+    """Thick discs (n 8) around the triangles that vertices (n k 3) make: centre, axis, radius, half the thickness.
+
+    A disc is centred on a triangle and thinnest across the direction in which the vertices spread least, so that one
+    around a flat patch lies close to it from wherever it is seen.
+    """
+    middle = 0.5 * (vertices.min(axis=1) + vertices.max(axis=1))
+    centers = vertices.reshape(len(vertices), -1, 3, 3).mean(axis=2)
+    nearest = np.linalg.norm(centers - middle[:, None], axis=2).argmin(axis=1)
+    center = centers[np.arange(len(centers)), nearest]
+    offset = vertices - center[:, None]
+    axis = np.linalg.eigh(np.einsum("nki,nkj->nij", offset, offset))[1][:, :, 0]
+    height = np.einsum("nki,ni->nk", offset, axis)
+    lateral = np.sqrt(np.maximum(_dot(offset, offset) - height**2, 0))
+    sizes = lateral.max(axis=1), np.abs(height).max(axis=1)
+    return np.concatenate([center, axis, np.stack(sizes, axis=1)], axis=1)
+
+
+def _bounds(points: np.ndarray, discs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distances of points (n 3), each to its disc (less what may be rounding) and to the middle of the disc."""
+    x, y, z = points.T
+    cx, cy, cz, ax, ay, az, radius, half_thickness = discs.T
+    x, y, z = x - cx, y - cy, z - cz
+    height = np.abs(x * ax + y * ay + z * az)
+    squared = x * x + y * y + z * z
+    lateral = np.sqrt(np.maximum(squared - height * height, 0))
+    above = np.maximum(height - half_thickness, 0)
+    beyond = np.maximum(lateral - radius, 0)
+    begin = np.sqrt(above * above + beyond * beyond) * (1 - 1e-9) - 1e-9 * radius
+    return begin, np.sqrt(squared)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.einsum("...i,...i->...", a, b)
