@@ -15,12 +15,8 @@ from sv3d_jax.io.surfaces import FILE_FROM_WORLD, png
 # Numbers of glTF, as OpenGL has them.
 _COMPONENT_TYPES = {"<u2": 5123, "<u4": 5125, "<f4": 5126}
 _VERTICES, _INDICES = 34962, 34963
-_SAMPLER = {
-    "magFilter": 9729,
-    "minFilter": 9987,
-    "wrapS": 33071,
-    "wrapT": 33071,
-}  # bilinear, clamped at the edge
+# Bilinear, clamped at the edges.
+_SAMPLER = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071}
 
 
 def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
@@ -38,9 +34,8 @@ def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
     }
     if mesh.vertex_colors is not None:
         linear = linear_from_srgb(np.clip(mesh.vertex_colors, 0.0, 1.0).astype(np.float64))
-        opaque = np.pad(
-            linear, ((0, 0), (0, 1)), constant_values=1.0
-        )  # keeps every vertex at a multiple of four bytes
+        # With an alpha of 1, every vertex starts at a multiple of four bytes.
+        opaque = np.pad(linear, ((0, 0), (0, 1)), constant_values=1.0)
         attributes["COLOR_0"] = glb.vertices(np.round(65535 * opaque).astype("<u2"))
     base: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     pictures: dict[str, Any] = {}

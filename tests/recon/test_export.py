@@ -197,6 +197,18 @@ def test_usdz_holds_the_surface_and_its_picture(baked, tmp_path):
     assert picture.endswith("[mesh.png]")
 
 
+def test_usdz_passes_the_checks_of_its_makers(baked, tmp_path):
+    from pxr import Usd, UsdGeom, UsdValidation
+
+    write_mesh(tmp_path / "mesh.usdz", baked)
+    stage = Usd.Stage.Open(str(tmp_path / "mesh.usdz"))
+    checks = UsdValidation.ValidationRegistry().GetOrLoadAllValidators()
+    errors = UsdValidation.ValidationContext(checks).Validate(stage)
+    assert len(checks) > 20 and [error.GetErrorAsString() for error in errors] == []
+    assert UsdGeom.GetStageMetersPerUnit(stage) == 1.0
+    assert UsdGeom.Mesh.Get(stage, "/object/mesh").GetNormalsInterpolation() == UsdGeom.Tokens.vertex
+
+
 def test_usdz_is_byte_identical_when_written_again(baked, tmp_path):
     for name in ("a.usdz", "b.usdz"):
         write_mesh(tmp_path / name, baked)
