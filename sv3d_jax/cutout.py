@@ -77,7 +77,7 @@ def ways() -> dict[str, str]:
         "alpha, plain border, --mask": "always",
         "--box": f"OpenCV {_version('opencv-python-headless')}" if find_spec("cv2") else INSTALL_PHOTOS,
         "--background remove": rembg if has_rembg() else INSTALL_REMBG,
-        "HEIC": f"pillow-heif {_version('pillow-heif')}" if find_spec("pillow_heif") else INSTALL_PHOTOS,
+        "HEIC": f"pi-heif {_version('pi-heif')}" if find_spec("pi_heif") else INSTALL_PHOTOS,
     }
 
 

@@ -148,14 +148,14 @@ def _read_bytes(path: Path) -> bytes:
 def _open(data: bytes) -> Image.Image:
     """The picture with its size known and its pixels not yet decoded.
 
-    HEIC is read by a class of pillow-heif; its registration would open it to every other user of Pillow.
+    HEIC is read by a class of pi-heif; its registration would open it to every other user of Pillow.
     """
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
-        if not (_is_heic(data) and find_spec("pillow_heif")):
+        if not (_is_heic(data) and find_spec("pi_heif")):
             raise
-        return importlib.import_module("pillow_heif").HeifImageFile(io.BytesIO(data))
+        return importlib.import_module("pi_heif").HeifImageFile(io.BytesIO(data))
 
 
 def _is_heic(data: bytes) -> bool:
@@ -163,8 +163,8 @@ def _is_heic(data: bytes) -> bool:
 
 
 def _hint(data: bytes) -> str:
-    if _is_heic(data) and not find_spec("pillow_heif"):
-        return 'pip install "sv3d_jax[photos]" to read HEIC (pillow-heif), or save it as JPEG or PNG'
+    if _is_heic(data) and not find_spec("pi_heif"):
+        return 'pip install "sv3d_jax[photos]" to read HEIC (pi-heif), or save it as JPEG or PNG'
     return "PNG, JPEG, WebP, AVIF, TIFF, GIF and BMP are read"
 
 

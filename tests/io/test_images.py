@@ -389,7 +389,7 @@ def test_heic_without_its_reader_names_the_install_line(tmp_path, monkeypatch):
 
 
 def test_the_size_of_a_heic_picture_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
-    (tmp_path / "pillow_heif.py").write_text(
+    (tmp_path / "pi_heif.py").write_text(
         "from PIL import Image\n"
         "class HeifImageFile(Image.Image):\n"
         "    format = 'HEIF'\n"
@@ -400,15 +400,16 @@ def test_the_size_of_a_heic_picture_is_checked_before_it_is_decoded(tmp_path, mo
         "        raise AssertionError('decoded')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "pillow_heif", raising=False)
+    monkeypatch.delitem(sys.modules, "pi_heif", raising=False)
     (tmp_path / "phone.heic").write_bytes(HEIC)
     with pytest.raises(InputError, match="9000x9000 = 81 megapixels"):
         read_picture(tmp_path / "phone.heic")
-    sys.modules.pop("pillow_heif")
+    sys.modules.pop("pi_heif")
 
 
 def test_heic_is_read_upright_and_not_opened_to_others(tmp_path):
-    heif = pytest.importorskip("pillow_heif")
+    import pillow_heif as heif
+
     exif = Image.Exif()
     exif[0x0112] = 6
     file = heif.from_pillow(Image.fromarray(GRADIENT))
@@ -421,7 +422,8 @@ def test_heic_is_read_upright_and_not_opened_to_others(tmp_path):
 
 
 def test_a_damaged_heic_picture_is_refused(tmp_path):
-    heif = pytest.importorskip("pillow_heif")
+    import pillow_heif as heif
+
     path = tmp_path / "phone.heic"
     heif.from_pillow(Image.fromarray(GRADIENT)).save(path)
     path.write_bytes(path.read_bytes()[:-40])
@@ -430,7 +432,8 @@ def test_a_damaged_heic_picture_is_refused(tmp_path):
 
 
 def test_the_main_one_of_several_heic_pictures_is_read(tmp_path):
-    heif = pytest.importorskip("pillow_heif")
+    import pillow_heif as heif
+
     file = heif.from_pillow(Image.new("RGB", (48, 40), "#ff0000"))
     file.add_from_pillow(Image.new("RGB", (48, 40), "#0000ff"))
     file.save(tmp_path / "burst.heic", primary_index=1)

@@ -61,7 +61,6 @@ UNDONE = {
 
 @pytest.mark.parametrize("model", UNDONE)
 def test_pictures_are_those_of_a_pinhole_at_the_same_place(model):
-    pytest.importorskip("cv2")
     distort, terms = UNDONE[model]
     columns, rows = pixel_centres()
     x, y = distort((columns - CENTER[0]) / FOCAL[0], (rows - CENTER[1]) / FOCAL[1], **terms)
@@ -76,7 +75,6 @@ def test_pictures_are_those_of_a_pinhole_at_the_same_place(model):
 
 
 def test_without_alpha_what_leaves_the_picture_is_white():
-    pytest.importorskip("cv2")
     black = Picture(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     found = undistorted(black, lens(k1=0.8), "view")
     assert found.alpha is None
@@ -84,7 +82,6 @@ def test_without_alpha_what_leaves_the_picture_is_white():
 
 
 def test_a_fold_of_the_polynomial_shows_nothing_twice():
-    pytest.importorskip("cv2")
     opaque = np.full((HEIGHT, WIDTH), 255, np.uint8)
     wide = Lens((40.0, 40.0), (64.0, 48.0), (WIDTH, HEIGHT), "OPENCV", {"k1": -0.3})
     found = undistorted(ramp(opaque), wide, "view")
@@ -96,7 +93,6 @@ def test_a_fold_of_the_polynomial_shows_nothing_twice():
 
 
 def test_colours_do_not_bleed_into_what_is_transparent():
-    pytest.importorskip("cv2")
     alpha = np.where(np.arange(WIDTH) < 64, 255, 0).astype(np.uint8) * np.ones((HEIGHT, 1), np.uint8)
     rgb = np.where(alpha[..., None] > 0, [200, 10, 10], [0, 255, 0]).astype(np.uint8)
     found = undistorted(Picture(rgb, alpha), lens(k1=0.1), "view")

@@ -114,7 +114,6 @@ def test_distortion_is_refused_by_name_without_opencv(tmp_path, monkeypatch, cas
 
 @pytest.mark.parametrize("case", ["transforms/ns_k", "transforms/ns_fish", "reports/fisheye"])
 def test_undistorted_pictures_have_the_pinholes_of_the_file(tmp_path, case):
-    pytest.importorskip("cv2")
     with pytest.warns(CameraWarning, match="undistorted"):
         views = read_views(copy_case(case, tmp_path))
     np.testing.assert_allclose(views.focal_px, 105.32440196222689, rtol=1e-9)
