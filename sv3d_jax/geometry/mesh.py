@@ -21,9 +21,8 @@ class Materials:
     region: np.ndarray  # int32 k 4
     wrap: np.ndarray  # int32 k 2: REPEAT, CLAMP or MIRROR
     nearest: np.ndarray  # bool k: texels with hard edges instead of bilinear ones
-    cutoff: (
-        np.ndarray
-    )  # float32 k: holes where alpha is less; OPAQUE: alpha is ignored, BLEND: it is composited
+    cutoff: np.ndarray  # float32 k: holes where alpha is less; OPAQUE: it is ignored, BLEND: composited
+    one_sided: np.ndarray  # bool k: not seen from behind; of those that are composited
     vertex_alpha: np.ndarray | None = None  # float32 v in [0, 1]
     texture_alpha: np.ndarray | None = None  # uint8 h w
 

@@ -98,6 +98,7 @@ def _with_materials(mesh: Mesh, parts: list[Part], colors: np.ndarray, source: S
         wrap=np.array([[_WRAP[way] for way in material.wrap] for material in rows.values()], np.int32),
         nearest=np.array([material.nearest for material in rows.values()]),
         cutoff=np.array(list(cutoffs.values()), np.float32),
+        one_sided=np.array([material.one_sided and material.alpha == "blend" for material in rows.values()]),
     )
     seen_through = any(cutoff != OPAQUE for cutoff in cutoffs.values())
     texture = np.full((*size, 3), 255, np.uint8) if shown else None

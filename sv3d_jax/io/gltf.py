@@ -10,7 +10,7 @@ import numpy as np
 from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import FILE_FROM_WORLD, png
+from sv3d_jax.io.surfaces import FILE_FROM_WORLD, png, refuse_materials
 
 # Numbers of glTF, as OpenGL has them.
 _COMPONENT_TYPES = {"<u2": 5123, "<u4": 5125, "<f4": 5126}
@@ -26,6 +26,7 @@ def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
     of the vertices, each gets the mean of its own faces: vertices at one place, as at the seams of a texture, are then
     shaded apart.
     """
+    refuse_materials(mesh)
     glb = _Glb()
     normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     attributes = {

@@ -377,7 +377,9 @@ class _Colors:
         alpha = self.material.get("alphaMode", "OPAQUE")
         if alpha in ("MASK", "BLEND"):
             cutoff = number(self.material, "alphaCutoff", self.where, 0.5)
-            look = look._replace(material=replace(look.material, alpha=alpha.lower(), cutoff=cutoff))
+            one_sided = self.material.get("doubleSided") is not True
+            changes = {"alpha": alpha.lower(), "cutoff": cutoff, "one_sided": one_sided}
+            look = look._replace(material=replace(look.material, **changes))
         for name in ("KHR_materials_transmission", "KHR_materials_diffuse_transmission"):
             share = as_object(self.extensions.get(name, {}), self.where)
             if any(share.get(key) for key in ("transmissionFactor", "diffuseTransmissionFactor")):

@@ -17,7 +17,7 @@ from sv3d_jax.io.gltf_scene import read_gltf
 from sv3d_jax.io.obj import write_obj
 from sv3d_jax.io.obj_reader import read_obj
 from sv3d_jax.io.ply import stated_axes, write_ply
-from sv3d_jax.io.ply_reader import read_ply
+from sv3d_jax.io.ply_reader import MAX_HEADER_BYTES, read_ply
 from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Part, Source, Up, world_from_file
 from sv3d_jax.io.usd import write_usdz
 
@@ -25,6 +25,7 @@ __all__ = [
     "MESH_SUFFIXES",
     "read_mesh",
     "world_from_file",
+    "world_from_mesh_file",
     "write_glb",
     "write_obj",
     "write_ply",
@@ -55,9 +56,8 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     source = Source(path)
     try:
-        stated = stated_axes(data) if suffix == ".ply" else None
-        turn = world_from_file(up) if stated is None else stated
-        return _checked(merge_parts(_drawn(_read_parts(data, suffix, source)), turn, source))
+        parts = _drawn(_read_parts(data, suffix, source))
+        return _checked(merge_parts(parts, world_from_mesh_file(path, up), source))
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from None
     except MemoryError:
@@ -66,6 +66,17 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
         raise InputError(
             f"{path} is damaged: it does not follow its format", hint="-v shows where"
         ) from error
+
+
+def world_from_mesh_file(path: str | Path, up: Up = "y") -> np.ndarray:
+    """The rotation (4, 4) that `read_mesh` turns a file's coordinates by: what the file states, else as `up` says."""
+    path = Path(path)
+    if path.suffix.lower() == ".ply":
+        with path.open("rb") as file:
+            stated = stated_axes(file.read(MAX_HEADER_BYTES))
+        if stated is not None:
+            return stated
+    return world_from_file(up)
 
 
 def _read_parts(data: bytes, suffix: str, source: Source) -> list[Part]:

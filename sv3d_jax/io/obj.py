@@ -6,7 +6,7 @@ import numpy as np
 
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import png, y_up
+from sv3d_jax.io.surfaces import png, refuse_materials, y_up
 
 
 def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
@@ -15,6 +15,7 @@ def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
     Without `normals` (v 3) of the vertices, each gets the mean of its own faces. Places and normals that several
     vertices share are written once, so that programs see one connected surface across the seams of a texture.
     """
+    refuse_materials(mesh)
     path = Path(path)
     normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     rows = y_up(mesh.vertices)

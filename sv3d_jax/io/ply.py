@@ -6,7 +6,7 @@ import numpy as np
 
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import Up, to_uint8, world_from_file
+from sv3d_jax.io.surfaces import Up, refuse_materials, to_uint8, world_from_file
 
 # What a header says of the axes, and the way from them to the world. With z up a program that maps glTF's axes
 # (x, y, z) to its own (x, -z, y), as Blender does, shows the file the same way round as a GLB.
@@ -25,6 +25,7 @@ def write_ply(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None, u
     Without `normals` (v 3) of the vertices, each gets the mean of its own faces. `up`: "y", with the front at +z as in
     a GLB, or "z", with the front at -y, as Blender has them.
     """
+    refuse_materials(mesh)
     axes, world_from_ply = AXES[up]
     normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     colors = mesh.vertex_colors

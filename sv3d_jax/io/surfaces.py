@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.geometry.mesh import Mesh
 
 Up = Literal["y", "z"]
 Wrap = Literal["repeat", "clamp", "mirror"]
@@ -39,6 +40,7 @@ class Material:
     nearest: bool = False  # texels with hard edges instead of bilinear ones
     alpha: Literal["opaque", "mask", "blend"] = "opaque"
     cutoff: float = 0.5  # of "mask": where alpha is less there is a hole
+    one_sided: bool = False  # of "blend": not seen from behind
 
 
 @dataclass(eq=False)
@@ -112,6 +114,15 @@ def world_from_file(up: Up) -> np.ndarray:
 def y_up(vectors: np.ndarray) -> np.ndarray:
     """Vectors (n 3) of the world in the axes of a file with y up: (x, y, z) becomes (y, z, x)."""
     return vectors @ FILE_FROM_WORLD[:3, :3].T
+
+
+def refuse_materials(mesh: Mesh) -> None:
+    """Raise InputError for a mesh whose materials a written file would lose."""
+    if mesh.materials is not None:
+        raise InputError(
+            "a mesh with materials of a file that was read cannot be written",
+            hint="give it colours at its vertices, or one texture that each face shows once",
+        )
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:

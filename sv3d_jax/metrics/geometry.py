@@ -9,7 +9,7 @@ import numpy as np
 from sv3d_jax.arrays import Bool, Float
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io.meshes import read_mesh
+from sv3d_jax.io.meshes import read_mesh, world_from_mesh_file
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.metrics.config import EvalMeshConfig
@@ -194,7 +194,8 @@ def _target(config: EvalMeshConfig) -> Mesh:
             f"{config.orbit} does not say where the object stood (object_to_world)",
             hint="only rendered orbits do: sv3d data render",
         )
-    mesh = read_mesh(config.target, up="z")  # the coordinates of the file as they are, which the matrix maps
+    matrix = matrix @ world_from_mesh_file(config.target).T  # from the coordinates of the file as they are
+    mesh = read_mesh(config.target)
     return replace(mesh, vertices=mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])
 
 

@@ -25,6 +25,7 @@ class Appearance(NamedTuple):
     wrap: Int[Array, "k 2"] | None
     nearest: Bool[Array, "k"] | None
     cutoff: Float[Array, "k"] | None
+    one_sided: Bool[Array, "k"] | None
 
     @property
     def see_through(self) -> bool:
@@ -44,16 +45,14 @@ def appearance_of(mesh: Mesh) -> Appearance:
     )
     if materials is None:
         if texture is None:
-            return Appearance(colors, *[None] * 9)
+            return Appearance(colors, *[None] * 10)
         height, width = texture.shape[:2]
         region, wrap = np.array([[0, 0, width, height]], np.int32), np.full((1, 2), CLAMP, np.int32)
-        nearest, cutoff = np.zeros(1, bool), np.full(1, OPAQUE, np.float32)
-        return Appearance(colors, None, uv, texture, None, None, region, wrap, nearest, cutoff)
+        no, cutoff = np.zeros(1, bool), np.full(1, OPAQUE, np.float32)
+        return Appearance(colors, None, uv, texture, None, None, region, wrap, no, cutoff, no)
     m = materials
-    alphas = m.vertex_alpha, m.texture_alpha
-    return Appearance(
-        colors, alphas[0], uv, texture, alphas[1], m.of_face, m.region, m.wrap, m.nearest, m.cutoff
-    )
+    drawn = m.of_face, m.region, m.wrap, m.nearest, m.cutoff, m.one_sided
+    return Appearance(colors, m.vertex_alpha, uv, texture, m.texture_alpha, *drawn)
 
 
 def seen_colors(
@@ -61,10 +60,12 @@ def seen_colors(
     faces: Int[Array, "t 3"],
     face_id: Int[Array, "*n"],
     weights: Float[Array, "*n 3"],
+    from_behind: Bool[Array, "*n"] | None = None,
 ) -> tuple[Float[Array, "*n 3"], Float[Array, "*n"]]:
     """Display colour and alpha of points on faces, given by the weights of the faces' vertices.
 
     Alpha is 1 on opaque faces, and 0 or 1 where a material has a cutoff. A negative face id counts as face 0.
+    Where a face is seen `from_behind` and its material has one side, alpha is 0.
     """
     look, faces = jax.tree.map(jnp.asarray, (look, faces))
     face_id, weights = jnp.maximum(face_id, 0), jnp.asarray(weights)
@@ -86,6 +87,8 @@ def seen_colors(
     if look.see_through:
         cutoff = look.cutoff[material]
         alpha = jnp.where(cutoff == BLEND, alpha, (alpha >= cutoff).astype(alpha.dtype))
+        if from_behind is not None:
+            alpha = jnp.where(look.one_sided[material] & from_behind, 0.0, alpha)
     else:
         alpha = jnp.ones(face_id.shape)
     return srgb_from_linear(jnp.clip(color, 0.0, 1.0)), alpha

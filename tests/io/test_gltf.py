@@ -410,6 +410,18 @@ def test_half_transparent_surfaces_show_what_is_behind(tmp_path):
     assert np.abs(middle - [128, 0, 128, 255]).max() <= 1
 
 
+def test_shells_that_shine_through_are_seen_from_their_front_alone_if_the_file_says_so(tmp_path):
+    shown = {}
+    for two_sided in (False, True):
+        material = {"pbrMetallicRoughness": {"baseColorFactor": [1, 0, 0, 0.5]}}
+        material |= {"alphaMode": "BLEND", "doubleSided": two_sided}
+        path = quad(lambda b, material=material: material, tmp_path)
+        cameras = custom_orbit([0.0, 180.0, 0.0], 0.0, 3)
+        alphas = render_orbit(to_world(read_mesh(path)), cameras, 32)[1]
+        shown[two_sided] = [int(alphas[view, 16, 16]) for view in (0, 1)]  # front, back
+    assert shown == {False: [128, 0], True: [128, 128]}
+
+
 def test_an_opaque_material_ignores_its_alpha(tmp_path):
     path = quad(lambda b: {"pbrMetallicRoughness": {"baseColorFactor": [1, 0, 0, 0.2]}}, tmp_path)
     assert (front(path)[32, 32] == [255, 0, 0, 255]).all()

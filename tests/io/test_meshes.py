@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sv3d_jax.io.ply import stated_axes
 from sv3d_jax.io.surfaces import Source
 from sv3d_jax.render.appearance import appearance_of, seen_colors
 
+CASES = Path(__file__).parents[1] / "cases" / "meshes"
 VERTICES = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
 FACES = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32)
 COLORS = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]], np.float32)
@@ -46,6 +48,15 @@ def test_textured_glb_comes_back(tmp_path):
     assert np.array_equal(mesh.texture / np.float32(255), TEXTURED.texture)
     np.testing.assert_allclose(mesh.uv, TEXTURED.uv, atol=1e-6)
     assert mesh.vertex_colors is None
+
+
+@pytest.mark.parametrize("write, suffix", [(write_glb, "glb"), (write_ply, "ply"), (write_obj, "obj")])
+def test_materials_that_a_file_would_lose_are_not_written(tmp_path, write, suffix):
+    mesh = read_mesh(CASES / "repeat64.glb")
+    assert mesh.materials is not None
+    with pytest.raises(InputError, match="materials"):
+        write(tmp_path / f"a.{suffix}", mesh)
+    assert not list(tmp_path.iterdir())
 
 
 def test_glb_is_byte_identical_when_written_again(tmp_path):

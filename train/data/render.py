@@ -243,7 +243,7 @@ def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:
 
 def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
     """Render one mesh, unless that is done; the number of its faces, and what of its file was left out."""
-    from sv3d_jax.io.meshes import read_mesh, world_from_file
+    from sv3d_jax.io.meshes import read_mesh, world_from_mesh_file
     from sv3d_jax.io.outputs import RUN_FILE, OutputFolder
 
     try:
@@ -268,7 +268,9 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
         matrix = object_to_world(mesh)
         with folder:
             placed = _moved(mesh, matrix)
-            _write_render(config, folder, task.seed, placed, matrix @ world_from_file(config.up), facts)
+            _write_render(
+                config, folder, task.seed, placed, matrix @ world_from_mesh_file(task.mesh, config.up), facts
+            )
     return facts
 
 
@@ -377,6 +379,7 @@ def _padded_surface(mesh: Mesh) -> _Surface:
             wrap=of_materials(look.wrap),
             nearest=of_materials(look.nearest),
             cutoff=of_materials(look.cutoff),
+            one_sided=of_materials(look.one_sided),
         ),
     )
 
@@ -405,11 +408,13 @@ def _render_orbit(surface, camera_to_world, focal, center, light, *, size, super
     def seen(camera, screen, face_id):
         """Lit colour, alpha and depth of the points of the faces; alpha 0 on the background."""
         fragments = Fragments(face_id, *surface_points(screen, surface.faces, face_id))
-        color, alpha = seen_colors(surface.look, surface.faces, face_id, fragments.barycentrics)
+        towards = camera[:3, 3] - surface.vertices[surface.faces[:, 0]]
+        of_face = jnp.maximum(face_id, 0)
+        from_behind = ((outwards * towards).sum(-1) < 0)[of_face]
+        look, weights = surface.look, fragments.barycentrics
+        color, alpha = seen_colors(look, surface.faces, face_id, weights, from_behind)
         if light is not None:
-            towards = camera[:3, 3] - surface.vertices[surface.faces[:, 0]]
-            of_face = jnp.maximum(face_id, 0)
-            front = jnp.where((outwards * towards).sum(-1) >= 0, 1.0, -1.0)[of_face]
+            front = jnp.where(from_behind, -1.0, 1.0)
             smooth = seen_shading_normals(normals, surface.faces, fragments)
             if surface.normals is not None:  # zeros stand for the face's own
                 smooth = jnp.where((smooth == 0).all(-1, keepdims=True), outwards[of_face], smooth)

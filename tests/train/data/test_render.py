@@ -27,6 +27,23 @@ AZIMUTHS = np.array([[90.0, 200.0, 0.0], [10.0, 350.0, 0.0]])
 ELEVATIONS = np.full_like(AZIMUTHS, 20.0)
 
 
+def test_object_to_world_follows_the_axes_that_a_ply_states(tmp_path):
+    from sv3d_jax.io.ply import write_ply
+
+    vertices = np.array([[0, 0, 0], [3, 0, 0], [0, 2, 0], [0, 0, 1.0]])
+    mesh = Mesh(vertices, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]], np.int32))
+    in_world = []
+    for up in ("y", "z"):
+        write_ply(tmp_path / f"{up}.ply", mesh, up=up)
+        config = RenderConfig(meshes=(tmp_path / f"{up}.ply",), output=tmp_path / up, size=16, frames=3)
+        run_render(config, NullProgress())
+        matrix = read_orbit(tmp_path / up).object_to_world
+        rows = (tmp_path / f"{up}.ply").read_bytes().split(b"end_header\n")[1]
+        stored = np.frombuffer(rows, "<f4", 24).reshape(4, 6)[:, :3]
+        in_world.append(stored @ matrix[:3, :3].T + matrix[:3, 3])
+    np.testing.assert_allclose(*in_world, atol=1e-6)
+
+
 def test_farthest_vertex_lies_on_the_object_ball():
     world = to_world(figure_mesh(3)).vertices
     np.testing.assert_allclose(np.linalg.norm(world, axis=1).max(), OBJECT_RADIUS)
