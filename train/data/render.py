@@ -195,9 +195,30 @@ def _named_meshes(given: Path) -> list[tuple[str, Path]]:
             raise InputError(f"{given} holds no mesh", hint=f"known: {', '.join(MESH_SUFFIXES)}")
         return [(path.relative_to(given).with_suffix("").as_posix(), path) for path in files]
     if given.suffix == ".txt":
-        lines = [line.strip() for line in given.read_text(encoding="utf-8").splitlines()]
-        return [(Path(line).stem, given.parent / line) for line in lines if line]
+        return [(Path(line).stem, given.parent / line) for line in _lines(given)]
     return [(given.stem, given)]
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a list of files that are not empty."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    lines = []
+    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise InputError(
+                f"{path}, line {number}, is not UTF-8 text", hint="save the list as UTF-8"
+            ) from None
+        if "\0" in text:
+            raise InputError(f"{path}, line {number}, has a null byte, as no file name does")
+        lines += [text] if text else []
+    if not lines:
+        raise InputError(f"{path} names no mesh", hint="a list names one file a line, relative to itself")
+    return lines
 
 
 def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, dict[str, Any] | SV3DError]]:

@@ -235,6 +235,29 @@ class TestVerb:
         assert [entry["orbit"].name for entry in result["rendered"]] == ["one", "two"]
         assert len(result["left_out"]) == 1 and "absent.glb cannot be read" in result["left_out"][0]
 
+    @pytest.mark.parametrize(
+        "content, words",
+        [
+            (b"", "list.txt names no mesh"),
+            (b" \n\r\n", "list.txt names no mesh"),
+            (b"one.glb\ncaf\xe9.glb\n", "list.txt, line 2, is not UTF-8 text"),
+            ("one.glb\n".encode("utf-16"), "list.txt, line 1, is not UTF-8 text"),
+            (b"one.glb\n\na\0.glb\n", "list.txt, line 3, has a null byte"),
+            (None, "list.txt cannot be read"),
+        ],
+    )
+    def test_a_bad_list_is_an_error_that_names_it(self, tmp_path, mesh_folder, content, words):
+        if content is not None:
+            (mesh_folder / "list.txt").write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            _render(tmp_path / "out", mesh_folder / "list.txt")
+
+    def test_a_list_may_begin_with_a_byte_order_mark_and_names_may_have_any_letters(self, tmp_path):
+        path = tmp_path / "list.txt"
+        path.write_text("café.glb\r\n", encoding="utf-8-sig")
+        config = RenderConfig(meshes=(path,), output=tmp_path)
+        assert [task.mesh.name for task in module._tasks(config)] == ["café.glb"]
+
     def test_bad_meshes_of_a_folder_are_named_and_left_out(self, tmp_path, mesh_folder):
         (mesh_folder / "bad.glb").write_bytes(b"glTF")
         result = _render(tmp_path / "out", mesh_folder)
