@@ -138,7 +138,9 @@ def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[
         read_hdr(path)  # a bad one is refused before any mesh is rendered
     if config.frames % NUM_FRAMES:
         make_orbit(config.orbit, config.frames, config.elevation)  # warns that it is not what SV3D sees
-    tasks = _tasks(config)
+    tasks, twice = _tasks(config)
+    for reason in twice:
+        progress.note(f"left out: {reason}")
     progress.stage("render", total=len(tasks))
     rendered, left_out = [], []
     for task, outcome in _outcomes(config, tasks):
@@ -154,7 +156,7 @@ def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[
         progress.advance()
     if not rendered:
         raise InputError(f"none of {len(tasks)} meshes can be rendered", hint=left_out[0])
-    return {"dry_run": config.dry_run, "rendered": rendered, "left_out": left_out}
+    return {"dry_run": config.dry_run, "rendered": rendered, "left_out": twice + left_out}
 
 
 class Task(NamedTuple):
@@ -165,15 +167,18 @@ class Task(NamedTuple):
     seed: int
 
 
-def _tasks(config: RenderConfig) -> list[Task]:
-    """Each mesh file with the folder of its orbit and its seed.
+def _tasks(config: RenderConfig) -> tuple[list[Task], list[str]]:
+    """Each mesh file with the folder of its orbit and its seed; and why files of a folder are left out.
 
     Seeds count up over files that are given one by one; in a folder or a list, where others come and go, a mesh
     keeps the seed that its name gives.
     """
     tasks: dict[str, Task] = {}
+    left_out = []
     for index, given in enumerate(config.meshes):
-        for name, path in _named_meshes(given):
+        named, reasons = _named_meshes(given)
+        left_out += reasons
+        for name, path in named:
             if name in tasks:
                 raise InputError(
                     f"{path}: several meshes are called {name}", hint="render them to different folders"
@@ -181,22 +186,39 @@ def _tasks(config: RenderConfig) -> list[Task]:
             offset = index if path == given else zlib.crc32(name.encode())
             tasks[name] = Task(path, config.output / name, (config.seed + offset) % 2**32)
     if len(config.meshes) == 1 and (only := next(iter(tasks.values()))).mesh == config.meshes[0]:
-        return [only._replace(directory=config.output)]
-    return list(tasks.values())
+        return [only._replace(directory=config.output)], left_out
+    return list(tasks.values()), left_out
 
 
-def _named_meshes(given: Path) -> list[tuple[str, Path]]:
-    """The meshes that a path means, with their names: itself, those below a folder, those that a list names."""
+def _named_meshes(given: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """The meshes that a path means, with their names: itself, those below a folder, those that a list names.
+
+    And why files of a folder are left out: it has the same mesh in another format.
+    """
     if given.is_dir():
-        from sv3d_jax.io.meshes import MESH_SUFFIXES
-
-        files = sorted(path for path in given.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
-        if not files:
-            raise InputError(f"{given} holds no mesh", hint=f"known: {', '.join(MESH_SUFFIXES)}")
-        return [(path.relative_to(given).with_suffix("").as_posix(), path) for path in files]
+        return _meshes_below(given)
     if given.suffix == ".txt":
-        return [(Path(line).stem, given.parent / line) for line in _lines(given)]
-    return [(given.stem, given)]
+        return [(Path(line).stem, given.parent / line) for line in _lines(given)], []
+    return [(given.stem, given)], []
+
+
+def _meshes_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+    """Of files with one name, the one whose format is the first of MESH_SUFFIXES."""
+    from sv3d_jax.io.meshes import MESH_SUFFIXES
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
+    if not files:
+        raise InputError(f"{folder} holds no mesh", hint=f"known: {', '.join(MESH_SUFFIXES)}")
+    named: dict[str, Path] = {}
+    for path in sorted(files, key=lambda path: MESH_SUFFIXES.index(path.suffix.lower())):
+        named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
+    chosen = {path: name for name, path in named.items()}
+    left_out = [
+        f"{path}: {named[path.relative_to(folder).with_suffix('').as_posix()].name} is rendered"
+        for path in files
+        if path not in chosen
+    ]
+    return [(chosen[path], path) for path in files if path in chosen], left_out
 
 
 def _lines(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh, write_glb
 from sv3d_jax.io.orbits import read_orbit
-from sv3d_jax.progress import NullProgress
+from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
 from sv3d_jax.train.data import render as module
 from sv3d_jax.train.data.config import RenderConfig
@@ -256,7 +256,32 @@ class TestVerb:
         path = tmp_path / "list.txt"
         path.write_text("café.glb\r\n", encoding="utf-8-sig")
         config = RenderConfig(meshes=(path,), output=tmp_path)
-        assert [task.mesh.name for task in module._tasks(config)] == ["café.glb"]
+        assert [task.mesh.name for task in module._tasks(config)[0]] == ["café.glb"]
+
+    def test_of_one_mesh_in_several_formats_a_folder_gives_the_first_known(
+        self, tmp_path, mesh_folder, capsys
+    ):
+        (mesh_folder / "one.obj").write_text("never read")
+        (mesh_folder / "deeper" / "two.PLY").write_text("never read")
+        (mesh_folder / "deeper" / "one.ply").write_text("of another name: deeper/one")
+        config = RenderConfig(meshes=(mesh_folder,), output=tmp_path / "out", frames=3, size=32)
+        result = run_render(config, Progress())
+        assert [entry["mesh"].name for entry in result["rendered"]] == ["two.glb", "one.glb"]
+        expected = [
+            f"{mesh_folder / 'deeper' / 'two.PLY'}: two.glb is rendered",
+            f"{mesh_folder / 'one.obj'}: one.glb is rendered",
+        ]
+        assert result["left_out"][:2] == expected and "one.ply" in result["left_out"][2]
+        said = capsys.readouterr().err
+        assert all(f"left out: {reason}" in said for reason in expected)
+
+    def test_formats_come_in_the_order_in_which_they_are_known(self, tmp_path):
+        names = ["a.ply", "a.obj", "a.gltf", "b.ply", "b.obj", "c.ply", "c.glb", "c.gltf"]
+        for name in names:
+            (tmp_path / name).touch()
+        tasks, left_out = module._tasks(RenderConfig(meshes=(tmp_path,), output=tmp_path / "out"))
+        assert [task.mesh.name for task in tasks] == ["a.gltf", "b.obj", "c.glb"]
+        assert len(left_out) == 5
 
     def test_bad_meshes_of_a_folder_are_named_and_left_out(self, tmp_path, mesh_folder):
         (mesh_folder / "bad.glb").write_bytes(b"glTF")
@@ -283,7 +308,7 @@ class TestVerb:
     def test_seeds_count_up_over_files_and_follow_names_in_folders(self, tmp_path, mesh_folder):
         def seeds(*meshes):
             config = RenderConfig(meshes=meshes, output=tmp_path, seed=5)
-            return {task.mesh.stem: task.seed for task in module._tasks(config)}
+            return {task.mesh.stem: task.seed for task in module._tasks(config)[0]}
 
         one, two = mesh_folder / "one.glb", mesh_folder / "deeper" / "two.glb"
         assert seeds(one, two) == {"one": 5, "two": 6} and seeds(two) == {"two": 5}
