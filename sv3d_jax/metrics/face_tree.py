@@ -30,34 +30,60 @@ class FaceTree:
         self.leaves = order.reshape(2**depth, leaf)
         self.levels.append(_discs(triangles[order]))
 
-    def distances(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-        """Exact distance of each point to the nearest triangle.
+    def nearest(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """The exact point of the triangles that is nearest to each point.
 
         A disc begins no farther away than all its triangles, and its centre lies on one of them: only discs that
         begin nearer than the nearest such centre are opened.
         """
-        best = np.full(len(points), np.inf)
+        bound, best = np.full((2, len(points)), np.inf)
+        found = np.zeros(len(points), np.intp)
         todo = [(0, np.arange(len(points)), np.zeros(len(points), np.intp))]
         while todo:
             level, point, group = todo.pop()
             if len(point) > CHUNK:
-                todo += [
-                    (level, *part)
-                    for part in zip(*(np.array_split(a, 2) for a in (point, group)), strict=True)
-                ]
+                halves = zip(*(np.array_split(array, 2) for array in (point, group)), strict=True)
+                todo += [(level, *half) for half in halves]
                 continue
             begin, center = _bounds(points.take(point, axis=0), self.levels[level].take(group, axis=0))
-            np.minimum.at(best, point, center)
-            near = begin <= best[point]
+            np.minimum.at(bound, point, center)
+            near = begin <= bound[point]
             point, group = point[near], group[near]
             if level == len(self.levels) - 1:
                 triangle = self.leaves.ravel()[group]
-                np.minimum.at(best, point, distance_to_triangles(points[point], self.triangles[triangle]))
+                distance = distance_to_triangles(points[point], self.triangles[triangle])
+                np.minimum.at(best, point, distance)
+                nearest = distance == best[point]
+                found[point[nearest]] = triangle[nearest]
+                bound[point] = np.minimum(bound[point], best[point])
             elif len(point):
                 width = self.leaves.shape[1] if level == len(self.levels) - 2 else 2
                 group = (group[:, None] * width + np.arange(width)).ravel()
                 todo.append((level + 1, np.repeat(point, width), group))
-        return best
+        return nearest_of_triangles(points, self.triangles[found])
+
+
+def nearest_of_triangles(
+    points: Float[np.ndarray, "n 3"], triangles: Float[np.ndarray, "n 3 3"]
+) -> Float[np.ndarray, "n 3"]:
+    """The point of its triangle nearest to each point: its foot on the plane if that lies inside, else of an edge."""
+    a, b, c = np.moveaxis(triangles, 1, 0)
+    normal = np.cross(b - a, c - a)
+    inside = _dot(normal, normal) > 0
+    best, squared = np.empty(points.shape), np.full(len(points), np.inf)
+    foot, weights = np.zeros(points.shape), np.zeros(len(points))
+    for p, q, opposite in ((a, b, c), (b, c, a), (c, a, b)):
+        edge, offset = q - p, points - p
+        along = np.clip(_dot(offset, edge) / np.maximum(_dot(edge, edge), 1e-300), 0, 1)[:, None] * edge
+        away = offset - along
+        nearer = _dot(away, away) < squared
+        best[nearer] = (p + along)[nearer]
+        squared = np.where(nearer, _dot(away, away), squared)
+        weight = _dot(np.cross(edge, offset), normal)
+        inside &= weight >= 0
+        foot, weights = foot + weight[:, None] * opposite, weights + weight
+    foot /= np.where(inside & (weights > 0), weights, 1)[:, None]
+    return np.where((inside & (weights > 0))[:, None], foot, best)
 
 
 def distance_to_triangles(

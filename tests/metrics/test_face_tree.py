@@ -37,7 +37,7 @@ KINDS = ["soup", "one", "grid", "slivers", "no area", "equal", "far from the ori
 
 @pytest.mark.parametrize("reach", [0.1, 1.0, 30.0])
 @pytest.mark.parametrize("kind", KINDS)
-def test_distances_are_the_least_of_all(kind, reach):
+def test_no_triangle_is_nearer_than_the_point_found(kind, reach):
     triangles = triangles_of(kind)
     rng = np.random.default_rng(1)
     middle = triangles.mean(axis=(0, 1))
@@ -45,23 +45,32 @@ def test_distances_are_the_least_of_all(kind, reach):
     points = np.concatenate([points, [middle], triangles[:3].mean(axis=1), triangles[-3:, 0]])
     each = [distance_to_triangles(points, np.broadcast_to(t, (len(points), 3, 3))) for t in triangles]
     np.testing.assert_allclose(
-        FaceTree(triangles).distances(points),
+        np.linalg.norm(points - FaceTree(triangles).nearest(points), axis=1),
         np.min(each, axis=0),
         rtol=1e-9,
         atol=1e-14 * np.abs(triangles).max(),  # where a foot lies on a triangle
     )
 
 
-def test_small_chunks_give_the_same_distances(monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_nearest_points_lie_on_the_triangles(kind):
+    triangles = triangles_of(kind)
+    points = triangles.mean(axis=(0, 1)) + 3 * np.random.default_rng(4).normal(size=(60, 3))
+    found = FaceTree(triangles).nearest(points)
+    each = [distance_to_triangles(found, np.broadcast_to(t, (len(found), 3, 3))) for t in triangles]
+    assert np.min(each, axis=0).max() < 1e-9  # normals of slivers are rounded
+
+
+def test_small_chunks_give_the_same_points(monkeypatch):
     triangles = triangles_of("soup")
     points = np.random.default_rng(2).normal(size=(40, 3))
-    whole = FaceTree(triangles).distances(points)
+    whole = FaceTree(triangles).nearest(points)
     monkeypatch.setattr(face_tree, "CHUNK", 7)
-    assert np.array_equal(FaceTree(triangles).distances(points), whole)
+    assert np.array_equal(FaceTree(triangles).nearest(points), whole)
 
 
-def test_no_points_have_no_distances():
-    assert FaceTree(triangles_of("soup")).distances(np.zeros((0, 3))).shape == (0,)
+def test_no_points_give_no_points():
+    assert FaceTree(triangles_of("soup")).nearest(np.zeros((0, 3))).shape == (0, 3)
 
 
 def test_few_triangles_are_looked_at_from_far_away(monkeypatch):
@@ -75,5 +84,5 @@ def test_few_triangles_are_looked_at_from_far_away(monkeypatch):
         return distance_to_triangles(points, triangles)
 
     monkeypatch.setattr(face_tree, "distance_to_triangles", counted)
-    FaceTree(triangles).distances(points)
+    FaceTree(triangles).nearest(points)
     assert sum(looked_at) < 40 * len(points)  # of 1280
