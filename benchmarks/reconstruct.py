@@ -108,7 +108,7 @@ def camera_arrays(path: CameraPath, size: int) -> tuple[np.ndarray, np.ndarray, 
 
 
 def rendered_frames(mesh: Mesh, cameras: CameraPath, size: int, light: Light) -> OrbitFrames:
-    """An orbit as `sv3d data render` writes it: over white, without alpha."""
+    """An orbit as `sv3d orbit` writes it: over white, without alpha."""
     images, _ = render_orbit(mesh, cameras, size, light)
     poses, focal, center = camera_arrays(cameras, size)
     return OrbitFrames(

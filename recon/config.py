@@ -70,8 +70,8 @@ class LossWeights:
     """Weights of the fine stage's losses; the paper publishes none.
 
     `perceptual` weighs LPIPS where its weights are given, else structural similarity and absolute errors at several
-    scales; `illumination` and `chromaticity` tell the light from the albedo; `normal` counts where normals are
-    estimated; `sdf_sign` falls to a twentieth over the first quarter of the steps.
+    scales; `illumination`, `chromaticity` and `evenness` tell the light from the albedo; `normal` counts where normals
+    are estimated; `sdf_sign` falls to a twentieth over the first quarter of the steps.
     """
 
     photometric: float = 10.0
@@ -79,6 +79,7 @@ class LossWeights:
     perceptual: float = 1.0
     illumination: float = 0.3
     chromaticity: float = 1.0
+    evenness: float = 0.25
     normal: float = 0.1
     depth: float = 0.1
     bilateral: float = 0.05

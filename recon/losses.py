@@ -1,12 +1,14 @@
 """Losses of the reconstruction; all are means in float32."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from einops import reduce
 
 from sv3d_jax.arrays import Array, Float, Int, PRNGKeyArray, Scalar
 
-CHROMATICITY_STD = 0.02  # of r, g and b over their sum, among pixels taken for one paint
+CHROMATICITY_STD = 0.015  # of r, g and b over their sum, among pixels taken for one paint
 CHROMATICITY_DARKEST = 0.1  # largest channel of pixels whose chromaticity says something
 CHROMATICITY_PARTNERS = 4  # of a pixel
 
@@ -90,27 +92,59 @@ def illumination_loss(
     return _mean(jnp.square(jnp.max(images, axis=-1) - shading), valid)
 
 
-def chromaticity_loss(
+class PaintPairs(NamedTuple):
+    """Random pairs of pixels, by what tells the light from the albedo."""
+
+    ratio: Float[Array, "n"]  # difference of log brightness over light
+    light: Float[Array, "n"]  # difference of the log of the light
+    alike: Float[Array, "n"]  # whether both have one chromaticity, in [0, 1]
+    valid: Float[Array, "n"]
+
+
+def paint_pairs(
     shading: Float[Array, "*f h w"],
     images: Float[Array, "*f h w 3"],
     valid: Float[Array, "*f h w"],
     key: PRNGKeyArray,
-) -> Scalar:
-    """Mean absolute difference of log brightness over light, between random pixels of like chromaticity.
+) -> PaintPairs:
+    """Pairs of any two pixels; what is nearly black has no chromaticity and is not valid."""
+    brightness = jnp.max(images, axis=-1)
+    light = jnp.log(jnp.maximum(shading, 1e-3))
+    ratio = jnp.log(jnp.maximum(brightness, 1e-3)) - light
+    hue = images / jnp.maximum(jnp.sum(images, axis=-1, keepdims=True), 1e-3)
+    bright = valid * (brightness > CHROMATICITY_DARKEST)
+    pixels = jnp.stack([ratio, light, *jnp.moveaxis(hue, -1, 0), bright], axis=-1).reshape(-1, 6)
+    # In order, pixels a shift apart would nearly all lie on the same two parts of the object.
+    mix_key, shift_key = jax.random.split(key)
+    pixels = pixels[jax.random.permutation(mix_key, len(pixels))]
+    shifts = jax.random.randint(shift_key, (CHROMATICITY_PARTNERS,), 1, len(pixels))
+    partners = jnp.stack([jnp.roll(pixels, shift, axis=0) for shift in shifts])
+    step = (pixels - partners).reshape(-1, 6)
+    alike = jnp.exp(-jnp.sum(jnp.square(step[:, 2:5]), axis=-1) / (2 * CHROMATICITY_STD**2))
+    return PaintPairs(step[:, 0], step[:, 1], alike, (pixels[:, 5] * partners[..., 5]).ravel())
+
+
+def one_paint_share(pairs: PaintPairs) -> Scalar:
+    """The probability that two places of the object have one chromaticity: 1 where all is of one paint."""
+    return _mean(pairs.alike, pairs.valid)
+
+
+def chromaticity_loss(pairs: PaintPairs) -> Scalar:
+    """Mean absolute difference of log brightness over light, between pixels of like chromaticity.
 
     What has one chromaticity is taken for one paint, anywhere on the object, so that its brighter places tell the
     light; absolute values, because some of it is not (Shen, Tan and Lin 2008; Gehler et al. 2011).
     """
-    brightness = jnp.max(images, axis=-1)
-    ratio = jnp.log(jnp.maximum(brightness, 1e-3)) - jnp.log(jnp.maximum(shading, 1e-3))
-    hue = images / jnp.maximum(jnp.sum(images, axis=-1, keepdims=True), 1e-3)
-    bright = valid * (brightness > CHROMATICITY_DARKEST)
-    pixels = jnp.concatenate([ratio[..., None], hue, bright[..., None]], axis=-1).reshape(-1, 5)
-    shifts = jax.random.randint(key, (CHROMATICITY_PARTNERS,), 1, len(pixels))
-    partners = jnp.stack([jnp.roll(pixels, shift, axis=0) for shift in shifts])
-    step = pixels - partners
-    alike = jnp.exp(-jnp.sum(jnp.square(step[..., 1:4]), axis=-1) / (2 * CHROMATICITY_STD**2))
-    return _mean(jnp.abs(step[..., 0]), alike * pixels[:, 4] * partners[..., 4])
+    return _mean(jnp.abs(pairs.ratio), pairs.alike * pairs.valid)
+
+
+def evenness_loss(pairs: PaintPairs) -> Scalar:
+    """Mean absolute difference of the log of the light.
+
+    As both are absolute values, the light is exactly even unless places of like chromaticity say otherwise, with more
+    weight, and is not drawn away from what these say.
+    """
+    return _mean(jnp.abs(pairs.light), pairs.valid)
 
 
 def bilateral_loss(

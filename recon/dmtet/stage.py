@@ -36,6 +36,9 @@ SPARE_PIXELS = 1.1  # the same of the object's pixels, whose number the masks te
 WORLD_TO_BOX = BOX_HALF_SIZE / 0.6  # SV3D's world, in which lengths of the paper are, to box units
 NEARBY_STD = 0.01 * WORLD_TO_BOX
 NEARBY_POINTS = 4096  # of each step
+MANY_PAINTS = (
+    4  # places that must all be of other paints than a first one for the prior on the light to count
+)
 
 
 class Lattice(NamedTuple):
@@ -343,8 +346,7 @@ def _loss(
     if params["light"] is None:
         del parts["illumination"]
     else:
-        valid = seen.covered * some.masks
-        parts["chromaticity"] = losses.chromaticity_loss(seen.shading, some.images, valid, pair_key)
+        parts |= light_losses(seen, some, parts["illumination"], pair_key)
     if config.weights.laplacian:
         parts["laplacian"] = losses.laplacian_loss(surface.vertices, edges.vertices, edges.faces)
     ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
@@ -359,6 +361,22 @@ def _loss(
         total += config.sds.weight * distilled
     mesh_crowded = surface.num_vertices > room.vertices, surface.num_faces > room.faces
     return total, (parts, Room(*mesh_crowded, seen.crowded, orbit_crowded))
+
+
+def light_losses(seen: Rendered, views: Views, illumination: Scalar, key: PRNGKeyArray) -> dict[str, Array]:
+    """The losses that tell the light from the albedo, by name, given what SV3D's prior says.
+
+    That prior takes a dark part for one in the shade. Where paints are many, their darkness averages out; where they
+    are few, one of them would set the light, as the darker side of a sheet does. There the light is even instead,
+    unless the brightness of one paint tells it.
+    """
+    pairs = losses.paint_pairs(seen.shading, views.images, seen.covered * views.masks, key)
+    many = (1.0 - losses.one_paint_share(pairs)) ** MANY_PAINTS
+    return {
+        "illumination": many * illumination,
+        "evenness": (1.0 - many) * losses.evenness_loss(pairs),
+        "chromaticity": losses.chromaticity_loss(pairs),
+    }
 
 
 def distillation(

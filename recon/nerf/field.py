@@ -3,6 +3,8 @@
 Density is per unit length in that box ("field units"), whatever the size of the scene in its world.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,9 @@ from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode, init_tables
 from sv3d_jax.recon.views import BOX_HALF_SIZE
 
 MAX_LOG_DENSITY = 8.0
+MAX_ALBEDO = (
+    4.0  # above 1, for light and albedo share a factor: a bright paint among dark ones exceeds the light
+)
 NORMAL_STEP = 0.01 / 0.6 * BOX_HALF_SIZE  # 0.01 in SV3D's world, as threestudio has it
 
 
@@ -46,9 +51,9 @@ def density(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> 
 def density_and_albedo(
     config: NerfConfig, params: Params, points: Float[Array, "n 3"]
 ) -> tuple[Float[Array, "n"], Float[Array, "n 3"]]:
-    """Both, from one encoding; albedo is diffuse colour in [0, 1]."""
+    """Both, from one encoding; albedo is diffuse colour in [0, MAX_ALBEDO]."""
     features = _features(config, params, points)
-    return _density(config, params, features), jax.nn.sigmoid(_mlp(params["albedo"], features))
+    return _density(config, params, features), _albedo(params, features)
 
 
 def density_normals(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
@@ -61,7 +66,7 @@ def density_normals(config: NerfConfig, params: Params, points: Float[Array, "n 
 
 def albedo(config: NerfConfig, params: Params, points: Float[Array, "n 3"]) -> Float[Array, "n 3"]:
     """Diffuse colour alone."""
-    return jax.nn.sigmoid(_mlp(params["albedo"], _features(config, params, points)))
+    return _albedo(params, _features(config, params, points))
 
 
 def _features(config, params, points):
@@ -73,6 +78,12 @@ def _density(config, params, features):
     # An exponential grows opaque in few steps; exp of the raw value overflows near 88.
     raw = _mlp(params["density"], features)[:, 0]
     return config.density_scale * jnp.exp(jnp.minimum(raw, MAX_LOG_DENSITY))
+
+
+def _albedo(params, features):
+    # Grey of 1/2 where the network says 0; what the views show, in [0, 1], is far from both ends.
+    raw = _mlp(params["albedo"], features)
+    return MAX_ALBEDO * jax.nn.sigmoid(raw - math.log(2 * MAX_ALBEDO - 1))
 
 
 def _init_mlp(widths: list[int], key: PRNGKeyArray) -> list[Params]:

@@ -14,6 +14,7 @@ from sv3d_jax.recon.losses import (
     depth_smoothness_loss,
     distortion_loss,
     eroded,
+    evenness_loss,
     illumination_loss,
     laplacian_loss,
     mask_loss,
@@ -22,8 +23,10 @@ from sv3d_jax.recon.losses import (
     normal_consistency_loss,
     normal_loss,
     normals_in_camera,
+    one_paint_share,
     opaque_loss,
     orientation_loss,
+    paint_pairs,
     perceptual_loss,
     sdf_sign_loss,
 )
@@ -101,10 +104,14 @@ def two_paints(light: np.ndarray) -> np.ndarray:
 def test_chromaticity_is_least_for_the_true_light_of_any_brightness():
     light = 0.4 + 0.6 * pictures(20, 1, 16, 16)
     images, valid, key = two_paints(light), mask(21, 1, 16, 16), jax.random.key(0)
+
+    def loss(light):
+        return float(chromaticity_loss(paint_pairs(light, images, valid, key)))
+
     for scale in (0.7, 1.0, 2.0):  # the darker paint asks for no darker light
-        assert float(chromaticity_loss(scale * light, images, valid, key)) < 1e-6
-    assert float(chromaticity_loss(np.ones_like(light), images, valid, key)) > 0.1
-    assert float(chromaticity_loss(images.max(-1), images, valid, key)) < 1e-6  # each paint by itself
+        assert loss(scale * light) < 1e-6
+    assert loss(np.ones_like(light)) > 0.1
+    assert loss(images.max(-1)) < 1e-6  # each paint by itself
 
 
 def test_chromaticity_ignores_what_is_invalid_or_black():
@@ -112,10 +119,35 @@ def test_chromaticity_ignores_what_is_invalid_or_black():
     images, valid = two_paints(light), mask(23, 1, 16, 16)
     images[valid == 0] = pictures(24, 1, 16, 16, 3)[valid == 0]
     images[:, :4] = 0.0
-    assert float(chromaticity_loss(light, images, valid, jax.random.key(1))) < 1e-6
-    gradient = jax.grad(chromaticity_loss)(jnp.ones_like(light), images, valid, jax.random.key(1))
+
+    def loss(light):
+        return chromaticity_loss(paint_pairs(light, images, valid, jax.random.key(1)))
+
+    assert float(loss(light)) < 1e-6
+    gradient = jax.grad(loss)(jnp.ones_like(light))
     assert np.isfinite(gradient).all() and np.any(gradient)
     assert not np.any(gradient[valid == 0]) and not np.any(gradient[:, :4])
+
+
+def test_light_is_even_where_it_has_one_brightness():
+    images, valid = two_paints(np.ones((1, 16, 16), np.float32)), np.ones((1, 16, 16), np.float32)
+    uneven = np.where(np.arange(16) < 8, 1.0, 0.5) * np.ones((1, 16, 16), np.float32)
+    even, halved = (
+        float(evenness_loss(paint_pairs(light, images, valid, jax.random.key(2))))
+        for light in (0.3 * np.ones_like(valid), uneven)
+    )
+    assert even == 0.0
+    assert halved == pytest.approx(0.5 * np.log(2), rel=0.1)  # one pair in two
+
+
+def test_the_share_of_one_paint_is_the_chance_that_two_places_have_it():
+    light, valid = 0.4 + 0.6 * pictures(25, 1, 32, 32), np.ones((1, 32, 32), np.float32)
+    one = light[..., None] * np.float32([0.9, 0.3, 0.2])
+    shares = [
+        float(one_paint_share(paint_pairs(light, images, valid, jax.random.key(3))))
+        for images in (one, two_paints(light))
+    ]
+    assert shares == pytest.approx([1.0, 0.5], abs=0.03)  # 4096 pairs
 
 
 def test_normals_turn_with_the_camera():

@@ -1,10 +1,12 @@
 """The coarse stage beyond what whole reconstructions show."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sv3d_jax.recon.config import NerfConfig
-from sv3d_jax.recon.nerf.field import density, density_normals, init_field
+from sv3d_jax.recon.nerf.field import albedo, density, density_normals, init_field
 from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.nerf.stage import fit_field
 from sv3d_jax.recon.views import prepare_views
@@ -36,6 +38,30 @@ def test_normals_point_against_the_gradient_of_density():
     expected = -gradient / np.linalg.norm(gradient, axis=-1, keepdims=True)
     cosine = np.sum(expected * density_normals(TINY, params, points), axis=-1)
     assert np.median(cosine) > 0.999
+
+
+def test_albedo_is_a_half_at_first():
+    params = init_field(TINY, jax.random.key(0))
+    points = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
+    np.testing.assert_allclose(albedo(TINY, params, points), 0.5, atol=0.01)
+
+
+def test_a_paint_that_is_brighter_than_the_light_keeps_its_hue():
+    """A yellow where darker paints have set the light to 0.55: what is seen is the product."""
+    params, points = init_field(TINY, jax.random.key(0)), jnp.zeros((1, 3))
+    target, light = jnp.array([1.0, 0.855, 0.286]), 0.55
+    optimizer = optax.adam(0.02)
+
+    def error(params):
+        return jnp.sum(jnp.square(light * albedo(TINY, params, points) - target))
+
+    def step(carry, _):
+        params, moments = carry
+        updates, moments = optimizer.update(jax.grad(error)(params), moments)
+        return (optax.apply_updates(params, updates), moments), None
+
+    fitted = jax.lax.scan(step, (params, optimizer.init(params)), length=200)[0][0]
+    np.testing.assert_allclose(light * albedo(TINY, fitted, points)[0], target, atol=0.01)
 
 
 def test_optional_losses_are_fitted_and_logged():
