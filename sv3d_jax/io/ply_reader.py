@@ -1,5 +1,6 @@
 """The surfaces of a PLY file, with colours, normals and textures as scanners and MeshLab write them."""
 
+import re
 import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,7 +33,9 @@ _TYPES = {
     "double": "f8",
     "float64": "f8",
 }
+_COUNTS = {name for name, kind in _TYPES.items() if kind[0] != "f"}
 _COLORS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
+_MOST_OF_REAL_COLORS = 2.0  # beyond, real numbers count up to 255
 _UV = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
 _FACE_LISTS = ("vertex_indices", "vertex_index")
 
@@ -40,7 +43,7 @@ _FACE_LISTS = ("vertex_indices", "vertex_index")
 def read_ply(data: bytes, source: Source) -> list[Part]:
     """The surfaces of a PLY file, one for each of its pictures, in its axes.
 
-    Colours are display values, of vertices, of faces, or the product of both; alpha is left out. Texture coordinates
+    Colours are display values; those of faces stand in for those of vertices, alpha is left out. Texture coordinates
     may be those of vertices or, as lists, of the corners of faces. Without normals surfaces are smooth. Pictures are
     those that comments name (`comment TextureFile NAME`), beside the file or below. Raises InputError for what is
     damaged or truncated, for more than 10 million faces, and for pictures that are missing or elsewhere.
@@ -51,8 +54,9 @@ def read_ply(data: bytes, source: Source) -> list[Part]:
         raise InputError("has no element vertex")
     vertices = _vertices(tables["vertex"])
     faces = _faces(tables, vertices.positions, source)
-    has_uv = faces.uv is not None or vertices.uv is not None
-    return _parts(vertices, faces, _pictures(header, source) if has_uv else [], source)
+    has_uv = vertices.uv is not None or any(group.uv is not None for group in faces)
+    pictures = _pictures(header, source) if has_uv else []
+    return [part for group in faces for part in _parts(vertices, group, pictures, source)]
 
 
 class _Property(NamedTuple):
@@ -86,27 +90,31 @@ _Table = dict[str, np.ndarray | _Lists]
 
 
 def _parsed_header(data: bytes) -> _Header:
-    if not data.startswith(b"ply"):
+    if not re.match(rb"ply[ \t]*[\r\n]", data):
         raise InputError("is not a PLY file: it does not begin with ply")
-    end = data.find(b"end_header", 0, MAX_HEADER_BYTES)
-    if end < 0:
+    end = re.compile(rb"[\r\n]end_header[ \t]*(\r\n|\r|\n|$)").search(data, 0, MAX_HEADER_BYTES)
+    if end is None:
         raise InputError("is truncated: its header has no end")
-    lines = data[:end].decode("latin-1").splitlines()
-    end += len(b"end_header")
-    end += 2 if data[end : end + 2] == b"\r\n" else 1
+    lines = data[: end.start()].decode("latin-1").splitlines()
     order, elements, pictures = None, [], []
     for line in lines[1:]:
         words = line.split()
         match words:
             case ["format", form, *_]:
                 order = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}.get(form)
-            case ["comment", "TextureFile", *_]:
+            case ["comment", "TextureFile", _, *_]:
                 pictures.append(line.split("TextureFile", 1)[1].strip())
             case ["element", name, count] if count.isascii() and count.isdigit():
                 if int(count) > len(data):  # each takes a byte at least
                     raise InputError(f"claims {count} elements of {name} in {len(data)} bytes")
+                if name in (element.name for element in elements):
+                    raise InputError(f"is damaged: its header has two elements {name[:80]}")
                 elements.append(_Element(name, int(count), []))
-            case ["property", "list", counts, kind, name] if elements and {counts, kind} <= set(_TYPES):
+            case ["property", *_, name] if elements and name in (p.name for p in elements[-1].properties):
+                raise InputError(f"is damaged: its header has two properties {name[:80]} of one element")
+            case ["property", "list", counts, kind, name] if (
+                elements and counts in _COUNTS and kind in _TYPES
+            ):
                 elements[-1].properties.append(_Property(name, _TYPES[kind], _TYPES[counts]))
             case ["property", kind, name] if elements and kind in _TYPES:
                 elements[-1].properties.append(_Property(name, _TYPES[kind], None))
@@ -116,7 +124,7 @@ def _parsed_header(data: bytes) -> _Header:
                 raise InputError(f"is damaged: its header says {line[:80]!r}")
     if order is None:
         raise InputError("is damaged: its header names no format that is known")
-    return _Header(order, elements, pictures, end)
+    return _Header(order, elements, pictures, end.end())
 
 
 def _read_tables(data: bytes, header: _Header) -> dict[str, _Table]:
@@ -344,12 +352,17 @@ def _vertices(table: _Table) -> _Vertices:
     return _Vertices(positions, _columns(table, ("nx", "ny", "nz")), _colors(table), uv)
 
 
-def _faces(tables: dict[str, _Table], positions: np.ndarray, source: Source) -> _Faces:
-    """Triangles of polygons, else of strips."""
+def _faces(tables: dict[str, _Table], positions: np.ndarray, source: Source) -> list[_Faces]:
+    """Triangles of polygons, and of strips."""
+    groups = [_polygons(tables, positions, source), _Faces(_strips(tables, len(positions)), None, None, None)]
+    return [group for group in groups if len(group.corners)]
+
+
+def _polygons(tables: dict[str, _Table], positions: np.ndarray, source: Source) -> _Faces:
     table = tables.get("face", {})
     listed = next((table[name] for name in _FACE_LISTS if isinstance(table.get(name), _Lists)), None)
     if listed is None or not len(listed.values):
-        return _Faces(_strips(tables, len(positions)), None, None, None)
+        return _Faces(np.zeros((0, 3), np.int64), None, None, None)
     indices = _checked_indices(listed.values, len(positions))
     if np.maximum(listed.counts - 2, 0).sum() > MAX_FACES:
         raise InputError(f"has more than {MAX_FACES} faces", hint="simplify the mesh")
@@ -423,15 +436,15 @@ def _columns(table: _Table, names: tuple[str, ...]) -> np.ndarray | None:
 
 
 def _colors(table: _Table) -> np.ndarray | None:
-    """Colours (n 3) in linear light: whole numbers of the range of their type, or real ones in [0, 1]."""
+    """Colours (n 3) in linear light: real numbers in [0, 1], 16 bits without a sign, or else 8 bits in any type."""
     for names in _COLORS:
         colors = _columns(table, names)
         if colors is None:
             continue
         kind = table[names[0]].dtype
-        scale = 1.0 if kind.kind == "f" else float(np.iinfo(kind).max)
-        if kind.kind == "f" and colors.size and np.nanmax(colors) > 1.0:
-            scale = 255.0
+        scale = 65535.0 if kind == np.uint16 else 255.0
+        if kind.kind == "f" and not (colors > _MOST_OF_REAL_COLORS).any():
+            scale = 1.0
         return linear_from_srgb(np.clip(np.nan_to_num(colors / scale), 0.0, 1.0)).astype(np.float32)
     return None
 
@@ -469,8 +482,7 @@ def _part(vertices: _Vertices, faces: _Faces, chosen: np.ndarray, material: Mate
         triangles = np.arange(len(used)).reshape(-1, 3)
         colors = None if vertices.colors is None else vertices.colors[used]
         if faces.colors is not None:
-            of_face = np.repeat(faces.colors[chosen], 3, axis=0)
-            colors = of_face if colors is None else colors * of_face
+            colors = np.repeat(faces.colors[chosen], 3, axis=0)
         uv = None if vertices.uv is None else vertices.uv[used]
         if corner_uv is not None:
             uv = corner_uv[chosen].reshape(-1, 2)

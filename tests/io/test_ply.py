@@ -101,6 +101,8 @@ def test_concave_polygons_keep_their_area(tmp_path):
         ("float red, float green, float blue", (204.0, 51.0, 26.0)),
         ("uchar diffuse_red, uchar diffuse_green, uchar diffuse_blue", (204, 51, 26)),
         ("uint8 r, uint8 g, uint8 b", (204, 51, 26)),
+        ("int red, int green, int blue", (204, 51, 26)),
+        ("short red, short green, short blue", (204, 51, 26)),
     ],
 )
 def test_vertex_colours_of_every_name_and_type(tmp_path, kinds, color):
@@ -248,6 +250,10 @@ def test_the_same_surface_as_trimesh_reads(tmp_path, kind):
     "text, words",
     [
         ("plx\n", "does not begin with ply"),
+        ("plyfoo\nformat ascii 1.0\nend_header\n", "does not begin with ply"),
+        ("ply\nformat ascii 1.0\nelement vertex 0\nelement vertex 0\nend_header\n", "two elements vertex"),
+        (ascii_ply(f"{XYZ}, float x", [(0, 0, 0, 0)], []), "two properties x"),
+        (ascii_ply(XYZ, SQUARE, [], "list float int vertex_indices"), "list float int"),
         ("ply\nformat ascii 1.0\nelement vertex 3\n", "header has no end"),
         ("ply\nformat ebcdic 1.0\nend_header\n", "names no format"),
         ("ply\nformat ascii 1.0\nelement vertex many\nend_header\n", "element vertex many"),
@@ -294,7 +300,7 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path, seed):
                 assert "does not follow its format" not in error.message, (damaged, error.__cause__)
 
 
-def test_the_product_of_vertex_and_face_colours_is_one_of_light(tmp_path):
+def test_colours_of_faces_stand_in_for_those_of_vertices(tmp_path):
     grey = "uchar red, uchar green, uchar blue"
     rows = [(*point, 128, 128, 128) for point in SQUARE]
     text = ascii_ply(
@@ -302,4 +308,33 @@ def test_the_product_of_vertex_and_face_colours_is_one_of_light(tmp_path):
     )
     [part], _ = parts_of(text, tmp_path)
     half = linear_from_srgb(np.array(128 / 255))
-    np.testing.assert_allclose(part.colors, np.tile([half * half, half, 0], (3, 1)), atol=1e-6)
+    np.testing.assert_allclose(part.colors, np.tile([half, 1, 0], (3, 1)), atol=1e-6)
+
+
+def test_real_colours_a_little_over_one_are_cut(tmp_path):
+    rows = [(*point, 1.0000001, 0.5, 0) for point in SQUARE]
+    [part], _ = parts_of(
+        ascii_ply(f"{XYZ}, float red, float green, float blue", rows, [(3, 0, 1, 2)]), tmp_path
+    )
+    np.testing.assert_allclose(srgb_from_linear(part.colors), np.tile([1, 0.5, 0], (3, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize("after", [" ", "\t", "\r"])
+def test_the_data_begin_after_the_headers_line(tmp_path, after):
+    data = encoded("<", SQUARE, [(0, 1, 2)]).replace(b"end_header\n", b"end_header" + after.encode() + b"\n")
+    np.testing.assert_allclose(parts_of(data, tmp_path)[0][0].vertices, SQUARE[:3])
+
+
+def test_strips_beside_faces_are_drawn_too(tmp_path):
+    lines = [
+        "ply",
+        "format ascii 1.0",
+        "comment end_header is below",
+        "comment TextureFile",
+        "element vertex 4",
+    ]
+    lines += [*(f"property float {axis}" for axis in "xyz"), "element face 1"]
+    lines += ["property list uchar int vertex_indices", "element tristrips 1"]
+    lines += ["property list int int vertex_indices", "end_header", *(f"{x} {y} {z}" for x, y, z in SQUARE)]
+    parts, _ = parts_of("\n".join([*lines, "3 0 1 2", "3 0 2 3", ""]), tmp_path)
+    assert sum(len(part.faces) for part in parts) == 2
