@@ -9,9 +9,8 @@ from sv3d_jax.colors import srgb_from_linear
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import BLEND, CLAMP, MIRROR, OPAQUE, REPEAT, Materials, Mesh, vertex_normals
 from sv3d_jax.io.surfaces import Material, Part, Source, used_vertices
-from sv3d_jax.io.textures import reduced
+from sv3d_jax.io.textures import MAX_ATLAS_PIXELS, reduced
 
-MAX_ATLAS_PIXELS = 4 * 4096**2  # of all pictures together
 _WRAP = {"repeat": REPEAT, "clamp": CLAMP, "mirror": MIRROR}
 
 
@@ -78,7 +77,8 @@ def _with_materials(mesh: Mesh, parts: list[Part], colors: np.ndarray, source: S
     alpha = colors[:, 3]
     rows = {id(part.material): part.material for part in parts}
     index = {key: row for row, key in enumerate(rows)}
-    cutoffs = {key: _cutoff(key, material, parts, alpha) for key, material in rows.items()}
+    least = _least_alphas(parts, alpha)
+    cutoffs = {key: _cutoff(material, least[key]) for key, material in rows.items()}
     shown = {
         id(part.material): part.material.picture
         for part in parts
@@ -117,28 +117,29 @@ def _with_materials(mesh: Mesh, parts: list[Part], colors: np.ndarray, source: S
     vertex_colors = None if shown and (colors[:, :3] == 1.0).all() else mesh.vertex_colors
     textured = replace(mesh, vertex_colors=vertex_colors, uv=uv if shown else None, texture=texture)
     textured = replace(textured, remarks=tuple(source.remarks))
-    return (
-        textured
-        if _is_plain(materials, uv, mesh.faces, size) is True
-        else replace(textured, materials=materials)
-    )
+    plain = _is_plain(materials, uv, mesh.faces, size)
+    return textured if plain else replace(textured, materials=materials)
 
 
-def _cutoff(key: int, material: Material, parts: list[Part], alpha: np.ndarray) -> float:
-    """As `Materials.cutoff`; a material that is composited, but opaque wherever it is, counts as opaque."""
-    if material.alpha == "opaque":
+def _cutoff(material: Material, least_alpha: float) -> float:
+    """As `Materials.cutoff`; a material that cuts nothing, or is opaque wherever it is, counts as opaque."""
+    if material.alpha == "opaque" or (material.alpha == "mask" and material.cutoff <= 0):
         return OPAQUE
     if material.alpha == "mask":
-        return max(float(material.cutoff), 1e-6)  # 0 cuts nothing, and is not BLEND
-    start, translucent = 0, False
-    for part in parts:
-        stop = start + len(part.vertices)
-        translucent |= id(part.material) == key and bool((alpha[start:stop] < 1).any())
-        start = stop
+        return float(material.cutoff)
     picture = material.picture
-    if picture is not None and picture.shape[2] == 4:
-        translucent |= bool((picture[..., 3] < 255).any())
-    return BLEND if translucent else OPAQUE
+    clear = picture is not None and picture.shape[2] == 4 and (picture[..., 3] < 255).any()
+    return BLEND if least_alpha < 1 or clear else OPAQUE
+
+
+def _least_alphas(parts: list[Part], alpha: np.ndarray) -> dict[int, float]:
+    """The smallest alpha of the vertices of each material, by its identity."""
+    least, start = {}, 0
+    for part in parts:
+        stop, key = start + len(part.vertices), id(part.material)
+        least[key] = min(least.get(key, 1.0), float(alpha[start:stop].min()))
+        start = stop
+    return least
 
 
 def _uv(part: Part) -> np.ndarray:
@@ -158,8 +159,7 @@ def _is_plain(materials: Materials, uv: np.ndarray, faces: np.ndarray, size: tup
     """Whether all faces show the whole texture once, bilinear and opaque, so that no materials need be kept."""
     used = uv[used_vertices(faces, len(uv))[0]]
     return bool(
-        len(materials.of_face)
-        and (materials.cutoff == OPAQUE).all()
+        (materials.cutoff == OPAQUE).all()
         and not materials.nearest.any()
         and (materials.region == [0, 0, size[1], size[0]]).all()
         and ((materials.wrap == CLAMP).all() or _inside(used, size))
@@ -184,7 +184,7 @@ def _pack(pictures: list[np.ndarray], source: Source) -> tuple[dict[int, _Packed
             f"its {len(pictures)} pictures of {total} texels are reduced by {factor} along each side"
         )
         small = {
-            key: reduced(picture, factor) if min(picture.shape[:2]) >= factor else picture
+            key: reduced(picture, *(min(factor, side) for side in picture.shape[:2]))
             for key, picture in small.items()
         }
     order = sorted(small, key=lambda key: -small[key].shape[0])
@@ -199,4 +199,6 @@ def _pack(pictures: list[np.ndarray], source: Source) -> tuple[dict[int, _Packed
         left, shelf = left + columns, max(shelf, rows)
     if len(places) == 1:
         width = small[order[0]].shape[1]
+    if (top + shelf) * width > 2 * MAX_ATLAS_PIXELS:
+        raise InputError(f"its {len(places)} pictures do not fit one of {2 * MAX_ATLAS_PIXELS} texels")
     return places, (top + shelf, width)

@@ -36,7 +36,8 @@ class Document:
     source: Source
     _buffers: dict[int, memoryview] = field(default_factory=dict)
     _accessors: dict[int, np.ndarray] = field(default_factory=dict)
-    _pictures: dict[Any, np.ndarray] = field(default_factory=dict)
+    _pictures: dict[str, np.ndarray] = field(default_factory=dict)
+    _without_data: int = 0  # numbers that accessors claim and no byte stands for
 
     def count(self, kind: str) -> int:
         """How many of these objects there are: nodes, meshes, accessors ..."""
@@ -76,20 +77,23 @@ class Document:
             raise InputError(f"is truncated: {where} ends at byte {start + length} of {len(data)}")
         return data[start : start + length]
 
-    def picture(self, index: Any, user: str) -> np.ndarray:
-        """A picture as uint8 (h w 3 or h w 4); the same array whenever it is asked for."""
+    def picture(self, index: Any, user: str, among: int = 1) -> np.ndarray:
+        """A picture as uint8 (h w 3 or h w 4), one `among` so many; the same array whenever it is asked for."""
         image, where = self.item("images", index, user), f"images[{index}]"
-        key = image["bufferView"] if "bufferView" in image else image.get("uri")
-        if not isinstance(key, (int, str)):
+        in_view, name = "bufferView" in image, image.get("name")
+        uri = image.get("uri")
+        if in_view:  # views of the same bytes are one picture
+            view = self.item("bufferViews", image["bufferView"], where)
+            key = str([view.get(field) for field in ("buffer", "byteOffset", "byteLength")])
+        elif isinstance(uri, str):
+            key = uri
+            name = name or (uri if uri[:5].lower() != "data:" else None)
+        else:
             raise InputError(f"is damaged: {where} has neither bufferView nor uri")
         if key not in self._pictures:
-            data = bytes(self.view(key, where)) if "bufferView" in image else self._uri(key, where)
-            name = image.get("name") or (
-                key if isinstance(key, str) and not key.startswith("data:") else None
-            )
-            self._pictures[key] = decode_picture(
-                data, f"{where} ({str(name)[:100]})" if name else where, self.source
-            )
+            data = bytes(self.view(image["bufferView"], where)) if in_view else self._uri(uri, where)
+            shown = f"{where} ({str(name)[:100]})" if name else where
+            self._pictures[key] = decode_picture(data, shown, self.source, among)
         return self._pictures[key]
 
     def _list(self, kind: str) -> list[Any]:
@@ -139,9 +143,10 @@ class Document:
         count = whole(accessor, "count", where)
         if "bufferView" in accessor:
             values = self._strided(accessor, where, kind, width, count)
-        elif count > 3 * MAX_FACES:
-            raise InputError(f"claims {count} elements without data in {where}")
         else:
+            self._without_data += count * width
+            if self._without_data > 3 * MAX_FACES:
+                raise InputError(f"claims {self._without_data} elements without data, up to {where}")
             values = np.zeros((count, width), kind)
         if "sparse" in accessor:
             values = self._sparse(as_object(accessor["sparse"], f"{where}.sparse"), where, values)
@@ -228,11 +233,7 @@ def whole(record: dict[str, Any], name: str, where: str, default: int | None = N
 def numbers(record: dict[str, Any], name: str, where: str, default: list[float]) -> np.ndarray:
     """As many finite numbers as the default has."""
     value = record.get(name, default)
-    if not (
-        isinstance(value, list)
-        and len(value) == len(default)
-        and all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in value)
-    ):
+    if not (isinstance(value, list) and len(value) == len(default) and all(map(_is_finite, value))):
         raise InputError(f"is damaged: {where}.{name} needs {len(default)} finite numbers")
     return np.array(value, np.float64)
 
@@ -245,6 +246,13 @@ def number(record: dict[str, Any], name: str, where: str, default: float) -> flo
 def known(table: dict[Any, Any], key: Any) -> Any:
     """What a table holds for a key out of a file, None for what it does not know."""
     return table.get(key) if isinstance(key, (int, str)) else None
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float64 reaches
+        return False
 
 
 def _data_uri(uri: str, where: str) -> bytes:

@@ -76,7 +76,9 @@ class _Scene:
         self.nodes = [document.item("nodes", index) for index in range(self.count)]
         self.parents = _parents(self.nodes)
         self.world = self._world_from_nodes()
-        self.materials: dict[Any, Material] = {}
+        self.materials: dict[int, _Look] = {}
+        self.joints: dict[int, np.ndarray] = {}
+        self.num_pictures = _count_pictures(document)
         self.faces = 0
 
     def parts(self) -> list[Part]:
@@ -85,7 +87,7 @@ class _Scene:
             index = node.node["mesh"]
             mesh = self.document.item("meshes", index, f"nodes[{node.index}]")
             for surface in self._surfaces(mesh, index, node.node):
-                parts += self._placed(surface, node)
+                parts.append(self._placed(surface, node))
         return parts
 
     def _shown_nodes(self) -> Iterator[_Node]:
@@ -223,26 +225,27 @@ class _Scene:
                 if name not in values:
                     continue
                 moves = self.document.accessor(accessor, here)
-                if moves.ndim != 2 or len(moves) != count:
+                if moves.ndim != 2 or values[name].ndim != 2 or len(moves) != count:
                     raise InputError(f"is damaged: {here} has {len(moves)} of {name}, {count} are needed")
                 width = min(moves.shape[1], values[name].shape[1])
                 values[name][:, :width] += weight * moves[used][:, :width]
 
-    def _placed(self, surface: "_Surface", node: _Node) -> list[Part]:
+    def _placed(self, surface: "_Surface", node: _Node) -> Part:
         """A surface where its skin, its instances or its node put it."""
         where = f"nodes[{node.index}]"
         if "skin" in node.node:
-            return [surface.part(self._skinned(surface, node.node["skin"], where))]
+            return surface.skinned(self._skinned(surface, node.node["skin"], where))
         matrices = self.world[node.index][None]
         instancing = _extensions(node.node, where).get("EXT_mesh_gpu_instancing")
         if instancing is not None:
-            matrices = matrices @ self._instances(as_object(instancing, where), where)
-            self._count_faces((len(matrices) - 1) * len(surface.faces))
-        return [surface.part(matrix) for matrix in matrices]
+            matrices = matrices @ self._instances(as_object(instancing, where), where, len(surface.faces))
+        return surface.copied(matrices)
 
-    def _skinned(self, surface: "_Surface", index: Any, where: str) -> np.ndarray:
-        """The matrix of every vertex (v 4 4) in the pose of the joints; the node's own counts for nothing (3.7.3)."""
+    def _joints(self, index: Any, where: str) -> np.ndarray:
+        """What the joints of a skin do to vertices in their bind pose (j 4 4)."""
         skin, here = self.document.item("skins", index, where), f"skins[{index}]"
+        if index in self.joints:
+            return self.joints[index]
         joints = skin.get("joints")
         if not isinstance(joints, list) or not joints:
             raise InputError(f"is damaged: {here} has no joints")
@@ -254,8 +257,13 @@ class _Scene:
             if inverse.ndim != 2 or inverse.shape[1] != 16 or len(inverse) < len(joints):
                 raise InputError(f"is damaged: {here} needs {len(joints)} inverse bind matrices")
             inverse = inverse[: len(joints)].reshape(-1, 4, 4).swapaxes(1, 2)
-            with np.errstate(all="ignore"):
-                matrices = matrices @ inverse.astype(np.float64)
+            matrices = matrices @ inverse.astype(np.float64)
+        self.joints[index] = matrices
+        return matrices
+
+    def _skinned(self, surface: "_Surface", index: Any, where: str) -> np.ndarray:
+        """The matrix of every vertex (v 4 4) in the pose of the joints; the node's own counts for nothing (3.7.3)."""
+        matrices = self._joints(index, where)
         count = len(surface.values["POSITION"])
         blended, total = np.zeros((count, 4, 4)), np.zeros(count)
         for number_of_set in range(8):
@@ -267,10 +275,9 @@ class _Scene:
                 raise InputError(f"is damaged: joints and weights of {surface.where} differ in shape")
             for joint, weight in zip(numbers_of_joints.T.astype(np.int64), weights.T, strict=True):
                 joint = np.where(weight == 0, 0, joint)
-                if len(joint) and joint.max() >= len(joints):
-                    raise InputError(
-                        f"is damaged: {surface.where} names joint {joint.max()} of {len(joints)}"
-                    )
+                if len(joint) and not 0 <= joint.min() <= joint.max() < len(matrices):
+                    wrong = joint.max() if joint.min() >= 0 else joint.min()
+                    raise InputError(f"is damaged: {surface.where} names joint {wrong} of {len(matrices)}")
                 blended += weight[:, None, None] * matrices[joint]
                 total += weight
         if not total.any():
@@ -284,8 +291,8 @@ class _Scene:
         if self.faces > MAX_FACES:
             raise InputError(f"has {self.faces} faces, more than {MAX_FACES}", hint="simplify the mesh")
 
-    def _instances(self, extension: dict[str, Any], where: str) -> np.ndarray:
-        """The matrices (n 4 4) of EXT_mesh_gpu_instancing's copies."""
+    def _instances(self, extension: dict[str, Any], where: str, faces: int) -> np.ndarray:
+        """The matrices (n 4 4) of EXT_mesh_gpu_instancing's copies of so many faces."""
         attributes = as_object(extension.get("attributes"), f"{where}.EXT_mesh_gpu_instancing.attributes")
         values = {
             name: self.document.accessor(attributes[name], where) for name in _TRS if name in attributes
@@ -296,6 +303,7 @@ class _Scene:
         ):
             raise InputError(f"is damaged: the instances of {where} differ in number or have no TRANSLATION")
         count = counts.pop()
+        self._count_faces((count - 1) * max(faces, 1))
         move = values.get("TRANSLATION", np.zeros((count, 3)))
         turn = values.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
         scale = values.get("SCALE", np.ones((count, 3)))
@@ -307,7 +315,9 @@ class _Scene:
             return _Look(Material(), 0, np.eye(3))
         material = self.document.item("materials", index, where)
         if index not in self.materials:
-            self.materials[index] = _Colors(self.document, material, f"materials[{index}]").look()
+            self.materials[index] = _Colors(
+                self.document, material, f"materials[{index}]", self.num_pictures
+            ).look()
         return self.materials[index]
 
 
@@ -331,43 +341,67 @@ class _Surface(NamedTuple):
     look: _Look
     where: str
 
-    def part(self, matrix: np.ndarray) -> Part:
-        """The surface moved by one matrix (4 4), or each vertex by its own (v 4 4)."""
-        values = self.values
-        linear, move = matrix[..., :3, :3], matrix[..., :3, 3]
-        with np.errstate(all="ignore"):
-            vertices = _times(linear, _columns(values["POSITION"], 3, f"{self.where}.POSITION")) + move
-            cofactor = np.stack([np.cross(linear[..., i - 2], linear[..., i - 1]) for i in range(3)], axis=-1)
-            sign = np.sign(np.linalg.det(linear))
-        faces = self.faces
-        if np.median(sign) < 0:
-            faces = faces[:, ::-1]  # a mirror turns faces inside out
-        normals = np.zeros_like(vertices)  # 3.7.2.1: without normals, those of the faces
-        if "NORMAL" in values:
-            normals = (
-                _times(cofactor, _columns(values["NORMAL"], 3, f"{self.where}.NORMAL")) * sign[..., None]
-            )
-            lengths = np.linalg.norm(normals, axis=1, keepdims=True)
-            normals = normals / np.where(lengths > 0, lengths, 1.0)
-        colors = values.get("COLOR_0")
+    def copied(self, matrices: np.ndarray) -> Part:
+        """The surface as many times as there are matrices (n 4 4), each moved by one."""
+        points, normals = self._positions(), self._normals()
+        linear, count = matrices[:, :3, :3], len(points)
+        sign = np.sign(np.linalg.det(linear))
+        vertices = points @ linear.swapaxes(1, 2) + matrices[:, None, :3, 3]
+        if normals is not None:
+            normals = (normals @ _cofactor(linear).swapaxes(1, 2) * sign[:, None, None]).reshape(-1, 3)
+        faces = np.where(
+            sign[:, None, None] < 0, self.faces[:, ::-1], self.faces
+        )  # a mirror turns them inside out
+        faces = faces + count * np.arange(len(matrices))[:, None, None]
+        return self._part(vertices.reshape(-1, 3), faces.reshape(-1, 3), normals, len(matrices))
+
+    def skinned(self, matrices: np.ndarray) -> Part:
+        """The surface with each vertex moved by its own matrix (v 4 4)."""
+        points, normals = self._positions(), self._normals()
+        linear = matrices[:, :3, :3]
+        sign = np.sign(np.linalg.det(linear))
+        vertices = np.einsum("vij,vj->vi", linear, points) + matrices[:, :3, 3]
+        if normals is not None:
+            normals = np.einsum("vij,vj->vi", _cofactor(linear), normals) * sign[:, None]
+        faces = self.faces[:, ::-1] if np.median(sign) < 0 else self.faces
+        return self._part(vertices, faces, normals, 1)
+
+    def _positions(self) -> np.ndarray:
+        return _columns(self.values["POSITION"], 3, f"{self.where}.POSITION")
+
+    def _normals(self) -> np.ndarray | None:
+        own = self.values.get("NORMAL")
+        return None if own is None else _columns(own, 3, f"{self.where}.NORMAL")
+
+    def _part(self, vertices: np.ndarray, faces: np.ndarray, normals: np.ndarray | None, copies: int) -> Part:
+        """The surface at these vertices: as often as there are copies, one after the other."""
+        if normals is None:
+            normals = np.zeros_like(vertices)  # 3.7.2.1: without normals, those of the faces
+        lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+        normals = normals / np.where(lengths > 0, lengths, 1.0)
+        colors = self.values.get("COLOR_0")
         if colors is not None:
             colors = _columns(colors, min(4, max(3, colors.shape[-1])), f"{self.where}.COLOR_0")
+            colors = np.tile(colors, (copies, 1))
         uv = None
         if self.look.material.picture is not None:
-            uv = values.get(f"TEXCOORD_{self.look.set}")
+            uv = self.values.get(f"TEXCOORD_{self.look.set}")
             if uv is None:
-                uv = np.zeros((len(vertices), 2))  # as if it were there and zero, which is what viewers show
+                uv = np.zeros(
+                    (len(vertices) // copies, 2)
+                )  # as if they were there and zero, as viewers take it
             uv = _columns(uv, 2, f"{self.where}.TEXCOORD_{self.look.set}") @ self.look.transform[:2, :2].T
             uv = uv + self.look.transform[:2, 2]
-            uv = np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1)
+            uv = np.tile(np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1), (copies, 1))
         return Part(vertices, faces, self.look.material, normals, colors, uv)
 
 
 class _Colors:
     """A glTF material on its way to what the renderer takes of it (3.9)."""
 
-    def __init__(self, document: Document, material: dict[str, Any], where: str):
+    def __init__(self, document: Document, material: dict[str, Any], where: str, num_pictures: int):
         self.document, self.material, self.where = document, material, where
+        self.num_pictures = num_pictures
         self.extensions = _extensions(material, where)
 
     def look(self) -> _Look:
@@ -430,7 +464,7 @@ class _Colors:
         if "sampler" in texture:
             sampler = self.document.item("samplers", texture["sampler"], where)
         wrap = tuple(known(_WRAP, sampler.get(name)) or "repeat" for name in ("wrapS", "wrapT"))
-        picture = self.document.picture(_picture_index(texture, where), where)
+        picture = self.document.picture(_picture_index(texture, where), where, self.num_pictures)
         nearest = sampler.get("magFilter") == _NEAREST
         material = replace(material, picture=picture, wrap=wrap, nearest=nearest)
         return _Look(material, coordinates, _texture_transform(transform, where))
@@ -575,9 +609,29 @@ def _draco_values(data: np.ndarray, accessor: dict[str, Any]) -> np.ndarray:
     return data
 
 
-def _times(matrices: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Vectors (v 3) times one matrix (3 3), or each times its own (v 3 3)."""
-    return vectors @ matrices.T if matrices.ndim == 2 else np.einsum("vij,vj->vi", matrices, vectors)
+def _cofactor(linear: np.ndarray) -> np.ndarray:
+    """Cofactors (... 3 3): up to the sign of the determinant, the directions that normals turn to."""
+    return np.stack([np.cross(linear[..., i - 2], linear[..., i - 1]) for i in range(3)], axis=-1)
+
+
+def _count_pictures(document: Document) -> int:
+    """How many textures materials may show: of base colour and emission."""
+    used = set()
+    for index in range(document.count("materials")):
+        material = document.item("materials", index)
+        plain = material.get("pbrMetallicRoughness")
+        extensions = material.get("extensions")
+        glossy = (
+            extensions.get("KHR_materials_pbrSpecularGlossiness") if isinstance(extensions, dict) else None
+        )
+        for owner, name in (
+            (plain, "baseColorTexture"),
+            (glossy, "diffuseTexture"),
+            (material, "emissiveTexture"),
+        ):
+            info = owner.get(name) if isinstance(owner, dict) else None
+            used.add(str(info.get("index")) if isinstance(info, dict) else None)
+    return max(1, len(used - {None}))
 
 
 def _columns(values: np.ndarray, width: int, where: str) -> np.ndarray:

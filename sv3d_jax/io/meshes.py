@@ -32,6 +32,7 @@ __all__ = [
     "write_usdz",
 ]
 
+MAX_COORDINATE = 1e100  # whose square is still a number
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 
 
@@ -56,8 +57,9 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     source = Source(path)
     try:
-        parts = _drawn(_read_parts(data, suffix, source))
-        return _checked(merge_parts(parts, world_from_mesh_file(path, up), source))
+        with np.errstate(all="ignore"):  # what overflows is found in the result
+            parts = _drawn(_read_parts(data, suffix, source))
+            return _checked(merge_parts(parts, world_from_mesh_file(path, up), source))
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from None
     except MemoryError:
@@ -108,6 +110,10 @@ def _checked(mesh: Mesh) -> Mesh:
         raise InputError(
             f"{(~np.isfinite(used)).any((1, 2)).sum()} faces have vertices that are not finite numbers"
         )
-    if np.ptp(used.reshape(-1, 3), axis=0).max() == 0:
+    if np.abs(used).max() > MAX_COORDINATE:
+        raise InputError(
+            f"has vertices up to {np.abs(used).max():.3g} from the origin, more than {MAX_COORDINATE:g}"
+        )
+    if np.ptp(used.reshape(-1, 3), axis=0).max() < 1 / MAX_COORDINATE:
         raise InputError("all vertices lie in one point")
     return mesh

@@ -85,6 +85,7 @@ class Libraries:
         self._pictures: dict[str, np.ndarray] = {}
         self._read: set[str] = set()
         self._absent: list[str] = []
+        self._cut: dict[str, np.ndarray] = {}  # pictures with the alpha of others, by the names of both
         self._not_multiplied: list[str] = []
 
     def read(self, name: str) -> bool:
@@ -181,7 +182,10 @@ class Libraries:
         is_blended = alpha < 1 or "map_d" in record.maps
         mask_map, mask = self._picture(record, "map_d")
         if mask is not None:
-            picture = _masked(picture, mask)
+            names = [self._located(m.name, posixpath.dirname(record.library)) for m in (base, mask_map) if m]
+            if (pair := str(names)) not in self._cut:
+                self._cut[pair] = _masked(picture, mask)
+            picture = self._cut[pair]
             if base is not None and mask_map[1:] != base[1:]:
                 self.source.remark(f"{shown(record.name)}: map_d is placed as map_Kd is")
         placed = base or mask_map or _Map("")
@@ -214,7 +218,9 @@ class Libraries:
             self.source.remark(f"{shown(line.name)} is missing: {shown(record.name)} is drawn without it")
             return None, None
         if located not in self._pictures:
-            self._pictures[located] = decode_picture(self.source.beside(located), shown(located), self.source)
+            among = len({line.name for record in self._records.values() for line in record.maps.values()})
+            data = self.source.beside(located)
+            self._pictures[located] = decode_picture(data, shown(located), self.source, among)
         return line, self._pictures[located]
 
     def _located(self, name: str, folder: str) -> str | None:

@@ -17,6 +17,7 @@ from sv3d_jax.io.surfaces import MAX_FACES, Part, Source
 MAX_VERTICES = 3 * MAX_FACES
 MAX_NAMES = 10_000  # of libraries, and of materials
 _CHUNK_BYTES = 1 << 22
+MAX_LIBRARY_LINE = 4096  # letters
 _NEWLINE, _JOINT, _SPACE, _HASH, _SLASH = 10, 1, 32, ord("#"), ord("/")
 # All control characters but the newline are spaces; _JOINT then stands for the end of a line that goes on.
 _BLANKS = bytes(byte if byte >= _SPACE or byte == _NEWLINE else _SPACE for byte in range(256))
@@ -486,6 +487,8 @@ def _looks(reader: _Reader, source: Source) -> list[Look]:
 
 def _library_names(line: str, libraries: Libraries) -> list[str]:
     """The names in a mtllib line: all of it if there is such a file, else what ends in .mtl, else its words."""
+    if len(line) > MAX_LIBRARY_LINE:
+        raise InputError(f"is damaged: a mtllib line has {len(line)} letters")
     whole = unquoted(line)
     if libraries.read(whole):
         return [whole]

@@ -104,7 +104,7 @@ def _parsed_header(data: bytes) -> _Header:
                 order = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}.get(form)
             case ["comment", "TextureFile", _, *_]:
                 pictures.append(line.split("TextureFile", 1)[1].strip())
-            case ["element", name, count] if count.isascii() and count.isdigit():
+            case ["element", name, count] if count.isascii() and count.isdigit() and len(count) < 19:
                 if int(count) > len(data):  # each takes a byte at least
                     raise InputError(f"claims {count} elements of {name} in {len(data)} bytes")
                 if name in (element.name for element in elements):
@@ -192,6 +192,9 @@ class _Binary:
 
     def _uneven(self, element: _Element) -> _Table:
         """Row by row, since lists have different lengths."""
+        least = sum(np.dtype(item.counts or item.kind).itemsize for item in element.properties)
+        if self.place + element.count * least > len(self.data):
+            raise _truncated(element)
         sizes = [np.dtype(item.kind).itemsize for item in element.properties]
         counts = [np.dtype(self.order + item.counts) if item.counts else None for item in element.properties]
         begins = np.zeros((len(element.properties), element.count), np.int64)
@@ -254,6 +257,8 @@ class _Text:
         return self._uneven(element)
 
     def _uneven(self, element: _Element) -> _Table:
+        if self.place + element.count * len(element.properties) > len(self.numbers):
+            raise self._ended(element)
         begins = np.zeros((len(element.properties), element.count), np.int64)
         lengths = np.ones_like(begins)
         is_list = [item.counts is not None for item in element.properties]
@@ -451,7 +456,8 @@ def _colors(table: _Table) -> np.ndarray | None:
 
 def _pictures(header: _Header, source: Source) -> list[np.ndarray]:
     """The pictures that comments name."""
-    return [decode_picture(source.beside(name), name[:200], source) for name in header.pictures]
+    count = len(header.pictures)
+    return [decode_picture(source.beside(name), name[:200], source, count) for name in header.pictures]
 
 
 def _parts(

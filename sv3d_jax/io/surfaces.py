@@ -16,8 +16,7 @@ Wrap = Literal["repeat", "clamp", "mirror"]
 
 MAX_FILE_BYTES = 1 << 30
 MAX_FACES = 10_000_000
-MAX_TEXTURE_PIXELS = 64_000_000
-MAX_ALL_TEXTURES_PIXELS = 4 * MAX_TEXTURE_PIXELS  # of one file
+MAX_TEXTURE_PIXELS = 64_000_000  # of one that is made here
 
 # The world's +x, from where the input view looks, becomes +z: the front of glTF and of what opens such files.
 FILE_FROM_WORLD = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
@@ -98,6 +97,9 @@ class Source:
 
 def used_vertices(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The vertices, of so many, that faces name, in order, and the faces with their new numbers."""
+    if 8 * faces.size < count:  # a few of many
+        used, index = np.unique(faces, return_inverse=True)
+        return used, index.reshape(faces.shape)
     is_used = np.zeros(count, bool)
     is_used[faces.reshape(-1)] = True
     return np.flatnonzero(is_used), (np.cumsum(is_used) - 1)[faces]

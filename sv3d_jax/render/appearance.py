@@ -86,7 +86,8 @@ def seen_colors(
         alpha = alpha * texel_alpha
     if look.see_through:
         cutoff = look.cutoff[material]
-        alpha = jnp.where(cutoff == BLEND, alpha, (alpha >= cutoff).astype(alpha.dtype))
+        # Weights of texels and corners add up to 1 up to rounding, which must cut nothing.
+        alpha = jnp.where(cutoff == BLEND, alpha, (alpha >= cutoff - 1e-4).astype(alpha.dtype))
         if from_behind is not None:
             alpha = jnp.where(look.one_sided[material] & from_behind, 0.0, alpha)
     else:

@@ -680,3 +680,90 @@ def test_any_value_of_a_wrong_type_is_an_input_error_that_names_the_file(tmp_pat
             except InputError as error:
                 assert "quad.glb" in error.message, (place, wrong)
                 assert "does not follow its format" not in error.message, (place, wrong, error.__cause__)
+
+
+def test_cutoffs_at_either_end(tmp_path):
+    """Opaque texels pass a cutoff of 1, clear ones one of 0, half clear ones their own."""
+    for level, cutoff in ((255, 1.0), (0, 0.0), (128, 128 / 255)):
+        pixels = np.full((7, 5, 4), 200)
+        pixels[..., 3] = level
+        path = quad(textured(pixels, alphaMode="MASK", alphaCutoff=cutoff), tmp_path)
+        assert (square(front(path), 2)[..., 3] == 255).all(), (level, cutoff)
+
+
+def test_long_thin_pictures_take_no_more_room_than_square_ones(tmp_path):
+    builder = Builder()
+    builder.document["materials"] = [
+        {"pbrMetallicRoughness": {"baseColorTexture": {"index": builder.picture(np.zeros(shape))}}}
+        for shape in ((1, 16000, 3), (16000, 1, 3))
+    ]
+    attributes = {"POSITION": builder.accessor(QUAD), "TEXCOORD_0": builder.accessor(QUAD_UV)}
+    primitives = [{"attributes": attributes, "material": number} for number in (0, 1)]
+    mesh = read_mesh(builder.finish(primitives).write(tmp_path / "a.glb"))
+    assert mesh.texture.size < 3 * 2 * 4 * 4096**2
+    assert len(mesh.remarks) == 2
+
+
+def test_pictures_of_the_same_bytes_are_kept_once(tmp_path):
+    builder = Builder()
+    builder.picture(FOUR)
+    view = builder.document["bufferViews"][0]
+    builder.document["bufferViews"] += [dict(view) for _ in range(3)]
+    builder.document["images"] += [{"bufferView": number} for number in range(1, 4)]
+    builder.document["textures"] += [{"source": number} for number in range(1, 4)]
+    builder.document["materials"] = [
+        {"pbrMetallicRoughness": {"baseColorTexture": {"index": number}}} for number in range(4)
+    ]
+    attributes = {"POSITION": builder.accessor(QUAD), "TEXCOORD_0": builder.accessor(QUAD_UV)}
+    primitives = [{"attributes": attributes, "material": number} for number in range(4)]
+    assert read_mesh(builder.finish(primitives).write(tmp_path / "a.glb")).texture.shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": 29_000_000, "type": "MAT4"},  # zeros that no byte stands for
+        {"count": 29_000_000},
+    ],
+)
+def test_claims_without_data_are_refused_before_they_take_memory(tmp_path, changes):
+    builder = Builder()
+    path = quad(lambda b: {}, tmp_path, builder=builder)
+    accessor = builder.document["accessors"][0] | changes
+    del accessor["bufferView"]
+    builder.document["accessors"][0] = accessor
+    with pytest.raises(InputError, match="without data"):
+        read_mesh(builder.write(path))
+
+
+def test_too_many_instances_are_refused_before_they_are_made(tmp_path):
+    builder = Builder()
+    builder.document["accessors"].append({"componentType": 5126, "count": 9_000_000, "type": "VEC3"})
+    instances = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": 0}}}
+    path = quad(lambda b: {}, tmp_path, builder=builder, nodes=[{"mesh": 0, "extensions": instances}])
+    with pytest.raises(InputError, match="18000000 faces"):
+        read_mesh(path)
+
+
+def test_instances_are_turned_scaled_and_mirrored(tmp_path):
+    builder = Builder()
+    half = np.sqrt(0.5)
+    attributes = {
+        "TRANSLATION": builder.accessor(np.array([[0, 0, 0], [10, 0, 0], [0, 10, 0]], "<f4")),
+        "ROTATION": builder.accessor(np.array([[0, 0, 0, 1], [half, 0, 0, half], [0, 0, 0, 1]], "<f4")),
+        "SCALE": builder.accessor(np.array([[1, 1, 1], [2, 2, 2], [-1, 1, 1]], "<f4")),
+    }
+    nodes = [{"mesh": 0, "extensions": {"EXT_mesh_gpu_instancing": {"attributes": attributes}}}]
+    path = quad(lambda b: {}, tmp_path, builder=builder, nodes=nodes)
+    mesh = read_mesh(path, up="z")
+    corners = mesh.vertices[mesh.faces].reshape(3, 2, 3, 3)
+    normals = np.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
+    np.testing.assert_allclose(normals[:, 0], [[0, 0, 4], [0, -16, 0], [0, 0, 4]], atol=1e-4)
+    np.testing.assert_allclose(corners.mean((1, 2)), [[0, 0, 0], [10, 0, 0], [0, 10, 0]], atol=0.7)
+
+
+@pytest.mark.parametrize("scale, words", [(1e200, "from the origin"), (1e-200, "in one point")])
+def test_sizes_that_cannot_be_drawn_are_refused(tmp_path, scale, words):
+    nodes = [{"mesh": 0, "scale": [scale] * 3}]
+    with pytest.raises(InputError, match=words):
+        read_mesh(quad(lambda b: {}, tmp_path, nodes=nodes))

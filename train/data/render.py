@@ -278,8 +278,8 @@ def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:
         return _render_task(config, task)
     except InputError as error:
         return error
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return OutOfMemory(f"{task.mesh}: out of memory", hint="smaller --size, fewer --workers")
 
