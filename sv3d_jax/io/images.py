@@ -18,6 +18,7 @@ MAX_BYTES = 200_000_000
 MIN_SIDE = 32
 _GREY_TOLERANCE = 24  # levels between the channels of a grey picture that JPEG has coloured
 
+_TIFF = "a TIFF that is damaged or of a kind that is not read (colours as floats or 32-bit numbers, say)"
 _SIGNATURES = (
     (b"version https://git-lfs", "a Git LFS pointer"),
     (b"<!doctype html", "an HTML page"),
@@ -27,8 +28,8 @@ _SIGNATURES = (
     (b"pk\x03\x04", "a zip archive"),
     (b"gltf", "a GLB mesh"),
     (b"%!ps", "a PostScript document"),
-    (b"ii*\x00", "a TIFF of a kind that is not read (colours as floats or 32-bit numbers, say)"),
-    (b"mm\x00*", "a TIFF of a kind that is not read (colours as floats or 32-bit numbers, say)"),
+    (b"ii*\x00", _TIFF),
+    (b"mm\x00*", _TIFF),
 )
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Largest values that numbers in files mean by white: 1 for floats only, then 8, 16, 24, 31 and 32 bits.
@@ -70,7 +71,9 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = Tru
             image = _open(data)
         except Image.DecompressionBombError:
             raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from None
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        except MemoryError:
+            raise
+        except Exception:  # decoders meet damage with errors of any kind
             raise InputError(
                 f"{path} is not a picture that can be read: found {_describe(data)}", hint=_hint(data)
             ) from None
@@ -78,8 +81,14 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = Tru
             _check_size(path, image.size, min_side)
             try:
                 return replace(_convert(image, upright), name=str(path))
-            except (OSError, ValueError, SyntaxError, EOFError, RuntimeError) as error:
-                raise InputError(f"{path} is a {image.format} file that cannot be decoded: {error}") from None
+            except MemoryError:
+                raise
+            except Exception:
+                article = "an" if image.format in ("AVIF", "MPO") else "a"
+                raise InputError(
+                    f"{path} is {article} {image.format} file that is damaged",
+                    hint="it may be cut short: copy it again from where it came, or save it again",
+                ) from None
 
 
 def read_mask(path: str | Path, upright: bool = True) -> Mask:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io import images
@@ -85,7 +85,72 @@ def test_what_is_no_picture_is_named(tmp_path, content, found):
 def test_a_truncated_picture_is_refused(tmp_path, save):
     path = save(Image.effect_noise((64, 64), 90), "cut.png")
     path.write_bytes(path.read_bytes()[:1500])
-    with pytest.raises(InputError, match="PNG file that cannot be decoded"):
+    with pytest.raises(InputError, match="a PNG file that is damaged"):
+        read_picture(path)
+
+
+@pytest.mark.parametrize(
+    "name, form, before",
+    [("a.avif", "an AVIF", b"mdat"), ("a.png", "a PNG", b"IDAT"), ("a.tif", "a TIFF", None)],
+)
+def test_pixels_that_cannot_be_decoded_are_told_in_own_words(save, name, form, before):
+    path = save(Image.effect_noise((64, 64), 90).convert("RGB"), name)
+    data = path.read_bytes()
+    if before is None:
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        begin = data.index(before) + 4
+        path.write_bytes(data[:begin] + b"\xff" * 1000 + data[begin + 1000 :])
+    with pytest.raises(InputError) as error:
+        read_picture(path)
+    assert error.value.message == f"{path} is {form} file that is damaged"
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("name", ["a.avif", "a.tif"])
+def test_a_picture_cut_anywhere_is_refused_by_its_name(save, name, share):
+    path = save(Image.effect_noise((64, 64), 90).convert("RGB"), name)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match="is damaged|is not a picture that can be read") as error:
+        read_picture(path)
+    assert error.value.message.startswith(str(path))
+
+
+DECODER_ERRORS = [
+    RuntimeError("Failed to decode image"),
+    TypeError("Missing dimensions"),
+    KeyError(258),
+    struct.error("unpack requires a buffer"),
+    OverflowError("too large"),
+]
+
+
+@pytest.mark.parametrize("error", DECODER_ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "stage, says", [("open", "is not a picture that can be read"), ("load", "is a TIFF file that is damaged")]
+)
+def test_no_error_of_a_decoder_escapes(save, monkeypatch, stage, says, error):
+    path = save(Image.fromarray(GRADIENT), "a.tif")
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image if stage == "open" else TiffImagePlugin.TiffImageFile, stage, fail)
+    with pytest.raises(InputError, match=says) as raised:
+        read_picture(path)
+    assert str(path) in raised.value.message and str(error.args[0]) not in raised.value.message
+
+
+@pytest.mark.parametrize("stage", ["open", "load"])
+def test_too_little_memory_is_no_fault_of_the_picture(save, monkeypatch, stage):
+    path = save(Image.fromarray(GRADIENT), "a.tif")
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image if stage == "open" else TiffImagePlugin.TiffImageFile, stage, fail)
+    with pytest.raises(MemoryError):
         read_picture(path)
 
 
@@ -193,7 +258,7 @@ def test_colours_of_16_bits_are_read(tmp_path):
 @pytest.mark.parametrize("dtype,kind", [(np.float32, FLOAT), (np.uint32, UNSIGNED)])
 def test_a_tiff_of_a_kind_that_is_not_read_is_called_so(tmp_path, dtype, kind):
     (tmp_path / "colour.tif").write_bytes(tiff(np.ones((40, 40, 3), dtype), kind))
-    with pytest.raises(InputError, match="a TIFF of a kind that is not read"):
+    with pytest.raises(InputError, match="a TIFF that is damaged or of a kind that is not read"):
         read_picture(tmp_path / "colour.tif")
 
 
