@@ -157,8 +157,10 @@ class ModelConfig:
             return None
         try:
             values = json.loads(metadata[METADATA_KEY])
-        except json.JSONDecodeError as error:
-            raise WeightsError(f"the model description in the file's metadata is not JSON: {error}") from None
+        except (ValueError, RecursionError):
+            raise WeightsError(
+                "the model description in the file's metadata is not JSON that can be read"
+            ) from None
         return cls.from_dict(values)
 
 

@@ -137,11 +137,8 @@ class SafetensorsFile:
 
         try:
             header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-        except (
-            ValueError,
-            RecursionError,
-        ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise self._fault(f"its header is not JSON ({error})", _DOWNLOAD_AGAIN) from None
+        except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+            raise self._fault("its header is not JSON that can be read", _DOWNLOAD_AGAIN) from None
         if not isinstance(header, dict):
             raise self._fault("its header is not a table of tensors", _DOWNLOAD_AGAIN)
         return header

@@ -115,24 +115,27 @@ def _check_present(folder: Path, names: Sequence[str], index: Path) -> None:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Shard by tensor name."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            double = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise WeightsError(f"{index} is not a usable index: it names {double!r} twice", hint=_AGAIN)
+        return found
+
     try:
         if index.stat().st_size > _MAX_INDEX:
-            raise ValueError(f"it holds more than {_MAX_INDEX} bytes")
-        document = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+            raise WeightsError(f"{index} holds more than {_MAX_INDEX} bytes", hint=_AGAIN)
+        document = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise WeightsError(f"cannot read {index}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{index} is not a usable index: {error}", hint=_AGAIN) from None
+    except (ValueError, RecursionError):
+        raise WeightsError(
+            f"{index} is not a usable index: it is not JSON that can be read", hint=_AGAIN
+        ) from None
     shards = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) for s in shards.values()):
         raise WeightsError(
             f"{index} is not an index: it has no weight_map from tensors to files", hint=_AGAIN
         )
     return shards
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(f"it names {Counter(name for name, _ in pairs).most_common(1)[0][0]!r} twice")
-    return found

@@ -49,6 +49,13 @@ def test_metadata_of_others_describe_no_model():
     assert ModelConfig.from_metadata({"format": "pt"}) is None
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "9" * 10_000], ids=["cut", "deep", "an endless number"])
+def test_a_description_that_is_no_json_is_refused_in_own_words(text):
+    metadata = dict.fromkeys(ModelConfig().to_metadata(), text)
+    with pytest.raises(WeightsError, match="metadata is not JSON that can be read"):
+        ModelConfig.from_metadata(metadata)
+
+
 def test_fields_left_out_take_published_values():
     assert ModelConfig.from_toml("sigma_max = 80") == dataclasses.replace(ModelConfig(), sigma_max=80.0)
 

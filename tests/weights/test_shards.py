@@ -149,7 +149,8 @@ BAD_INDEXES = {
     "numbers": ('{"weight_map": {"a": 1}}', "no weight_map"),
     "double": (f'{{"weight_map": {{"a": "{FIRST}", "a": "{SECOND}"}}}}', "'a' twice"),
     "not text": ("\udcff", "not a usable index"),
-    "deep": ("[" * 100_000, "not a usable index"),
+    "deep": ("[" * 100_000, "it is not JSON that can be read"),
+    "an endless number": ('{"a": ' + "9" * 10_000 + "}", "it is not JSON that can be read"),
 }
 
 

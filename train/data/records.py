@@ -112,8 +112,10 @@ def read_index(directory: Path) -> ShardIndex:
         raise InputError(
             f"{path} does not exist", hint="a folder of shards is what sv3d data pack writes, run to its end"
         ) from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}", hint="pack again") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", hint="pack again") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is not JSON that can be read", hint="pack again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path} is not an index of format {FORMAT}", hint="pack again")
     try:

@@ -199,6 +199,16 @@ def test_an_index_that_was_edited_is_refused(own):
         read_index(own)
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[" * 100_000, "9" * 10_000], ids=["empty", "deep", "an endless number"]
+)
+def test_an_index_that_is_no_json_is_refused_by_its_name(tmp_path, text):
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(InputError) as error:
+        read_index(tmp_path)
+    assert error.value.message == f"{tmp_path / 'index.json'} is not JSON that can be read"
+
+
 def test_views_that_do_not_divide_are_refused(packed):
     with pytest.raises(InputError, match="20 views, which are no multiple of data.num_frames 7"):
         source(packed, num_frames=7)
