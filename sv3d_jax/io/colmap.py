@@ -92,8 +92,10 @@ def read_colmap(model: Path) -> tuple[list[View], list[str]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which view 2 comes before view 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+    """A key by which view 2 comes before view 10; numbers of any length compare by theirs, then by their digits."""
+    parts = re.split(r"([0-9]+)", name)  # text and numbers in turn
+    parts[1::2] = [number.lstrip("0") for number in parts[1::2]]
+    return [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
 
 
 def _pose(image: _Image, where: str) -> np.ndarray:
@@ -142,8 +144,9 @@ def _text_lenses(file: Path) -> Iterator[tuple[int, Lens]]:
         try:
             camera, model, width, height, *numbers = words
             values = [float(word) for word in numbers]
-            yield int(camera), _lens(model, (int(width), int(height)), values, where)
-        except ValueError:
+            size = float(int(width)), float(int(height))
+            yield int(camera), _lens(model, size, values, where)
+        except (ValueError, OverflowError):
             raise CameraError(
                 f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, got {line.strip()[:80]!r}"
             ) from None
@@ -177,7 +180,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
     return list(enumerate(text.split("\n"), start=1))
 
 
-def _lens(model: str, size: tuple[int, int], values: list[float], where: str) -> Lens:
+def _lens(model: str, size: tuple[float, float], values: list[float], where: str) -> Lens:
     if model not in MODELS:  # refused by name when its picture is to be undistorted
         return Lens((1.0, 1.0), (0.0, 0.0), size, model)
     if len(values) != len(MODELS[model]):

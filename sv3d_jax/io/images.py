@@ -148,7 +148,7 @@ def _read_bytes(path: Path) -> bytes:
         if size > MAX_BYTES:
             raise InputError(f"{path} has {size / 1e6:.0f} MB, the limit is {MAX_BYTES // 10**6} MB")
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # no file's name has a null byte
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None

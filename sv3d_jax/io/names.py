@@ -14,7 +14,7 @@ def named_file(folder: Path, name: str, where: str, climb: int = 0) -> Path:
     """The path that a name relative to `folder` means; backslashes separate folders as slashes do.
 
     `climb` is how many folders above `folder` the name may reach. Raises InputError, which begins with `where`, for
-    addresses, absolute names and names that lead further out.
+    addresses, absolute names, names that lead further out and those of folders, such as ".".
     """
     plain = name.replace("\\", "/")
     if re.match(r"(file|data|https?):|[a-z][a-z0-9+.-]+://", plain, re.IGNORECASE):
@@ -27,6 +27,8 @@ def named_file(folder: Path, name: str, where: str, climb: int = 0) -> Path:
         lowest = min(lowest, depth)
     if lowest < -climb:
         raise InputError(f"{where} lies outside the folder: {name}", hint=f"expected below {folder}")
+    if PurePosixPath(plain).name in ("", ".."):
+        raise InputError(f"{where} names a folder, a file is needed: {name}")
     return folder / plain
 
 

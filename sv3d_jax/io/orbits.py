@@ -17,7 +17,9 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, custom_orbit
 from sv3d_jax.cameras.pose import MAX_DISTANCE, check_distance, finite_number, intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.images import over_white, read_picture, write_png
+from sv3d_jax.io.names import exists
 from sv3d_jax.io.outputs import write_atomic
 
 CAMERAS_FILE = "cameras.json"
@@ -178,7 +180,7 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
     files = [_frame_path(directory, frame, index) for index, frame in enumerate(frames)]
     alpha_files = [_alpha_path(directory, frame, index) for index, frame in enumerate(frames)]
     for kind, names in {"frames": files, "alphas": [file for file in alpha_files if file]}.items():
-        absent = [file for file in names if not (directory / file).is_file()]
+        absent = [file for file in names if not exists(directory / file)]
         if absent:
             raise InputError(
                 f"{directory / absent[0]} does not exist",
@@ -302,14 +304,7 @@ def angle_contradiction(document: dict[str, Any]) -> str | None:
 
 def read_cameras(path: Path) -> dict[str, Any]:
     """The content of a cameras.json that has at least one frame; nothing else of it is checked."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist", hint="an orbit folder holds frames and a cameras.json"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    document = read_json(path, absent_hint="an orbit folder holds frames and a cameras.json")
     frames = document.get("frames") if isinstance(document, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise InputError(f'{path} needs a list "frames" of at least one view')
@@ -477,7 +472,7 @@ def _object_to_world(document: dict[str, Any]) -> np.ndarray | None:
 def _matrix(value: Any, where: str) -> np.ndarray:
     try:
         matrix = np.array(value, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise CameraError(f"{where} is not a matrix of numbers") from None
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise CameraError(f"{where} must be 4x4 and finite, got shape {matrix.shape}")

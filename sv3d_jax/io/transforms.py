@@ -1,6 +1,5 @@
 """Views with their cameras from transforms.json: NeRF's synthetic scenes, BlenderNeRF, instant-ngp, nerfstudio."""
 
-import json
 import math
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cameras.pose import finite_number, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.images import Picture, masked, read_picture
 from sv3d_jax.io.lens import Lens, View
 from sv3d_jax.io.names import AbsentFile, exists, named_file
@@ -55,12 +55,7 @@ def read_transforms(path: Path) -> tuple[list[View], list[str]]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+    document = read_json(path)
     frames = document.get("frames") if isinstance(document, dict) else None
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise InputError(f'{path} needs a list "frames" of at least one view')
@@ -71,7 +66,7 @@ def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
     """World-from-camera; the cameras of these files look along -z with y up, as ours do."""
     try:
         matrix = np.array(frame["transform_matrix"], np.float64)
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise CameraError(f"{where} needs a transform_matrix of 4x4 numbers") from None
     return rigid_pose(matrix, f"{where}: transform_matrix")
 

@@ -63,6 +63,16 @@ def test_views_are_in_the_order_of_their_numbers(tmp_path):
     ]
 
 
+def test_odd_digits_and_numbers_of_any_length_are_names_as_well(tmp_path):
+    names = ["v1²2.png", f"v{'9' * 200}.png", f"v{'1' * 201}.png", "v007.png", "v12.png"]
+    write_colmap(tmp_path, look_at(np.arange(6) * 10, 5.0, 2.0), names=[*names, f"v{'1' * 5000}.png"])
+    with_pictures(tmp_path, names, (8, 8))
+    views, absent = read_colmap(tmp_path / "sparse/0")
+    order = ["v1²2.png", "v007.png", "v12.png", f"v{'9' * 200}.png", f"v{'1' * 201}.png"]
+    assert [view.name for view in views] == order
+    assert len(absent) == 1 and absent[0].endswith("1.png does not exist")
+
+
 @pytest.mark.parametrize(
     "camera, focal, center, distortion",
     [
@@ -113,6 +123,10 @@ REFUSED = {
     "cameras.txt": [
         ("1 PINHOLE 8 8 10 10 4\n", "cameras.txt line 1: a PINHOLE camera has 4 parameters"),
         ("1 PINHOLE 8 x 10 10 4 4\n", "cameras.txt line 1: expected CAMERA_ID"),
+        (f"1 PINHOLE {'9' * 400} 8 10 10 4 4\n", "cameras.txt line 1: expected CAMERA_ID"),
+        (f"1 PINHOLE {'9' * 5000} 8 10 10 4 4\n", "cameras.txt line 1: expected CAMERA_ID"),
+        (f"1 PINHOLE {'9' * 300} 8 10 10 4 4\n", "its camera is for 1e.300x8 pixels"),
+        ("1 PINHOLE 8 8 1e999 10 4 4\n", "positive and finite"),
         ("# nothing\n", "camera 1, which .*cameras.txt does not know"),
         ("1 PINHOLE 8 8 -10 10 4 4\n", "must be positive"),
         ("1 PINHOLE 6 8 10 10 4 4\n", "for 6x8 pixels"),

@@ -36,6 +36,9 @@ def test_names_below_the_folder_are_followed(name, path):
         ("../c.png", "name lies outside"),
         ("c/../../d/e.png", "name lies outside"),
         ("..\\c.png", "name lies outside"),
+        (".", "name names a folder"),
+        (".\\", "name names a folder"),
+        ("c/..", "name names a folder"),
     ],
 )
 def test_other_names_are_refused_with_the_name(name, text):

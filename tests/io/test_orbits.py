@@ -8,7 +8,7 @@ from PIL import Image
 from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, dynamic_orbit, make_orbit, static_orbit
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError, SV3DError
-from sv3d_jax.io.orbits import read_camera_path, read_orbit, write_cameras, write_orbit
+from sv3d_jax.io.orbits import read_camera_path, read_frame, read_orbit, write_cameras, write_orbit
 from tests.io.scene_files import CASES
 
 RNG = np.random.default_rng(0)
@@ -212,6 +212,14 @@ def set_in_frame(index, **values):
             set_in_frame(2, camera_to_world=[[float("nan")] * 4] * 4),
             r"frames\[2\].camera_to_world must be 4x4 and finite",
         ),
+        (
+            set_in_frame(2, camera_to_world=[[10**400] * 4] * 4),
+            r"frames\[2\].camera_to_world is not a matrix",
+        ),
+        (lambda d: d.update(object_to_world=[[10**400] * 4] * 4), "object_to_world is not a matrix"),
+        (set_in_frame(1, azimuth_deg=10**400), r"frames\[1\].azimuth_deg must be a finite number"),
+        (set_in_frame(3, file="a" * 5000), "a{5000} does not exist"),
+        (set_in_frame(3, file="a\0b"), "a\0b does not exist"),
         (set_in_frame(2, camera_to_world=[["a"] * 4] * 4), r"frames\[2\].camera_to_world is not a matrix"),
         (set_in_frame(2, camera_to_world=np.diag([1, 1, -1, 1]).tolist()), r"frames\[2\].*not a rotation"),
         (set_in_frame(2, camera_to_world=np.diag([2, 2, 2, 1]).tolist()), r"frames\[2\].*not a rotation"),
@@ -241,11 +249,20 @@ def test_an_absent_folder_is_refused(tmp_path):
         read_orbit(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\xff\xfe"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "\xff\xfe", "[" * 100_000, '{"fov_deg": ' + "9" * 10_000 + "}"]
+)
 def test_a_damaged_cameras_json_is_refused(folder, text):
     (folder / "cameras.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match="cameras.json"):
         read_orbit(folder)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b"])
+def test_a_frame_that_no_file_can_be_called_is_refused_by_its_name(tmp_path, name):
+    with pytest.raises(InputError) as error:
+        read_frame(tmp_path, {"file": name}, 0)
+    assert str(tmp_path / name) in error.value.message
 
 
 def test_absent_frames_are_named_and_counted(folder):

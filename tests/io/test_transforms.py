@@ -195,11 +195,16 @@ REFUSED = {
     "no width": ({"fl_x": 9, "w": 0, "h": 8}, {}, "w and h must be positive"),
     "no matrix": ({"fl_x": 9}, {"transform_matrix": "x"}, r"frames\[0\] needs a transform_matrix"),
     "a matrix with a hole": ({"fl_x": 9}, {"transform_matrix": [[float("nan")] * 4] * 4}, "not finite"),
+    "a matrix beyond floats": ({"fl_x": 9}, {"transform_matrix": [[10**400] * 4] * 4}, "needs a transform_matrix"),
     "a mirror": ({"fl_x": 9}, {"transform_matrix": MIRROR}, "without a scale or a mirror"),
     "a transposed matrix": ({"fl_x": 9}, {"transform_matrix": TRANSPOSED}, "0 0 0 1"),
     "a camera at 1e300": ({"fl_x": 9}, {"transform_matrix": FAR}, "1e.300 from"),
     "no picture's name": ({"fl_x": 9}, {"file_path": None}, "no .file_path"),
     "an absolute name": ({"fl_x": 9}, {"file_path": "/etc/passwd"}, "absolute.*/etc/passwd"),
+    "the folder as a name": ({"fl_x": 9}, {"file_path": "."}, "file_path names a folder"),
+    "the folder with a slash": ({"fl_x": 9}, {"file_path": "./"}, "file_path names a folder"),
+    "the folder above": ({"fl_x": 9}, {"file_path": "images/.."}, "file_path names a folder"),
+    "the folder as a mask": ({"fl_x": 9}, {"mask_path": "."}, "mask_path names a folder"),
     "a Windows drive": ({"fl_x": 9}, {"file_path": "C:\\a.png"}, "absolute"),
     "an address": ({"fl_x": 9}, {"file_path": "https://a.b/c.png"}, "address"),
     "two folders up": ({"fl_x": 9}, {"file_path": "../../a.png"}, "outside the folder"),
@@ -216,7 +221,8 @@ def test_what_is_no_camera_or_no_picture_is_refused_by_name(tmp_path, root, own,
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"[1]", b'{"frames": []}', b'{"frames": [1]}', b"\xff\xfe{", b"[" * 100_000]
+    "content",
+    [b"", b"[1]", b'{"frames": []}', b'{"frames": [1]}', b"\xff\xfe{", b"[" * 100_000, b"9" * 10_000],
 )
 def test_a_file_without_frames_is_refused(tmp_path, content):
     (tmp_path / "transforms.json").write_bytes(content)

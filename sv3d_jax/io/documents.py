@@ -1,0 +1,27 @@
+"""JSON files as users bring them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sv3d_jax.errors import InputError
+
+
+def read_json(path: Path, absent_hint: str | None = None) -> Any:
+    """The content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises InputError, which names the file, where it is absent (with `absent_hint`), cannot be opened, is no JSON,
+    is nested too deep or has integers too long to be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist", hint=absent_hint) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} is not JSON that can be read", hint=f"look at line {error.lineno}, column {error.colno}"
+        ) from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is not JSON that can be read") from None
