@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -46,6 +46,7 @@ Light = SoftLight | SGLight | SHLight
 MIN_SIZE_CLASS, TEXTURE_STEP = 1024, 256  # of vertices and faces, of a texture's sides
 MAX_LAYERS = 24  # of surfaces behind each other that are looked through
 MIN_CLEARNESS = 1 / 512  # share of light below which what lies behind does not show
+FOLDERS = ("frames", "alphas")  # in that of an orbit
 OBJECT_RADIUS = 0.55  # no view of any orbit clips the ball of radius 2 sin(16.9 deg) = 0.5814
 
 
@@ -171,7 +172,8 @@ def _tasks(config: RenderConfig) -> tuple[list[Task], list[str]]:
     """Each mesh file with the folder of its orbit and its seed; and why files of a folder are left out.
 
     Seeds count up over files that are given one by one; in a folder or a list, where others come and go, a mesh
-    keeps the seed that its name gives.
+    keeps the seed that its name gives. Raises InputError where the folders of two are one, or one lies among the
+    frames of the other.
     """
     tasks: dict[str, Task] = {}
     left_out = []
@@ -185,6 +187,14 @@ def _tasks(config: RenderConfig) -> tuple[list[Task], list[str]]:
                 )
             offset = index if path == given else zlib.crc32(name.encode())
             tasks[name] = Task(path, config.output / name, (config.seed + offset) % 2**32)
+    for name, task in tasks.items():
+        for above in PurePosixPath(name).parents:
+            outer = tasks.get(above.as_posix())
+            if outer and PurePosixPath(name).relative_to(above).parts[0] in FOLDERS:
+                raise InputError(
+                    f"{task.mesh}: its orbit's folder {task.directory} would lie among the frames of {outer.mesh}",
+                    hint="rename one of the two, or render them to different folders",
+                )
     if len(config.meshes) == 1 and (only := next(iter(tasks.values()))).mesh == config.meshes[0]:
         return [only._replace(directory=config.output)], left_out
     return list(tasks.values()), left_out

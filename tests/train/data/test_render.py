@@ -283,6 +283,33 @@ class TestVerb:
         assert [task.mesh.name for task in tasks] == ["a.gltf", "b.obj", "c.glb"]
         assert len(left_out) == 5
 
+    @pytest.mark.parametrize(
+        "outer, inner",
+        [("x.ply", "x/frames.ply"), ("a/x.glb", "a/x/alphas/c.ply"), ("x.ply", "x/frames/000.ply")],
+    )  # fmt: skip
+    def test_an_orbit_among_the_frames_of_another_is_refused_with_both_names(self, tmp_path, outer, inner):
+        for name in (outer, inner):
+            (tmp_path / "meshes" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "meshes" / name).touch()
+        with pytest.raises(InputError, match="would lie among the frames of") as error:
+            _render(tmp_path / "out", tmp_path / "meshes")
+        assert all(str(tmp_path / "meshes" / name) in error.value.message for name in (outer, inner))
+        assert not (tmp_path / "out").exists()
+
+    def test_so_is_one_inside_that_of_a_mesh_given_by_itself(self, tmp_path):
+        for name in ("x.ply", "meshes/x/frames.ply"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).touch()
+        with pytest.raises(InputError, match="would lie among the frames of"):
+            _render(tmp_path / "out", tmp_path / "meshes", tmp_path / "x.ply")
+
+    def test_folders_whose_names_begin_alike_lie_side_by_side(self, tmp_path):
+        for name in ("x.ply", "xy.ply", "xy_/x.ply", "x/y.ply"):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).touch()
+        tasks, left_out = module._tasks(RenderConfig(meshes=(tmp_path,), output=tmp_path / "out"))
+        assert len(tasks) == 4 and not left_out
+
     def test_bad_meshes_of_a_folder_are_named_and_left_out(self, tmp_path, mesh_folder):
         (mesh_folder / "bad.glb").write_bytes(b"glTF")
         result = _render(tmp_path / "out", mesh_folder)
