@@ -38,12 +38,16 @@ def read_hdr(path: str | Path) -> np.ndarray:
 
 def _pixels(data: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bytes `h w 4`."""
-    is_encoded = 8 <= width < 1 << 15 and data[0] == data[1] == 2 and data[2] << 8 | data[3] == width
-    if not is_encoded:
-        return data[: height * width * 4].reshape(height, width, 4)
+    start = bytes([2, 2, width >> 8, width & 255])  # of each row that is run-length encoded
+    if not (8 <= width < 1 << 15 and data[:4].tobytes() == start):
+        if len(data) != height * width * 4:
+            raise ValueError("neither plain pixels nor rows of runs")
+        return data.reshape(height, width, 4)
     rows, place = np.empty((height, 4, width), np.uint8), 0
     for row in rows:
-        place += 4  # 2 2 and the width
+        if data[place : place + 4].tobytes() != start:
+            raise ValueError("a row does not begin with its width")
+        place += 4
         for channel in row:
             place = _unpack_runs(data, place, channel)
     return rows.transpose(0, 2, 1)

@@ -260,7 +260,11 @@ def read_camera_path(path: str | Path) -> CameraPath:
         angles = []
         for index, frame in enumerate(document["frames"]):
             given = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
-            angles.append(_stands_at(_pose(frame, index)) if None in given else given)
+            if None in given or "radius" in frame:
+                pose = _pose(
+                    frame, index
+                )  # a distance that no camera has is refused, although it does not count
+            angles.append(_stands_at(pose) if None in given else given)
         if contradiction := angle_contradiction(document):
             _warn(f"{path}: {contradiction}; the angle is taken")
         azimuths, elevations = np.array(angles).T
@@ -416,11 +420,11 @@ def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
     )
     if elevation is not None and abs(elevation) > 90:
         raise CameraError(f"{where}.elevation_deg is {elevation:g}, outside [-90, 90]")
+    if radius is not None and not 0 < radius <= MAX_DISTANCE:
+        raise CameraError(f"{where}.radius must be positive and at most {MAX_DISTANCE:g}, got {radius:g}")
     if "camera_to_world" not in frame:
         if azimuth is None or elevation is None or radius is None:
             raise CameraError(f"{where} needs camera_to_world, or azimuth_deg, elevation_deg and radius")
-        if not 0 < radius <= MAX_DISTANCE:
-            raise CameraError(f"{where}.radius must be positive and at most {MAX_DISTANCE:g}, got {radius:g}")
         return look_at(azimuth, elevation, radius)
     matrix = _matrix(frame["camera_to_world"], f"{where}.camera_to_world")
     check_distance(matrix[:3, 3], f"{where}.camera_to_world")
