@@ -154,7 +154,7 @@ class SafetensorsFile:
                 pass
             case _:
                 raise self._fault(f"the header's entry of {name!r} lacks a dtype, a shape or two offsets")
-        if code.startswith(_NARROW_CODES):
+        if code not in DTYPES and code.startswith(_NARROW_CODES):
             raise self._fault(
                 f"{name!r} is quantized as {code}; of narrow types only 8-bit floats (fp8) are read",
                 WIDER_FILE,

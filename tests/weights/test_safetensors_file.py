@@ -33,6 +33,8 @@ def test_files_of_the_safetensors_library_read_here(tmp_path):
         "scalar": np.asarray(4, np.float32),
         "empty": np.zeros((0, 3), np.float32),
         "flags": np.array([True, False]),
+        "double": np.array([0.1, 2.0]),
+        "long": np.array([1, 2**40]),
     }
     path = tmp_path / "x.safetensors"
     safetensors.numpy.save_file(tensors, path, {"format": "pt"})
