@@ -40,7 +40,7 @@ def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
         attributes["COLOR_0"] = glb.vertices(np.round(65535 * opaque).astype("<u2"))
     base: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": 1.0}
     pictures: dict[str, Any] = {}
-    if mesh.texture is not None:
+    if mesh.texture is not None and mesh.uv is not None:
         attributes["TEXCOORD_0"] = glb.vertices((mesh.uv * [1, -1] + [0, 1]).astype("<f4"))
         base["baseColorTexture"] = {"index": 0}
         pictures = {
