@@ -222,6 +222,11 @@ def as_object(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
+def extensions_of(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The extensions of one of the document's objects."""
+    return as_object(record.get("extensions", {}), f"{where}.extensions")
+
+
 def whole(record: dict[str, Any], name: str, where: str, default: int | None = None) -> int:
     """A whole number that is not negative."""
     value = record.get(name, default)

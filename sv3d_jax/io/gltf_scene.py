@@ -4,21 +4,18 @@ What the reader does with every feature is listed in docs/data.md.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from sv3d_jax.colors import linear_from_srgb, srgb_from_linear
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.gltf_data import Document, as_object, known, number, numbers, whole
-from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, to_uint8, used_vertices
+from sv3d_jax.io.gltf_data import Document, as_object, extensions_of, known, number, numbers
+from sv3d_jax.io.gltf_materials import Look, MaterialReader, count_pictures
+from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, used_vertices
 
 MAX_NODES = 100_000
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6
 _DRAWN_OTHERWISE = {0: "points", 1: "lines", 2: "lines", 3: "lines"}
-_WRAP = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
-_NEAREST = 9728
 _DRACO = "KHR_draco_mesh_compression"
 
 # Extensions that a file may require: read, or without effect on shape and base colour.
@@ -76,9 +73,9 @@ class _Scene:
         self.nodes = [document.item("nodes", index) for index in range(self.count)]
         self.parents = _parents(self.nodes)
         self.world = self._world_from_nodes()
-        self.materials: dict[int, _Look] = {}
+        self.materials: dict[int, Look] = {}
         self.joints: dict[int, np.ndarray] = {}
-        self.num_pictures = _count_pictures(document)
+        self.num_pictures = count_pictures(document)
         self.faces = 0
 
     def parts(self) -> list[Part]:
@@ -96,7 +93,7 @@ class _Scene:
         while open_nodes:
             index = open_nodes.pop()
             node = self.nodes[index]
-            visibility = _extensions(node, f"nodes[{index}]").get("KHR_node_visibility", {})
+            visibility = extensions_of(node, f"nodes[{index}]").get("KHR_node_visibility", {})
             if shown[index] or (isinstance(visibility, dict) and visibility.get("visible") is False):
                 continue
             shown[index] = True
@@ -150,14 +147,14 @@ class _Scene:
                 raise InputError(f"is damaged: {here} has mode {str(mode)[:20]}")
             attributes = as_object(primitive.get("attributes"), f"{here}.attributes")
             alike = [sorted(attributes.items(), key=str), primitive.get("material"), primitive.get("targets")]
-            key = index if _DRACO in _extensions(primitive, here) else str(alike)
+            key = index if _DRACO in extensions_of(primitive, here) else str(alike)
             groups.setdefault(key, []).append((primitive, here))
         for group in groups.values():
             yield self._surface(group, weights)
 
     def _surface(self, group: list[tuple[dict[str, Any], str]], weights: Any) -> "_Surface":
         primitive, where = group[0]
-        if _DRACO in _extensions(primitive, where):
+        if _DRACO in extensions_of(primitive, where):
             values, faces = _decode_draco(self.document, primitive, where)
         else:
             named = as_object(primitive["attributes"], f"{where}.attributes")
@@ -236,7 +233,7 @@ class _Scene:
         if "skin" in node.node:
             return surface.skinned(self._skinned(surface, node.node["skin"], where))
         matrices = self.world[node.index][None]
-        instancing = _extensions(node.node, where).get("EXT_mesh_gpu_instancing")
+        instancing = extensions_of(node.node, where).get("EXT_mesh_gpu_instancing")
         if instancing is not None:
             matrices = matrices @ self._instances(as_object(instancing, where), where, len(surface.faces))
         return surface.copied(matrices)
@@ -309,13 +306,13 @@ class _Scene:
         scale = values.get("SCALE", np.ones((count, 3)))
         return _trs(move.astype(np.float64), turn.astype(np.float64), scale.astype(np.float64))
 
-    def _material(self, primitive: dict[str, Any], where: str) -> "_Look":
+    def _material(self, primitive: dict[str, Any], where: str) -> "Look":
         index = primitive.get("material")
         if index is None:
-            return _Look(Material(), 0, np.eye(3))
+            return Look(Material(), 0, np.eye(3))
         material = self.document.item("materials", index, where)
         if index not in self.materials:
-            self.materials[index] = _Colors(
+            self.materials[index] = MaterialReader(
                 self.document, material, f"materials[{index}]", self.num_pictures
             ).look()
         return self.materials[index]
@@ -325,20 +322,12 @@ _USED_ATTRIBUTES = ("POSITION", "NORMAL", "COLOR_0", "TEXCOORD_", "JOINTS_", "WE
 _TRS = {"TRANSLATION": 3, "ROTATION": 4, "SCALE": 3}
 
 
-class _Look(NamedTuple):
-    """A material, the set of texture coordinates that its picture is looked up by, and what is done to them."""
-
-    material: Material
-    set: int
-    transform: np.ndarray  # 3 3, of (u, v, 1) with v downwards
-
-
 class _Surface(NamedTuple):
     """A primitive in its own coordinates."""
 
     values: dict[str, np.ndarray]
     faces: np.ndarray
-    look: _Look
+    look: Look
     where: str
 
     def copied(self, matrices: np.ndarray) -> Part:
@@ -394,130 +383,6 @@ class _Surface(NamedTuple):
             uv = uv + self.look.transform[:2, 2]
             uv = np.tile(np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1), (copies, 1))
         return Part(vertices, faces, self.look.material, normals, colors, uv)
-
-
-class _Colors:
-    """A glTF material on its way to what the renderer takes of it (3.9)."""
-
-    def __init__(self, document: Document, material: dict[str, Any], where: str, num_pictures: int):
-        self.document, self.material, self.where = document, material, where
-        self.num_pictures = num_pictures
-        self.extensions = _extensions(material, where)
-
-    def look(self) -> _Look:
-        factor, texture = self._base()
-        look = self._textured(Material(color=tuple(np.clip(factor, 0.0, 1.0))), texture)
-        look = self._with_emission(look)
-        alpha = self.material.get("alphaMode", "OPAQUE")
-        if alpha in ("MASK", "BLEND"):
-            cutoff = number(self.material, "alphaCutoff", self.where, 0.5)
-            one_sided = self.material.get("doubleSided") is not True
-            changes = {"alpha": alpha.lower(), "cutoff": cutoff, "one_sided": one_sided}
-            look = look._replace(material=replace(look.material, **changes))
-        for name in ("KHR_materials_transmission", "KHR_materials_diffuse_transmission"):
-            share = as_object(self.extensions.get(name, {}), self.where)
-            if any(share.get(key) for key in ("transmissionFactor", "diffuseTransmissionFactor")):
-                self.document.source.remark(f"{name}: what light passes through is drawn opaque")
-        return look
-
-    def _base(self) -> tuple[np.ndarray, Any]:
-        """Base colour and its texture: of specular-glossiness the diffuse ones."""
-        name = "KHR_materials_pbrSpecularGlossiness"
-        if name in self.extensions:
-            values, where = as_object(self.extensions[name], self.where), f"{self.where}.{name}"
-            return numbers(values, "diffuseFactor", where, [1.0] * 4), values.get("diffuseTexture")
-        values = as_object(self.material.get("pbrMetallicRoughness", {}), self.where)
-        return numbers(values, "baseColorFactor", self.where, [1.0] * 4), values.get("baseColorTexture")
-
-    def _with_emission(self, look: _Look) -> _Look:
-        """Where the base is black, what the surface emits is its colour; elsewhere emission is left out."""
-        factor = np.clip(numbers(self.material, "emissiveFactor", self.where, [0.0] * 3), 0.0, None)
-        strength = as_object(self.extensions.get("KHR_materials_emissive_strength", {}), self.where)
-        factor = np.clip(factor * number(strength, "emissiveStrength", self.where, 1.0), 0.0, 1.0)
-        if not factor.any():
-            return look
-        base = look.material
-        emission = self._textured(
-            Material(color=(*factor, base.color[3])), self.material.get("emissiveTexture")
-        )
-        glow = emission.material.picture
-        if glow is not None and not glow[..., :3].any():
-            return look
-        is_black = not any(base.color[:3]) or (base.picture is not None and not base.picture[..., :3].any())
-        if is_black and (base.picture is None or base.picture.shape[2] == 3):
-            return emission
-        merged = _merged_emission(look, emission)
-        if merged is None:
-            self.document.source.remark(f"{self.where}: emission is left out, the base colour is drawn")
-        return merged or look
-
-    def _textured(self, material: Material, info: Any) -> _Look:
-        """The material with a picture, as a textureInfo says."""
-        if info is None:
-            return _Look(material, 0, np.eye(3))
-        info = as_object(info, f"{self.where}: its texture")
-        texture = self.document.item("textures", info.get("index"), self.where)
-        where = f"textures[{info.get('index')}]"
-        transform = as_object(_extensions(info, where).get("KHR_texture_transform", {}), where)
-        coordinates = whole(transform, "texCoord", where, whole(info, "texCoord", where, 0))
-        sampler = {}
-        if "sampler" in texture:
-            sampler = self.document.item("samplers", texture["sampler"], where)
-        wrap = tuple(known(_WRAP, sampler.get(name)) or "repeat" for name in ("wrapS", "wrapT"))
-        picture = self.document.picture(_picture_index(texture, where), where, self.num_pictures)
-        nearest = sampler.get("magFilter") == _NEAREST
-        material = replace(material, picture=picture, wrap=wrap, nearest=nearest)
-        return _Look(material, coordinates, _texture_transform(transform, where))
-
-
-def _merged_emission(base: _Look, emission: _Look) -> _Look | None:
-    """The base with the emission where its picture is black; None where that cannot be said texel by texel."""
-    ours, theirs = base.material.picture, emission.material.picture
-    if ours is None or theirs is None or ours.shape[:2] != theirs.shape[:2]:
-        return None
-    alike = base.set == emission.set and np.array_equal(base.transform, emission.transform)
-    black = (ours[..., :3] == 0).all(axis=2)
-    if (
-        not alike
-        or base.material.wrap != emission.material.wrap
-        or base.material.color[:3] != (1.0, 1.0, 1.0)
-    ):
-        return None
-    linear = linear_from_srgb(theirs[black][:, :3].astype(np.float32) / 255) * emission.material.color[:3]
-    if not linear.any():
-        return None
-    picture = ours.copy()
-    picture[black, :3] = to_uint8(srgb_from_linear(linear))
-    return base._replace(material=replace(base.material, picture=picture))
-
-
-def _picture_index(texture: dict[str, Any], where: str) -> Any:
-    """The image of a texture: of an extension's format where that is read, else the plain one."""
-    extensions = _extensions(texture, where)
-    for name in ("EXT_texture_webp", "EXT_texture_avif"):
-        if name in extensions:
-            return as_object(extensions[name], where).get("source")
-    if "source" not in texture:
-        names = {"KHR_texture_basisu": "KTX2"}
-        found = (
-            ", ".join(f"{names[n]} ({n})" if n in names else n for n in map(str, extensions)) or "no picture"
-        )
-        raise InputError(f"{where} holds {found}, which is not read", hint="export with PNG, JPEG or WebP")
-    return texture["source"]
-
-
-def _texture_transform(extension: dict[str, Any], where: str) -> np.ndarray:
-    """KHR_texture_transform as a matrix: offset, then rotation (counter-clockwise in the picture), then scale."""
-    offset, scale = (
-        numbers(extension, "offset", where, [0.0, 0.0]),
-        numbers(extension, "scale", where, [1.0, 1.0]),
-    )
-    angle = number(extension, "rotation", where, 0.0)
-    cos, sin = np.cos(angle), np.sin(angle)
-    matrix = np.eye(3)
-    matrix[:2, :2] = np.array([[cos, sin], [-sin, cos]]) * scale
-    matrix[:2, 2] = offset
-    return matrix
 
 
 def _parents(nodes: list[dict[str, Any]]) -> np.ndarray:
@@ -582,12 +447,14 @@ def _decode_draco(
             f"is compressed by {_DRACO}",
             hint='pip install "sv3d_jax[draco]", or export without mesh compression',
         ) from None
-    extension = as_object(_extensions(primitive, where)[_DRACO], where)
+    extension = as_object(extensions_of(primitive, where)[_DRACO], where)
     data = bytes(document.view(extension.get("bufferView"), where))
     try:
         decoded = DracoPy.decode(data)
         faces = np.asarray(decoded.faces, np.int64).reshape(-1, 3)
         by_id = {attribute["unique_id"]: np.asarray(attribute["data"]) for attribute in decoded.attributes}
+    except MemoryError:
+        raise
     except Exception:  # whatever the decoder trips over in a damaged file
         raise InputError(
             f"is damaged: what {where} packs by {_DRACO} cannot be decoded",
@@ -614,32 +481,8 @@ def _cofactor(linear: np.ndarray) -> np.ndarray:
     return np.stack([np.cross(linear[..., i - 2], linear[..., i - 1]) for i in range(3)], axis=-1)
 
 
-def _count_pictures(document: Document) -> int:
-    """How many textures materials may show: of base colour and emission."""
-    used = set()
-    for index in range(document.count("materials")):
-        material = document.item("materials", index)
-        plain = material.get("pbrMetallicRoughness")
-        extensions = material.get("extensions")
-        glossy = (
-            extensions.get("KHR_materials_pbrSpecularGlossiness") if isinstance(extensions, dict) else None
-        )
-        for owner, name in (
-            (plain, "baseColorTexture"),
-            (glossy, "diffuseTexture"),
-            (material, "emissiveTexture"),
-        ):
-            info = owner.get(name) if isinstance(owner, dict) else None
-            used.add(str(info.get("index")) if isinstance(info, dict) else None)
-    return max(1, len(used - {None}))
-
-
 def _columns(values: np.ndarray, width: int, where: str) -> np.ndarray:
     """Values (v width) as float64."""
     if values.ndim != 2 or values.shape[1] < width:
         raise InputError(f"is damaged: {where} needs {width} numbers for each vertex")
     return np.asarray(values[:, :width], np.float64)
-
-
-def _extensions(record: dict[str, Any], where: str) -> dict[str, Any]:
-    return as_object(record.get("extensions", {}), f"{where}.extensions")
