@@ -85,7 +85,7 @@ def numerics(model: ModelConfig, is_cpu: bool) -> dict:
     params, frames = random_params(model), min(5, model.num_frames)
     results = []
     for dtype in ("float32", "bfloat16"):
-        pipe = Pipeline(params, model, dtype)
+        pipe = Pipeline(params, model, dtype=dtype)
         noise, pixel_noise, keys = pipe.noise([0], frames, model.native_size)
         pixels = np.zeros((1, model.native_size, model.native_size, 3), np.float32)
         condition = pipe.condition(pixels, pixel_noise, static_orbit(frames))

@@ -14,7 +14,8 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.devices import enable_compile_cache
-from sv3d_jax.diffusion.sampler import SOLVERS, Method, StepKind
+from sv3d_jax.diffusion.config import SamplingConfig, StepKind
+from sv3d_jax.diffusion.solvers import SOLVERS
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.models.quantize import FORMATS
 from sv3d_jax.pipeline import Pipeline
@@ -41,24 +42,28 @@ def main() -> None:
     pipe = Pipeline.from_pretrained("mini")
     model, own_steps = pipe.config, pipe.config.num_steps
     held_out = held_out_orbits(options.objects, model.num_frames, model.native_size)
-    methods = [(Method(solver=solver), steps) for steps in (own_steps, own_steps // 2) for solver in SOLVERS]
-    methods += [(Method(guidance_interval=interval), own_steps) for interval in INTERVALS]
-    methods += [(Method(cache_interval=interval), own_steps) for interval in CACHE_INTERVALS]
-    runs = [(pipe, method, steps) for method, steps in methods]
-    runs += [(Pipeline.from_pretrained("mini", quantize=kind), Method(), own_steps) for kind in FORMATS]
+    methods = [
+        SamplingConfig(solver=solver, num_steps=steps)
+        for steps in (own_steps, own_steps // 2)
+        for solver in SOLVERS
+    ]
+    methods += [SamplingConfig(guidance_interval=interval, num_steps=own_steps) for interval in INTERVALS]
+    methods += [SamplingConfig(cache_interval=interval, num_steps=own_steps) for interval in CACHE_INTERVALS]
+    runs = [(pipe, method) for method in methods]
+    runs += [(Pipeline.from_pretrained("mini", quantize=kind), methods[0]) for kind in FORMATS]
     exact, rows = None, []
     with Progress() as progress:
-        for pipe, method, steps in runs:
-            frames, seconds = orbits(pipe, held_out, method, steps, progress)
+        for pipe, sampling in runs:
+            frames, seconds = orbits(pipe, held_out, sampling, progress)
             exact = frames if exact is None else exact
             rows.append(
                 {
-                    "solver": method.solver,
-                    "steps": steps,
-                    "guidance_interval": method.guidance_interval,
-                    "cache_interval": method.cache_interval,
-                    "quantize": pipe.quantize,
-                    **calls(method.kinds(pipe.sigmas(steps))),
+                    "solver": sampling.solver,
+                    "num_steps": sampling.num_steps,
+                    "guidance_interval": sampling.guidance_interval,
+                    "cache_interval": sampling.cache_interval,
+                    "quantize": pipe.runner.config.quantize,
+                    **calls(sampling.step_kinds(pipe.sigmas(sampling.num_steps))),
                     "sample_s": round(seconds, 3),
                     "psnr_truth": round(likeness(frames, held_out.images / np.float32(255)), 2),
                     "psnr_exact": None if frames is exact else round(likeness(frames, exact), 2),
@@ -73,24 +78,23 @@ def calls(kinds: list[StepKind]) -> dict[str, int]:
     """Calls of the whole network and of its first level alone."""
     counts = {"calls": 0, "first_level_calls": 0}
     for kind in kinds:
-        counts["first_level_calls" if kind.levels == "first" else "calls"] += 2 if kind.is_guided else 1
+        counts["first_level_calls" if kind.cache == "reuse" else "calls"] += 2 if kind.is_guided else 1
     return counts
 
 
 def orbits(
-    pipe: Pipeline, held_out: HeldOut, method: Method, steps: int, progress: Progress
+    pipe: Pipeline, held_out: HeldOut, sampling: SamplingConfig, progress: Progress
 ) -> tuple[np.ndarray, float]:
     """Frames in [0, 1] `n f h w 3` and the median seconds of sampling an orbit."""
     frames, seconds = [], []
-    progress.stage(f"{method.solver} {steps}", total=len(held_out.images))
+    progress.stage(f"{sampling.solver} {sampling.num_steps}", total=len(held_out.images))
     for seed, (views, cameras) in enumerate(zip(*held_out, strict=True)):
         side = views.shape[1]
         azimuths_deg = (cameras.azimuths_deg - cameras.azimuths_deg[-1]) % 360.0
         orbit = pipe(
             PreparedImage(views[-1], (0, 0, side, side)),
+            sampling,
             cameras=CameraPath(azimuths_deg, cameras.elevations_deg),
-            num_steps=steps,
-            method=method,
             seed=seed,
             output_type="np",
         )

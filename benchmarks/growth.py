@@ -13,6 +13,7 @@ import os
 import re
 import statistics
 from collections.abc import Callable
+from functools import partial
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -23,15 +24,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.cost import live_bytes, product_flop
+from sv3d_jax.diffusion.config import StepKind
 from sv3d_jax.diffusion.denoiser import Conditioning
-from sv3d_jax.diffusion.sampler import Method, State, StepKind
+from sv3d_jax.diffusion.sampler import Sampler, SamplerState
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.preprocess import PreparedImage
-from sv3d_jax.sampling import UNetSampler
+from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser
 from sv3d_jax.weights.hub import read_model_config
 
 FRAMES, SIDES, STEPS = (7, 14, 21, 42, 63), (256, 384, 576, 768, 1024), (5, 10, 25, 50, 100)
@@ -92,13 +94,15 @@ def step_cost(frames: int, size: int, steps: int = 50) -> dict:
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), shapes)
     float32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.float32)  # noqa: E731
     condition = Conditioning(float32(1, 1, 1024), float32(1, frames, side, side, 4), float32(1, frames, 1280))
-    fixed, x = (params, condition, float32(frames)), float32(1, frames, side, side, 4)
-    program = UNetSampler(model.unet, compute).program(StepKind(), Method(), steps, fixed, State(x))
+    given, x = SamplingInputs(params, condition, float32(frames)), float32(1, frames, side, side, 4)
+    kind, state = StepKind(), SamplerState(x)
+    program = SamplingSteps(UNetDenoiser(model.unet, compute), Sampler(steps), (kind,) * steps)
     sigmas, index = float32(steps + 1), jax.ShapeDtypeStruct((), jnp.int32)
-    prepared = jax.eval_shape(program.prepare, fixed, sigmas)
+    prepared = jax.eval_shape(lambda *given: program.prepare(kind, *given, None), given, sigmas, state)
 
     def step(params, prepared, condition, scale, sigmas, index, x):
-        return program.step((params, condition, scale), sigmas, prepared, index, State(x), None)
+        given = SamplingInputs(params, condition, scale)
+        return program.step(kind, given, sigmas, prepared, index, SamplerState(x), None)
 
     inputs = (params, prepared, condition, float32(frames), sigmas, index, x)
     kept = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(prepared))
@@ -134,7 +138,9 @@ def by_devices(options: argparse.Namespace):
         devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
         pipe = Pipeline({}, model, mesh=Mesh(devices, ("data", "cfg", "frames")))
         step = compiled_step(pipe, pictures=shape[0])
-        rounds = 2 if pipe.unet.in_turn else 1  # of a loop over the branches, which the compiler counts once
+        rounds = (
+            2 if pipe.unet.sequential_cfg else 1
+        )  # of a loop over the branches, which the compiler counts once
         yield {
             "devices": math.prod(shape),
             "pictures, branches, frames": shape,
@@ -145,7 +151,7 @@ def by_devices(options: argparse.Namespace):
 
 def compiled_step(pipe: Pipeline, pictures: int):
     """A guided step as `pipe` compiles it for its mesh, from shapes alone."""
-    model, mesh = pipe.config, pipe.mesh
+    model, mesh = pipe.config, pipe.runner.config.mesh
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     frames, side = model.num_frames, model.native_size // model.vae.downsampling
 
@@ -159,17 +165,18 @@ def compiled_step(pipe: Pipeline, pictures: int):
         concat=float32(pictures, frames, side, side, 4, sharding=split),
         vector=float32(pictures, frames, model.unet.vector_width, sharding=split),
     )
-    fixed, sigmas = (params, condition, float32(frames)), float32(model.num_steps + 1)
-    state = State(float32(pictures, frames, side, side, 4, sharding=split))
-    program = pipe.unet.program(StepKind(), Method(), model.num_steps, fixed, state)
-    prepare = jax.jit(program.prepare).lower(fixed, sigmas)
+    given, sigmas = SamplingInputs(params, condition, float32(frames)), float32(model.num_steps + 1)
+    state = SamplerState(float32(pictures, frames, side, side, 4, sharding=split))
+    kind, num_steps = StepKind(), model.num_steps
+    steps = SamplingSteps(pipe.unet, Sampler(num_steps), (kind,) * num_steps)
+    prepare = jax.jit(lambda *given: steps.prepare(kind, *given, state, None)).lower(given, sigmas)
     prepared = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         prepare.out_info,
         prepare.compile().output_shardings,
     )
-    step = jax.jit(program.step, out_shardings=split)
-    return step.lower(fixed, sigmas, prepared, np.int32(0), state, None).compile()
+    step = jax.jit(partial(steps.step, kind), out_shardings=split)
+    return step.lower(given, sigmas, prepared, np.int32(0), state, None).compile()
 
 
 def received_bytes(program: str) -> int:

@@ -64,11 +64,11 @@ def run(folder: str, *flags: str) -> dict[str, float]:
 
 def start(options: argparse.Namespace) -> dict[str, float]:
     """Seconds since the parent started this process."""
-    from sv3d_jax import pipeline
+    from sv3d_jax import runner
     from sv3d_jax.pipeline import Pipeline
 
     if options.jax_cache_alone:
-        pipeline.load_or_compile = lambda _, compile_now: compile_now()
+        runner.load_or_compile = lambda _, compile_now, inputs: compile_now("program")
     times = {}
 
     def mark(name: str) -> None:
@@ -87,7 +87,7 @@ def start(options: argparse.Namespace) -> dict[str, float]:
     from sv3d_jax.models.config import ModelConfig
 
     model = ModelConfig.published(options.model)
-    pipe = Pipeline(random_params(model), model, "bfloat16")
+    pipe = Pipeline(random_params(model), model, dtype="bfloat16")
     mark("loaded_s")
     size, frames = model.native_size, model.num_frames
     noise, pixel_noise, keys = pipe.noise([0], frames, size)

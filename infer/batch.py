@@ -9,11 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sv3d_jax.devices import memory_in_use
-from sv3d_jax.diffusion.sampler import Churn, Method
 from sv3d_jax.errors import OutOfMemory
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.pipeline import Orbit, Pipeline, resolve_dtype
+from sv3d_jax.orbit import Orbit
+from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.plan import Plan, memory_advice, plan_orbit, require_accelerator
 from sv3d_jax.preprocess import PreparedImage
 from sv3d_jax.progress import Progress
@@ -43,14 +43,7 @@ class OrbitSampler:
         if len(self._devices) > 1:
             mesh = Mesh(np.array(self._devices), ("data",))
         with memory_advice(self._plan(), memory_in_use()):
-            return Pipeline.from_pretrained(
-                now.weights,
-                now.variant,
-                now.dtype,
-                mesh,
-                low_memory=now.low_memory,
-                quantize=now.quantize,
-            )
+            return Pipeline.from_pretrained(now.weights, now.variant, now.compute, mesh=mesh)
 
     @property
     def notes(self) -> list[str]:
@@ -74,21 +67,11 @@ class OrbitSampler:
             self._progress.note(f"trying again with {_changes(self._asked, self._attempts[0])}")
 
     def _sample(self, pictures: list[PreparedImage]) -> list[Orbit]:
-        now, model = self._attempts[0], self._model
-        lowest = model.cfg_min if now.cfg_min is None else now.cfg_min
-        highest = model.cfg_max if now.cfg_max is None else now.cfg_max
+        now = self._attempts[0]
         return self.pipeline(
             pictures,
+            now.sampling,
             cameras=self._cameras,
-            num_steps=now.steps,
-            cfg=(lowest, highest),
-            guidance=now.guidance,
-            method=Method(
-                solver=now.solver,
-                churn=Churn(s_churn=now.churn) if now.churn else None,
-                guidance_interval=now.guidance_interval,
-                cache_interval=now.cache_interval,
-            ),
             seed=now.seed,
             size=now.size,
             decode_chunk=now.decode_chunk,
@@ -101,14 +84,13 @@ class OrbitSampler:
         plan = plan_orbit(
             model,
             len(self._cameras),
-            now.steps,
             now.size or model.native_size,
             -(-self.pictures_at_once // len(self._devices)),
-            2 if resolve_dtype(now.dtype) == "bfloat16" else 4,
+            now.compute.itemsize,
             now.decode_chunk,
             now.low_memory,
             quantized=now.quantize is not None,
-            step_kinds=(2 if now.guidance_interval else 1) * (2 if now.cache_interval > 1 else 1),
+            sampling=now.sampling,
         )
         require_accelerator(plan, jax.default_backend(), now.device)
         return plan

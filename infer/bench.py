@@ -14,9 +14,11 @@ import numpy as np
 from sv3d_jax.arrays import Params
 from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.cost import product_flop
+from sv3d_jax.devices import memory_in_use
+from sv3d_jax.diffusion.config import StepKind
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.guidance import triangular_scale
-from sv3d_jax.diffusion.sampler import Method, State, StepKind
+from sv3d_jax.diffusion.sampler import Sampler, SamplerState
 from sv3d_jax.infer.config import BenchConfig
 from sv3d_jax.io.outputs import peak_memory
 from sv3d_jax.models.config import ModelConfig
@@ -25,7 +27,8 @@ from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.plan import check_size, memory_advice, plan_orbit, require_accelerator
 from sv3d_jax.progress import Progress
-from sv3d_jax.sampling import UNetSampler
+from sv3d_jax.runner import ComputeConfig
+from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser
 from sv3d_jax.weights.hub import read_model_config
 from sv3d_jax.weights.key_map import model_parameters, tree_from_leaves
 
@@ -35,20 +38,19 @@ STAGES = ["load", "compile", "condition", "sample", "decode", "product"]
 
 def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
     """Medians of `--rounds` calls of every stage after two that do not count, compiling apart, and peak memory."""
-    from sv3d_jax.devices import memory_in_use
-    from sv3d_jax.pipeline import resolve_dtype
-
     progress.stages = STAGES
-    model = ModelConfig.published(config.model[-1]) if config.model else read_model_config(config.weights)
+    model = ModelConfig.named(config.model) if config.model else read_model_config(config.weights)
     size, frames = config.size or model.native_size, config.frames or model.num_frames
     check_size(model, size)
-    itemsize = 2 if resolve_dtype(config.dtype) == "bfloat16" else 4
+    compute = ComputeConfig(
+        dtype=config.dtype, low_memory=config.low_memory, quantize=config.quantize
+    ).resolve()
     plan = plan_orbit(
         model,
         frames,
         size=size,
         batch=config.batch,
-        dtype_bytes=itemsize,
+        dtype_bytes=compute.itemsize,
         low_memory=config.low_memory,
         quantized=config.quantize is not None,
     )
@@ -59,7 +61,7 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
 
     with memory_advice(plan, memory_in_use()):
         progress.stage("load")
-        pipeline = _pipeline(config, model)
+        pipeline = _pipeline(config, model, compute)
         seconds = _stages(pipeline, config, size, frames, plan.decode_chunk, progress)
         progress.stage("product")
         peak = product_tflops(pipeline.compute.dtype)
@@ -71,7 +73,7 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "versions": {name: version(name) for name in ("jax", "jaxlib", "sv3d_jax")},
         "model": model.name,
-        "dtype": pipeline.dtype,
+        "dtype": compute.dtype,
         "low_memory": config.low_memory,
         "quantize": config.quantize,
         "batch": config.batch,
@@ -148,11 +150,10 @@ def step_flop(model: ModelConfig, batch: int, frames: int, size: int) -> float:
     x = shape(batch, frames, side, side, model.vae.latent_channels)
     params = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
     condition = Conditioning(shape(batch, 1, width), x, shape(batch, frames, model.unet.vector_width))
-    fixed = (params, condition, shape(frames))
-    sampler = UNetSampler(model.unet, Compute(reference=True))
-    program = sampler.program(StepKind(), Method(), 1, fixed, State(x))
-    step = jax.make_jaxpr(lambda *inputs: program.step(inputs[0], inputs[1], (), 0, inputs[2], None))
-    return product_flop(step(fixed, shape(2), State(x)).jaxpr)
+    inputs = SamplingInputs(params, condition, shape(frames))
+    steps = SamplingSteps(UNetDenoiser(model.unet, Compute(reference=True)), Sampler(1), (StepKind(),))
+    step = jax.make_jaxpr(lambda *given: steps.step(StepKind(), *given[:2], (), 0, given[2], None))
+    return product_flop(step(inputs, shape(2), SamplerState(x)).jaxpr)
 
 
 def product_tflops(dtype: Any) -> float:
@@ -168,11 +169,10 @@ def product_tflops(dtype: Any) -> float:
     return 2 * side**3 / statistics.median(times[WARM_UPS:]) / 1e12
 
 
-def _pipeline(config: BenchConfig, model: ModelConfig) -> Pipeline:
-    how: Any = {"low_memory": config.low_memory, "quantize": config.quantize}
+def _pipeline(config: BenchConfig, model: ModelConfig, compute: ComputeConfig) -> Pipeline:
     if config.model is None:
-        return Pipeline.from_pretrained(config.weights, dtype=config.dtype, **how)
-    return Pipeline(random_params(model), model, config.dtype, **how)
+        return Pipeline.from_pretrained(config.weights, compute=compute)
+    return Pipeline(random_params(model), model, compute)
 
 
 def random_params(model: ModelConfig) -> Params:

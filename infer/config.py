@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from sv3d_jax.cameras.config import PathConfig
 from sv3d_jax.config import POSITIONAL, CommonConfig, check_range, short
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import InputError
+from sv3d_jax.models.families import Model, Variant
 
 if TYPE_CHECKING:
     from sv3d_jax.cameras.orbit import CameraPath
+    from sv3d_jax.runner import ComputeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class OrbitConfig(PathConfig, CommonConfig):
+class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
     """Pictures of objects to orbits: frames, cameras.json, a video and a contact sheet, in DIR or in DIR/<name>."""
 
     images: Annotated[tuple[Path, ...], POSITIONAL]
@@ -24,22 +27,13 @@ class OrbitConfig(PathConfig, CommonConfig):
     """folder of the results; of several pictures, each gets a folder of its name in it"""
     weights: str = "mini"
     """mini (shipped: upright figures, small), a folder, a .safetensors file, or a hub id"""
-    variant: Literal["auto", "u", "p"] = "auto"
-    """which model the weights must be: u without cameras, p with cameras, auto takes either"""
+    variant: Variant = "auto"
+    """which model the weights must be: u without cameras, p with cameras, auto takes any"""
     cameras: Path | None = None
     """cameras.json with azimuths and elevations to follow, in place of --orbit, --elevation and --azimuths"""
-    steps: int | None = None
-    """sampling steps (default: the model's own; 50 for SV3D)"""
-    guidance: Literal["triangular", "linear", "constant"] = "triangular"
-    """how the guidance scale runs over the frames; triangular is highest at the back, constant is --cfg-max"""
-    cfg_min: float | None = None
-    """lowest guidance scale (default: the model's own; 1 for SV3D)"""
-    cfg_max: float | None = None
-    """highest guidance scale (default: the model's own; 2.5 for SV3D)"""
-    guidance_interval: tuple[float, float] | None = None
-    """lowest and highest noise level with guidance (default: all); steps outside cost half"""
-    cache_interval: int = 1
-    """of so many steps one runs the whole network, the others its first level alone; 1: all run it whole"""
+    guidance: Literal["triangular", "linear", "constant"] | None = None
+    """how the guidance scale runs over the frames (default: the model's own); triangular is highest at the back,
+    constant is --cfg-max"""
     solver: Literal["euler", "dpmpp_2m"] = "euler"
     """euler is SV3D's own; dpmpp_2m is of second order, which is no gain for mini"""
     churn: float = 0.0
@@ -63,19 +57,15 @@ class OrbitConfig(PathConfig, CommonConfig):
     batch: int | None = None
     """pictures sampled at once (default: one on each device)"""
     low_memory: bool = False
-    """the same orbit in less memory and more time: parts of the model wait on the host, guidance in two halves"""
+    """the same orbit in less memory and more time: parts of the model wait on the host, sequential guidance"""
     auto_fit: bool = False
     """when memory runs out, try again with --decode-chunk 1, then --low-memory, then --dtype bfloat16"""
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
     """format of the orbit's video; png for frames alone"""
 
     def __post_init__(self):
+        super().__post_init__()
         for name, low, high in (
-            ("steps", 1, 1000),
-            ("cfg_min", 0, 100),
-            ("cfg_max", 0, 100),
-            ("churn", 0, 1000),
-            ("cache_interval", 1, 1000),
             ("size", 8, 4096),
             ("frame_ratio", 0.05, 1),
             ("decode_chunk", 1, 128),
@@ -99,16 +89,20 @@ class OrbitConfig(PathConfig, CommonConfig):
                     f"--box is for one picture, got {len(self.images)}",
                     hint="run them one by one, or give --mask, one for each",
                 )
-        if (
-            self.guidance_interval is not None
-            and not 0 <= self.guidance_interval[0] <= self.guidance_interval[1]
-        ):
-            low, high = self.guidance_interval
-            raise InputError(f"--guidance-interval {low:g} {high:g}: a lower and a higher noise level")
-        if self.churn and self.solver != "euler":
-            raise InputError(f"--churn goes with --solver euler, not with {self.solver}")
         if self.cache_interval > 1 and self.low_memory:
             raise InputError("--cache-interval does not go with --low-memory")
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The options of sampling among these settings."""
+        return SamplingConfig(**{field.name: getattr(self, field.name) for field in fields(SamplingConfig)})
+
+    @property
+    def compute(self) -> ComputeConfig:
+        """How the model computes, but for its devices."""
+        from sv3d_jax.runner import ComputeConfig
+
+        return ComputeConfig(dtype=self.dtype, low_memory=self.low_memory, quantize=self.quantize)
 
     def camera_path(self) -> CameraPath:
         """The path of --cameras, or of the flags."""
@@ -141,7 +135,7 @@ class BenchConfig(CommonConfig):
 
     weights: str = "mini"
     """mini, a folder, a .safetensors file, or a hub id"""
-    model: Literal["sv3d_u", "sv3d_p"] | None = None
+    model: Model | None = None
     """random numbers in the shape of this model, in place of --weights: its time does not depend on their values"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""

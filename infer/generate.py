@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sv3d_jax.cutout import Remover
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import InputError
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.io.images import read_mask, read_picture
@@ -76,8 +77,8 @@ def _run(
         from sv3d_jax.recon.guide import check_model
 
         check_model(model)
-    cameras = config.camera_path()
-    settings = {"verb": verb, **config.settings()}
+    cameras = config.camera_path().with_input(model.family.input_frame)
+    settings = {"verb": verb, **config.settings(), "guidance": config.sampling.resolve(model).guidance}
     for how in HOW:
         settings.pop(how)
     for absent in ("mask", "box"):
@@ -91,7 +92,7 @@ def _run(
     sampler = OrbitSampler(config, model, cameras, progress)
     if config.weights == "mini":
         progress.note(MINI_NOTE.format(size=size))
-    elif reconstruction is not None and model.variant == "p" and not np.ptp(cameras.elevations_deg):
+    elif reconstruction is not None and model.family.has_cameras and not np.ptp(cameras.elevations_deg):
         progress.note(SINE_NOTE)
     if config.dry_run:
         places = [str(job.folder.directory) for job in jobs]
@@ -144,7 +145,9 @@ def _jobs(config: OrbitConfig, model: ModelConfig, settings: dict[str, Any], siz
         if mask is not None:
             own |= {"mask": [str(mask)], "mask_sha256": _digest(mask)}
         directory = config.output / image.stem if several else config.output
-        folder = OutputFolder(directory, own, config.overwrite, parents=several)
+        folder = OutputFolder(
+            directory, own, config.overwrite, parents=several, renamed=SamplingConfig.RENAMED
+        )
         jobs.append(_Job(image, prepared, folder))
     return jobs
 

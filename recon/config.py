@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from sv3d_jax.config import HIDDEN, POSITIONAL, CommonConfig, check_range, load_config, short
 from sv3d_jax.errors import InputError
+from sv3d_jax.models.families import Variant
 
 Stage = Literal["coarse", "fine", "bake", "all"]
 PRESETS = Path(__file__).parent.parent / "configs" / "recon"
@@ -213,7 +214,7 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     """let an orbit model complete what the orbit does not show (masked score distillation, in the fine stage)"""
     weights: str = "mini"
     """of that model: mini (shipped: upright figures, small), a folder, a .safetensors file, or a hub id"""
-    variant: Literal["auto", "u", "p"] = "auto"
+    variant: Variant = "auto"
     """which model the weights must be; score distillation needs p, auto takes what they are"""
     up: Literal["auto", "y", "z"] = "auto"
     """axis of a transforms.json or COLMAP model that points up; auto: z, and for COLMAP what the cameras have in

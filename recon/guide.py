@@ -116,11 +116,11 @@ def make_guide(pipeline: "Pipeline", views: Views, input_frame: int, num_orbits:
 
 def check_model(config: ModelConfig) -> None:
     """Refuse a model that cannot show what the reference orbit does not."""
-    if config.variant == "u":
+    if not config.family.has_cameras:
         raise WeightsError(
             f"{config.name} is not told any cameras: it knows static orbits alone, and score distillation needs views"
             " from above and below",
-            hint="--weights with sv3d_p, or mini",
+            hint="--weights of a model with cameras, as sv3d_p or mini",
         )
 
 

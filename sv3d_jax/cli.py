@@ -196,6 +196,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     import tyro
 
     cls = _named(VERBS[name].config)
+    arguments = _with_present_names(cls, arguments)
     file = _config_file(arguments)
     with _colors_as_wished():
         config = tyro.cli(
@@ -212,6 +213,23 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         if needed and getattr(config, field.name) == ():
             raise InputError(f"{field.name.upper()} is needed, at least one", hint=f"sv3d {name} --help")
     return config
+
+
+def _with_present_names(cls: type, arguments: Sequence[str]) -> list[str]:
+    """The flags of earlier versions under the names that they have now; stderr says so."""
+    renamed = {f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in _renamed(cls)}
+    words = []
+    for word in arguments:
+        flag, *value = word.split("=", 1)
+        if flag in renamed:
+            print(f"note: {flag} is now {renamed[flag]}", file=sys.stderr)
+        words.append("=".join([renamed.get(flag, flag), *value]))
+    return words
+
+
+def _renamed(cls: type) -> Iterator[tuple[str, str]]:
+    known = {field.name for field in dataclasses.fields(cls)}
+    return ((old, new) for old, new in getattr(cls, "RENAMED", {}).items() if old not in known)
 
 
 def _split_verb(words: list[str]) -> tuple[str, list[str]]:

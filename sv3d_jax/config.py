@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import tomllib
 import types
+import warnings
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
@@ -104,6 +105,17 @@ def build(cls: type[C], values: Mapping[str, Any]) -> C:
     return cls(**arguments)
 
 
+def one_config(cls: type[C], given: C | None, options: Mapping[str, Any]) -> C:
+    """A `cls` that was given, with fields replaced that were given by keyword.
+
+    Raises TypeError for a keyword that is no field, as Python does for a function's own.
+    """
+    known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}: {nearest(unknown[0], known)}")
+    return dataclasses.replace(cls() if given is None else given, **options)  # type: ignore[type-var]
+
+
 def nearest(name: str, known: list[str]) -> str:
     """A hint: the known name that `name` was probably meant to be, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -154,6 +166,10 @@ def _checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
     checked = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        renamed = getattr(cls, "RENAMED", {})
+        if name not in known and name in renamed:
+            warnings.warn(f"{where}: {key} is now {renamed[name]}", DeprecationWarning, stacklevel=2)
+            name = renamed[name]
         if name not in known:
             raise InputError(f"{where}: unknown key {key}", hint=nearest(name, sorted(known)))
         checked[name] = _convert(hints[name], value, f"{where}: {key}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import InputError, OutOfMemory
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.weights.key_map import model_parameters
@@ -61,21 +62,21 @@ class Plan:
 def plan_orbit(
     config: ModelConfig,
     num_frames: int | None = None,
-    num_steps: int | None = None,
     size: int | None = None,
     batch: int = 1,
     dtype_bytes: int = 4,
     decode_chunk: int | None = None,
     low_memory: bool = False,
     quantized: bool = False,
-    step_kinds: int = 1,
+    sampling: SamplingConfig = SamplingConfig(),
 ) -> Plan:
     """Estimate for `batch` orbits sampled together; what is not given is the model's own.
 
     With `low_memory` one part of the model is on the device at a time, one branch of the guidance is computed, and
-    nothing is prepared for all steps. `quantized` layers keep a copy in 8 bits. step_kinds: how many kinds of steps
-    there are, with guidance and without, say.
+    nothing is prepared for all steps. `quantized` layers keep a copy in 8 bits. Each kind of steps, with guidance or
+    without, storing or reusing features, prepares values of its own.
     """
+    num_steps = sampling.num_steps or config.num_steps
     num_frames, size = num_frames or config.num_frames, size or config.native_size
     side = size // config.vae.downsampling
     sizes = Counter()
@@ -89,17 +90,28 @@ def plan_orbit(
     )
     activations = UNET_FEATURES * features * dtype_bytes
     prepared = int(PREPARED_SHARE * sizes["unet"]) * dtype_bytes
-    prepared = (prepared + int(QUANTIZED_BYTES * sizes["unet"] * quantized)) * step_kinds
+    prepared = (prepared + int(QUANTIZED_BYTES * sizes["unet"] * quantized)) * _step_kinds(
+        config, sampling, num_steps
+    )
     return Plan(
         parameters=sizes.total(),
         weights_bytes=on_device * dtype_bytes,
         sampling_bytes=activations // 2 if low_memory else activations + prepared,
         decoding_bytes=chunk * _decoder_bytes(config, size, dtype_bytes),
         step_flop=step_flop,
-        num_steps=num_steps or config.num_steps,
+        num_steps=num_steps,
         decode_chunk=chunk,
         low_memory=low_memory,
     )
+
+
+def _step_kinds(config: ModelConfig, sampling: SamplingConfig, num_steps: int) -> int:
+    """How many kinds of steps there are, each of which is a program with prepared values of its own."""
+    if sampling.guidance_interval is None and sampling.cache_interval == 1:
+        return 1
+    from sv3d_jax.diffusion.schedule import model_sigmas
+
+    return len(set(sampling.step_kinds(model_sigmas(config, num_steps))))
 
 
 def default_decode_chunk(config: ModelConfig, size: int, dtype_bytes: int, frames: int) -> int:

@@ -2,24 +2,26 @@
 
 jax's own cache of compilations saves the compiler's part alone, and tracing a network takes seconds. Programs lie
 beside that cache, where there is one, and not in it as well: one that jax has loaded cannot always be kept a second
-time (on CPUs with jaxlib 0.10.2 it lacks its functions when it is loaded again). They are code, so the folder is to be
-trusted.
+time (on CPUs with jaxlib 0.10.2 it lacks its functions when it is loaded again). They are code that is run as it is
+found, so nobody else may be able to write to the folder.
 """
 
+import dataclasses
 import hashlib
 import math
 import os
 import pickle
-import threading
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from functools import cache
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
+from types import FunctionType, MethodType
 from typing import Any
 
 import jax
 import jaxlib
+import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.stages import Compiled
 
@@ -27,6 +29,9 @@ from sv3d_jax.devices import CACHE_BYTES
 from sv3d_jax.io.outputs import write_atomic
 
 FOLDER, SUFFIX = "programs", ".program"
+ROOT = Path(__file__).parent
+SOURCES = ("*.py", "models/**/*.py", "diffusion/*.py")
+"""Files of this package that programs are traced from."""
 SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -36,18 +41,84 @@ SETTINGS = (
 """Settings of jax that change programs."""
 
 
+class Opaque:
+    """An object that a program closes over and whose content cannot be told; equal to itself alone."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Opaque) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __repr__(self) -> str:
+        return f"{_OPAQUE}{type(self.value).__qualname__})"
+
+
+_OPAQUE = "Opaque("
+
+
+def describe(value: Any) -> Any:
+    """What decides the program of a function: the function itself and whatever it closes over, as a hashable value.
+
+    Functions are told by their code, closure, defaults and, if partial or bound, by what they are bound to; frozen
+    dataclasses by their type and the fields that they are compared by; arrays by their content. The repr tells the same
+    between processes, but for an `Opaque`: whatever else there is, and functions whose code may change without this
+    package's doing so.
+    """
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return type(value).__name__, value
+    if isinstance(value, partial):
+        return "partial", describe(value.func), describe(value.args), describe(value.keywords)
+    if isinstance(value, MethodType):
+        return "method", describe(value.__func__), describe(value.__self__)
+    if isinstance(value, FunctionType):
+        return _describe_function(value)
+    if isinstance(value, (type, np.dtype)):
+        return "type", str(value)
+    if dataclasses.is_dataclass(value):
+        own = [(f.name, describe(getattr(value, f.name))) for f in dataclasses.fields(value) if f.compare]
+        return _name(type(value)), tuple(own)
+    if isinstance(value, (tuple, list)):
+        return _name(type(value)), tuple(map(describe, value))
+    if isinstance(value, dict):
+        return "dict", tuple((describe(key), describe(item)) for key, item in value.items())
+    if isinstance(value, (np.ndarray, np.generic)):
+        content = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return "array", str(value.dtype), value.shape, content
+    return Opaque(value)
+
+
+def _describe_function(function: FunctionType) -> Any:
+    code, closure = function.__code__, [cell.cell_contents for cell in function.__closure__ or ()]
+    bound = describe((closure, function.__defaults__, function.__kwdefaults__))
+    if not _in_source(code.co_filename):
+        return Opaque(function), bound
+    # Two functions of one name, as lambdas are, differ by their place.
+    return _name(function), code.co_firstlineno, hashlib.sha256(code.co_code).hexdigest(), bound
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"
+
+
 def load_or_compile(
-    description: Any, compile_now: Callable[[], Compiled], inputs: Iterable[Any] = ()
+    description: Any, compile_now: Callable[[str], Compiled], inputs: Iterable[Any] = ()
 ) -> Compiled:
-    """The program kept under `description`, for the device of its inputs; else `compile_now()`, which is kept.
+    """The program kept under `description`, for the device of its inputs; else `compile_now(name)`, which is kept.
 
     The repr of `description` must tell everything that decides the program besides this package's code, the versions
-    of jax and the device. A file that cannot be read is written anew, a folder that cannot be written is let be.
+    of jax and the device, as that of `describe` does. The compiled module must bear the name, which is unique to the
+    description, so that jax cannot take it from its own cache. A file that cannot be read is written anew; where the
+    folder cannot be written, nothing is kept.
     """
     cached, device = jax.config.jax_compilation_cache_dir, _device_of(inputs)
-    if cached is None or "://" in cached or device is None:
-        return compile_now()
-    path = Path(cached) / FOLDER / (_digest(description, device) + SUFFIX)
+    if cached is None or "://" in cached or device is None or _OPAQUE in repr(description):
+        return compile_now("program")
+    digest = _digest(description, device)
+    path = Path(cached) / FOLDER / (digest + SUFFIX)
     if path.is_file():
         try:
             parts = pickle.loads(path.read_bytes())
@@ -59,32 +130,25 @@ def load_or_compile(
             with suppress(OSError):
                 path.touch()  # the least recently used go first
             return program
-    program, is_new = _compile_apart(compile_now)
-    if is_new:
-        # What fails here costs the next start its time, not this run its results.
-        with suppress(OSError, ValueError, RuntimeError):
-            _keep(path, pickle.dumps(serialize(program)))
+    with _not_kept_by_jax():
+        program = compile_now(f"program_{digest[:32]}")
+    # What fails here costs the next start its time, not this run its results.
+    with suppress(OSError, ValueError, RuntimeError):
+        _keep(path, pickle.dumps(serialize(program)))
     return program
 
 
-def _compile_apart(compile_now: Callable[[], Compiled]) -> tuple[Compiled, bool]:
-    """The program, which jax does not keep, and whether it was compiled, not taken from jax's cache."""
-    limit_name = "jax_persistent_cache_min_compile_time_secs"
-    with _LOCK:
-        hits, limit = len(_HITS), getattr(jax.config, limit_name)
-        jax.config.update(limit_name, math.inf)
-        try:
-            return compile_now(), len(_HITS) == hits
-        finally:
-            jax.config.update(limit_name, limit)
+def _not_kept_by_jax() -> AbstractContextManager[Any]:
+    """A context in which what this thread compiles is not written to jax's own cache as well.
 
+    jax has no public name for a setting of one thread; where the private one is gone, programs lie in both caches.
+    """
+    try:
+        from jax._src.config import persistent_cache_min_compile_time_secs
 
-_LOCK = threading.Lock()
-_HITS: list[str] = []
-"""One for each program that jax has taken from its own cache."""
-jax.monitoring.register_event_listener(
-    lambda event, **_: _HITS.append(event) if event == "/jax/compilation_cache/cache_hits" else None
-)
+        return persistent_cache_min_compile_time_secs(math.inf)
+    except (ImportError, TypeError):
+        return nullcontext()
 
 
 def _device_of(inputs: Iterable[Any]) -> Any:
@@ -108,10 +172,17 @@ def _digest(description: Any, device: Any) -> str:
 
 def _digest_of_source() -> str:
     digest = hashlib.sha256()
-    for pattern in ("*.py", "models/*.py", "diffusion/*.py"):
-        for file in sorted(Path(__file__).parent.glob(pattern)):
+    for pattern in SOURCES:
+        for file in sorted(ROOT.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+@cache
+def _in_source(file: str) -> bool:
+    """Whether code lies in the files that `SOURCE_DIGEST` is of."""
+    path = Path(file)
+    return path.is_relative_to(ROOT) and any(path in ROOT.glob(pattern) for pattern in SOURCES)
 
 
 SOURCE_DIGEST = _digest_of_source()

@@ -125,3 +125,26 @@ def _live_view(stream: TextIO) -> Any:
         TimeRemainingColumn(),
     )
     return Live(*columns, console=Console(file=stream))
+
+
+class TimedProgress(Progress):
+    """Hands everything on and keeps the seconds of every stage."""
+
+    def __init__(self, inner: Progress):
+        self._inner, self._seconds, self._name = inner, {}, None
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        self.finish()
+        self._name, self._start = name, time.monotonic()
+        self._inner.stage(name, total)
+
+    def advance(self, steps: int = 1) -> None:
+        self._inner.advance(steps)
+
+    def note(self, text: str) -> None:
+        self._inner.note(text)
+
+    def finish(self) -> dict[str, float]:
+        if self._name is not None:
+            self._seconds[self._name] = round(time.monotonic() - self._start, 3)
+        return self._seconds

@@ -1,105 +1,366 @@
-"""The UNet as a denoiser with guidance, and as the steps of a sampler."""
+"""The UNet in the steps of a sampler: its branches, what is computed before the first step, loops over the steps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
-from sv3d_jax.diffusion.denoiser import Conditioning, Denoise, conditional_denoiser, guided_denoiser
-from sv3d_jax.diffusion.sampler import (
-    Method,
-    SamplerProgram,
-    State,
-    StepKind,
-    hoisted_program,
-    plain_program,
-    sampler_step,
+from sv3d_jax.diffusion.config import StepKind
+from sv3d_jax.diffusion.denoiser import (
+    Conditioning,
+    Denoise,
+    conditional_denoiser,
+    guide,
+    guided_denoiser,
+    joined_branches,
+    precondition,
+    sequential_branches,
 )
+from sv3d_jax.diffusion.sampler import Sampler, SamplerState, levels_at, step_keys
+from sv3d_jax.diffusion.solvers import StepLevels
 from sv3d_jax.errors import InputError
+from sv3d_jax.hoist import hoist
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.video_unet import VideoUNet, deep_shape
+from sv3d_jax.runner import Runner
+
+
+class SamplingInputs(NamedTuple):
+    """What all steps share."""
+
+    params: Params  # of the UNet
+    condition: Conditioning
+    scale: Float[Array, "f"]  # of guidance
+
+
+class Prediction(NamedTuple):
+    """What a step knows before its correction on the host."""
+
+    x: Float[Array, "b f h w c"]  # latents, with churn
+    levels: StepLevels
+    denoised: tuple[
+        Float[Array, "b f h w c"], ...
+    ]  # the unconditional and the conditional branch, or one estimate
+    features: Float[Array, "n f h w d"] | None
 
 
 @dataclass(frozen=True)
-class UNetSampler:
-    """How a UNet is sampled from.
+class UNetDenoiser:
+    """How the UNet denoises.
 
-    With `in_turn` the branches of the guidance are computed one after the other; `spread` says how the network's input
-    lies on the devices.
+    With `sequential_cfg` the branches of the guidance are computed one after the other. `place` says how the network's
+    input lies on the devices.
     """
 
     config: UNetConfig
     compute: Compute
-    in_turn: bool = False
-    spread: Callable[[Float[Array, "b f h w c"]], Float[Array, "b f h w c"]] = lambda x: x
+    sequential_cfg: bool = False
+    place: Callable[[Float[Array, "b f h w c"]], Float[Array, "b f h w c"]] | None = None
 
-    def denoiser(
-        self,
-        params: Params,
-        condition: Conditioning,
-        scale: Float[Array, "f"] | None,
-        apply: Callable[..., Any] | None = None,
-    ) -> Denoise:
-        """The denoiser with guidance, or without where there is no scale; `apply` takes the place of the UNet's."""
-        call = apply or VideoUNet(self.config, self.compute).apply
+    def denoiser(self, params: Params, condition: Conditioning, scale: Float[Array, "f"] | None) -> Denoise:
+        """The denoiser with guidance, or without where there is no scale."""
 
-        def network(x, *rest):
-            return call({"params": params}, self.spread(x), *rest)
+        def network(*inputs):
+            return self._apply(params, StepKind(), None, *inputs)[0]
 
         if scale is None:
             return conditional_denoiser(network, condition)
-        return guided_denoiser(network, condition, scale, self.in_turn)
+        return guided_denoiser(network, condition, scale, self.sequential_cfg)
 
-    def program(
+    def branches(
         self,
         kind: StepKind,
-        method: Method,
-        num_steps: int,
-        fixed: tuple[Params, Conditioning, Float[Array, "f"]],
-        state: State,
-        keys: Array | None = None,
-    ) -> SamplerProgram:
-        """Steps of one kind from (parameters, condition, guidance scale) and a state, all of which may be shapes.
-
-        What a step leaves for the first level of later ones is in the state it returns; with `in_turn` there is no
-        such program.
+        params: Params,
+        condition: Conditioning,
+        x: Float[Array, "b f h w c"],
+        sigma: Float[Array, "b"],
+        features: Float[Array, "n f h w d"] | None = None,
+    ) -> tuple[tuple[Array, ...], Array | None]:
+        """Denoised latents of the unconditional and of the conditional branch, without guidance of the latter alone;
+        and the cached features after a step of this kind.
         """
-        if self.in_turn and kind.levels != "all":
+
+        def network(*inputs):
+            return self._apply(params, kind, features, *inputs)
+
+        if kind.is_guided and self.sequential_cfg:
+            return sequential_branches(lambda *inputs: network(*inputs)[0], condition)(x, sigma), None
+        if kind.is_guided:
+            condition = joined_branches(condition)
+            x, sigma = jnp.concatenate([x, x]), jnp.concatenate([sigma, sigma])
+        sigma = jnp.broadcast_to(sigma[:, None], x.shape[:2])
+        denoised, features = precondition(network, x, sigma, condition)
+        return tuple(jnp.split(denoised, 2)) if kind.is_guided else (denoised,), features
+
+    def features_shape(self, kind: StepKind, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+        """The cached features of a step of this kind for latents of shape `b f h w c`."""
+        b, *rest = x
+        shape = deep_shape(self.config, (2 * b if kind.is_guided else b, *rest))
+        return jax.ShapeDtypeStruct(shape, self.compute.dtype)
+
+    def _apply(
+        self, params: Params, kind: StepKind, features: Array | None, x: Array, *rest: Array
+    ) -> tuple[Array, Array | None]:
+        """The UNet's output, and the cached features after the call."""
+        unet, variables = VideoUNet(self.config, self.compute), {"params": params}
+        x = x if self.place is None else self.place(x)
+        if kind.cache == "reuse":
+            return unet.apply(variables, x, *rest, deep=features), features
+        if kind.cache == "store":
+            output, stored = unet.apply(variables, x, *rest, mutable="deep")
+            return output, stored["deep"]["deep"][0]
+        return unet.apply(variables, x, *rest), features
+
+
+class StepProgram(NamedTuple):
+    """Steps of one kind: what is computed before the first of them, and one step."""
+
+    prepare: Callable[[SamplingInputs, Float[Array, "steps_plus_1"]], Any]
+    """(inputs, sigmas) -> prepared values."""
+    step: Callable[..., Any]
+    """(inputs, sigmas, prepared values, index of the step, state, its keys) -> what the step returns."""
+
+
+@dataclass(frozen=True)
+class SamplingSteps:
+    """The steps of one sampling as functions of arrays, to be compiled as one scan or step by step.
+
+    What does not depend on latents is computed before the first step, for all noise levels, unless the plain form or
+    sequential guidance is asked for.
+    """
+
+    unet: UNetDenoiser
+    sampler: Sampler
+    kinds: tuple[StepKind, ...]
+    _programs: "dict[StepKind, StepProgram]" = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self):
+        if self.unet.sequential_cfg and any(kind.cache != "off" for kind in self.kinds):
             raise InputError(
-                "steps of the first level alone do not go with guidance in two halves",
+                "cached features do not go with sequential classifier-free guidance",
                 hint="leave out cache_interval, or low_memory and a mesh with frames but without two branches",
             )
-        unet = VideoUNet(self.config, self.compute)
 
-        def step(params, condition, scale, sigma_before, sigma, sigma_next, state, keys):
-            kept = []  # by the one call of the network in this step, while it is traced
+    @property
+    def corrects_on_host(self) -> bool:
+        """Whether a correction runs between compiled programs."""
+        return self.sampler.correction is not None and self.sampler.correction.on_host
 
-            def apply(variables, *inputs):
-                if kind.levels == "all":
-                    return unet.apply(variables, *inputs)
-                if kind.levels == "first":
-                    return unet.apply(variables, *inputs, deep=state.deep)
-                out, sown = unet.apply(variables, *inputs, mutable="deep")
-                kept.extend(sown["deep"]["deep"])
-                return out
+    def init(self, noise: Float[Array, "b f h w c"], sigmas: Float[Array, "steps_plus_1"]) -> SamplerState:
+        """What the first step starts from."""
+        return self.sampler.init(noise, sigmas)
 
-            denoise = self.denoiser(params, condition, scale if kind.is_guided else None, apply)
-            levels = (sigma_before, sigma, sigma_next)
-            after = sampler_step(denoise, method, num_steps, *levels, state, keys)
-            return after._replace(deep=kept[0] if kept else state.deep)
+    def sample(
+        self,
+        inputs: SamplingInputs,
+        noise: Float[Array, "b f h w c"],
+        sigmas: Float[Array, "steps_plus_1"],
+        keys: Array | None,
+    ) -> Float[Array, "b f h w c"]:
+        """All steps, as one scan for each stretch of steps with or without guidance."""
+        state = self.init(noise, sigmas)
+        prepared = {
+            kind: self.prepare(kind, inputs, sigmas, state, keys) for kind in dict.fromkeys(self.kinds)
+        }
 
+        def step(kind, index, state):
+            return self.step(kind, inputs, sigmas, prepared[kind], index, state, step_keys(keys, index))
+
+        for _, stretch in groupby(range(len(self.kinds)), key=lambda index: self.kinds[index].is_guided):
+            state = self._scan(step, state, list(stretch))
+        return state.latents
+
+    def prepare(
+        self, kind: StepKind, inputs: SamplingInputs, sigmas: Array, state: SamplerState, keys: Array | None
+    ) -> Any:
+        """What the steps of a kind need besides their state; of `state` and `keys` the shapes count alone."""
+        return self._program(kind, inputs, state, keys).prepare(inputs, sigmas)
+
+    def step(
+        self,
+        kind: StepKind,
+        inputs: SamplingInputs,
+        sigmas: Array,
+        prepared: Any,
+        index: int | Array,
+        state: SamplerState,
+        keys: Array | None,
+    ) -> SamplerState | Prediction:
+        """The state after a step of a kind, or what a correction on the host is to be given."""
         state = self.entering(kind, state)
-        if self.compute.reference or self.in_turn:
-            return plain_program(step)
-        return hoisted_program(step, fixed, state, keys)
+        return self._program(kind, inputs, state, keys).step(inputs, sigmas, prepared, index, state, keys)
 
-    def entering(self, kind: StepKind, state: State) -> State:
-        """A state as a step of this kind takes it; what an earlier step must have left as a shape."""
-        b, *rest = state.latents.shape
-        if kind.levels == "first":
-            shape = deep_shape(self.config, (2 * b if kind.is_guided else b, *rest))
-            state = state._replace(deep=jax.ShapeDtypeStruct(shape, self.compute.dtype))
-        return kind.entering(state)
+    def update(self, prediction: Prediction, scale: Float[Array, "f"], memory: Any) -> SamplerState:
+        """The state after a step whose denoised latents the host has seen."""
+        denoised, levels = self._guided(prediction.denoised, scale), prediction.levels
+        x, memory = self.sampler.solver.update(prediction.x, denoised, levels, memory)
+        return SamplerState(x, memory, prediction.features)
+
+    def correct_on_host(self, prediction: Prediction, index: int) -> Prediction:
+        """A prediction corrected by a function of arrays on the device, outside of compiled programs."""
+        correction = self.sampler.correction
+        if correction is None or not (correction.steps is None or index in correction.steps):
+            return prediction
+        sigma = prediction.levels.current
+        corrected = (correction.function(each, sigma, index) for each in prediction.denoised)
+        return prediction._replace(denoised=tuple(jnp.asarray(each, jnp.float32) for each in corrected))
+
+    def state_shape(self, kind: StepKind, state: SamplerState) -> SamplerState:
+        """A state that enters a step of a kind, with shapes for the features that an earlier step stores."""
+        features = self.unet.features_shape(kind, state.latents.shape) if kind.cache == "reuse" else None
+        return state._replace(features=features)
+
+    def _program(
+        self, kind: StepKind, inputs: SamplingInputs, state: SamplerState, keys: Array | None
+    ) -> StepProgram:
+        """The functions of one kind of steps; the network is traced once for both of them."""
+        if kind not in self._programs:
+            function = self._predict if self.corrects_on_host else self._step
+            if self.unet.compute.reference or self.unet.sequential_cfg:
+                self._programs[kind] = plain_program(partial(function, kind))
+            else:
+                state = self.state_shape(kind, state)
+                self._programs[kind] = hoisted_program(partial(function, kind), inputs, state, keys)
+        return self._programs[kind]
+
+    def _step(
+        self,
+        kind: StepKind,
+        inputs: SamplingInputs,
+        levels: StepLevels,
+        state: SamplerState,
+        keys: Array | None,
+    ) -> SamplerState:
+        """One whole step: denoise, correct, update."""
+        prediction = self._predict(kind, inputs, levels, state, keys)
+        return self.update(prediction, inputs.scale, state.memory)
+
+    def _predict(
+        self,
+        kind: StepKind,
+        inputs: SamplingInputs,
+        levels: StepLevels,
+        state: SamplerState,
+        keys: Array | None,
+    ) -> Prediction:
+        """The first half of a step: denoised latents, of both branches where those are to be corrected on the host."""
+        sampler, correction = self.sampler, self.sampler.correction
+        x, levels = sampler.add_churn(state.latents, levels, keys)
+        sigma = jnp.broadcast_to(levels.current, x.shape[:1])
+        branches, features = self.unet.branches(
+            kind, inputs.params, inputs.condition, x, sigma, state.features
+        )
+        branches = tuple(sampler.correct(branch, levels, "branches") for branch in branches)
+        if not (self.corrects_on_host and correction is not None and correction.on == "branches"):
+            branches = (sampler.correct(self._guided(branches, inputs.scale), levels, "guided"),)
+        return Prediction(x, levels, branches, features)
+
+    def _guided(self, branches: tuple[Array, ...], scale: Float[Array, "f"]) -> Float[Array, "b f h w c"]:
+        return guide(*branches, scale) if len(branches) == 2 else branches[0]
+
+    def entering(self, kind: StepKind, state: SamplerState) -> SamplerState:
+        """A state as a step of this kind takes it."""
+        return state if kind.cache == "reuse" else state._replace(features=None)
+
+    def _scan(
+        self, step: Callable[..., SamplerState], state: SamplerState, indices: list[int]
+    ) -> SamplerState:
+        """The steps of one stretch: of one kind, or of one that stores features and one that reuses them."""
+        found = list(dict.fromkeys(self.kinds[index] for index in indices))
+        is_last = np.array([self.kinds[index] == found[-1] for index in indices])
+
+        def one(state, at):
+            index, is_last = at
+            if len(found) == 1:
+                return step(found[0], index, state), None
+            first, second = (partial(step, kind) for kind in found)
+            return jax.lax.cond(is_last, second, first, index, state), None
+
+        if found[0].cache == "store":  # a scan's state has the same parts throughout
+            shape = self.unet.features_shape(found[0], state.latents.shape)
+            state = state._replace(features=jnp.zeros(shape.shape, shape.dtype))
+        state, _ = jax.lax.scan(one, state, (jnp.asarray(indices), is_last))
+        return state._replace(features=None)
+
+
+def plain_program(step: Callable[..., Any]) -> StepProgram:
+    """`step(inputs, levels, state, keys)` as it is, with nothing prepared."""
+    return StepProgram(
+        prepare=lambda inputs, sigmas: (),
+        step=lambda inputs, sigmas, prepared, index, state, keys: step(
+            inputs, levels_at(sigmas, index), state, keys
+        ),
+    )
+
+
+def hoisted_program(
+    step: Callable[..., Any], inputs: SamplingInputs, state: SamplerState, keys: Array | None
+) -> StepProgram:
+    """The same with everything prepared that latents do not decide: what depends on the noise level, for all levels.
+
+    inputs, state and keys may be shapes.
+    """
+    level, index = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+    levels = StepLevels(level, level, level, index)
+    once, at_level, rest = hoist(step, (inputs,), (levels,), (state, keys))
+
+    def prepare(inputs, sigmas):
+        kept = once((inputs,))
+        levels = levels_at(sigmas, jnp.arange(len(sigmas) - 1))
+        return kept, jax.vmap(lambda levels: at_level((inputs,), (levels,), kept))(levels)
+
+    def step_at(inputs, sigmas, prepared, index, state, keys):
+        kept, at_levels = prepared
+        levels = levels_at(sigmas, index)
+        return rest((inputs,), (levels,), (state, keys), kept, [values[index] for values in at_levels])
+
+    return StepProgram(prepare, step_at)
+
+
+def sampling_loop(
+    runner: Runner,
+    steps: SamplingSteps,
+    inputs: SamplingInputs,
+    noise: Float[Array, "b f h w c"],
+    sigmas: Float[Array, "steps_plus_1"],
+    keys: Array | None,
+    after_step: Callable[[int, float, Array], None] | None,
+) -> Callable[[], Float[Array, "b f h w c"]]:
+    """The same integration as a host loop over compiled steps: call it for the latents.
+
+    after_step gets (steps done, noise level reached, latents) after each step; what it raises ends the loop. It is
+    called when a step has really finished, so at most one step runs past a cancel.
+    """
+    first = runner.run(steps.init, noise, sigmas)
+    reached = np.asarray(sigmas)[1:].tolist()
+
+    def compiled(kind: StepKind) -> Callable[..., Any]:
+        prepared = runner.run(partial(steps.prepare, kind), inputs, sigmas, first, keys, split=False)
+        entering = jax.tree.map(runner.placement.split_shape, steps.state_shape(kind, first))
+        given = (inputs, sigmas, prepared)
+        program = runner.compile(partial(steps.step, kind), *given, np.int32(0), entering, keys)
+        return partial(program, *given)
+
+    programs = {kind: compiled(kind) for kind in dict.fromkeys(steps.kinds)}
+
+    def run() -> Float[Array, "b f h w c"]:
+        state = first
+        for index, kind in enumerate(steps.kinds):
+            entering = steps.entering(kind, state)
+            result = programs[kind](np.int32(index), entering, step_keys(keys, index))
+            if steps.corrects_on_host:
+                result = steps.correct_on_host(result, index)
+                result = runner.run(steps.update, result, inputs.scale, state.memory)
+            state = jax.block_until_ready(result)
+            if after_step is not None:
+                after_step(index + 1, reached[index], state.latents)
+        return state.latents
+
+    return run

@@ -65,9 +65,9 @@ USAGE_ERRORS = {
     "a misspelt verb": ("generat x.png", ["generat", "generate"]),
     "a misspelt second word": ("data rendr x.glb", ["data rendr", "data render"]),
     "no such verb": ("xyz", ["xyz", "known: ", "generate"]),
-    "a misspelt flag": ("orbit x.png -o y --stpes 3", ["--stpes", "--steps"]),
-    "a word for a number": ("orbit x.png -o y --steps many", ["--steps", "many", "INT"]),
-    "a number out of range": ("orbit x.png -o y --steps 0", ["--steps 0", "between 1 and 1000"]),
+    "a misspelt flag": ("orbit x.png -o y --num-stpes 3", ["--num-stpes", "--num-steps"]),
+    "a word for a number": ("orbit x.png -o y --num-steps many", ["--num-steps", "many", "INT"]),
+    "a number out of range": ("orbit x.png -o y --num-steps 0", ["--num-steps 0", "between 1 and 1000"]),
     "a wrong choice": ("orbit x.png -o y --orbit spiral", ["--orbit", "spiral", "static", "sine", "dynamic"]),
     "no output": ("orbit x.png", ["--output"]),
     "no picture": ("orbit -o y", ["IMAGES", "needed"]),
@@ -87,7 +87,7 @@ def test_a_usage_error_says_what_is_wrong_and_ends_with_2(words, expected, capsy
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "generate --help", "orbit x.png -o y --steps 0", "orbit absent.png -o y"]
+    "words", ["--help", "generate --help", "orbit x.png -o y --num-steps 0", "orbit absent.png -o y"]
 )
 def test_help_and_usage_errors_take_less_than_a_second(words):
     process = subprocess.Popen([*SV3D, *words.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from sv3d_jax.cameras.orbit import CameraPath, static_orbit
-from sv3d_jax.conditioning import camera_vector, condition_on, frame_vector
+from sv3d_jax.conditioning import FrameValues, camera_vector, condition_on, frame_vector
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.families import FAMILIES
 from tests.reference_weights import reference_params, tiny_config
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -25,10 +26,9 @@ def test_frame_vector_equals_the_published_one(vectors, orbit):
     cond_aug, polar, azimuth = (
         vectors[f"{orbit}.{name}"] for name in ("cond_aug", "polars_rad", "azimuths_rad")
     )
-    np.testing.assert_allclose(frame_vector(cond_aug), vectors[f"{orbit}.vector_u"], atol=1e-6)
-    np.testing.assert_allclose(
-        frame_vector(cond_aug, polar, azimuth), vectors[f"{orbit}.vector_p"], atol=1e-6
-    )
+    values = FrameValues(cond_aug, polar, azimuth)
+    np.testing.assert_allclose(frame_vector(FAMILIES["u"], values), vectors[f"{orbit}.vector_u"], atol=1e-6)
+    np.testing.assert_allclose(frame_vector(FAMILIES["p"], values), vectors[f"{orbit}.vector_p"], atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["u", "p"])
@@ -54,8 +54,8 @@ def condition(published):
     config = tiny_config("p")
     params = reference_params(config, parts=["image_tower", "vae_encoder"])
     image, noise = (published[name].transpose(0, 2, 3, 1) for name in ("image", "cond_aug_noise"))
-    vector = frame_vector(np.full(5, 1e-5, np.float32), published["polars_rad"], published["azimuths_rad"])
-    return jax.jit(lambda params: condition_on(params, config, image, noise, vector[None]))(params)
+    values = FrameValues(np.full(5, 1e-5, np.float32), published["polars_rad"], published["azimuths_rad"])
+    return jax.jit(lambda params: condition_on(params, config, image, noise, values))(params)
 
 
 def test_token_of_the_picture_equals_the_published_one(published, condition):

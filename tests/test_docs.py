@@ -14,8 +14,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PAGES.append(ROOT / "train" / "launch" / "README.md")
 # What makes the commands of the documentation small enough for a test.
 TINY = {
-    "sv3d generate": "--steps 2 --frames 5 --preset preview",
-    "sv3d orbit": "--steps 2 --frames 5",
+    "sv3d generate": "--num-steps 2 --frames 5 --preset preview",
+    "sv3d orbit": "--num-steps 2 --frames 5",
     "sv3d reconstruct": "--preset preview",
     "sv3d data render": "--frames 5 --size 64",
 }

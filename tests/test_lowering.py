@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
+from sv3d_jax.diffusion.config import StepKind
 from sv3d_jax.diffusion.denoiser import Conditioning
-from sv3d_jax.diffusion.sampler import Method, State, StepKind, run_programs
+from sv3d_jax.diffusion.sampler import Sampler
 from sv3d_jax.models.attend import attend
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
-from sv3d_jax.sampling import UNetSampler
+from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser
 from sv3d_jax.train.config import OptimizerConfig, TrainConfig
 from sv3d_jax.train.losses import unet_loss
 from sv3d_jax.train.optimizer import make_optimizer
@@ -61,7 +62,7 @@ def sampler_inputs(model):
         concat=float32(1, frames, side, side, 4),
         vector=float32(1, frames, model.unet.vector_width),
     )
-    return (params, condition, float32(frames)), float32(1, frames, side, side, 4), float32(51)
+    return SamplingInputs(params, condition, float32(frames)), float32(1, frames, side, side, 4), float32(51)
 
 
 def check(text):
@@ -93,8 +94,8 @@ def test_sampler(model, lowered):
     fixed, noise, sigmas = sampler_inputs(model)
 
     def sampler(compute, fixed, noise, sigmas):
-        program = UNetSampler(model.unet, compute).program(StepKind(), Method(), 50, fixed, State(noise))
-        return run_programs({StepKind(): program}, [StepKind()] * 50, Method(), fixed, noise, sigmas)
+        steps = SamplingSteps(UNetDenoiser(model.unet, compute), Sampler(50), (StepKind(),) * 50)
+        return steps.sample(fixed, noise, sigmas, None)
 
     text = lowered(sampler, fixed, noise, sigmas, fold=True)
     check(text)

@@ -129,7 +129,7 @@ def test_the_installed_package_is_not_the_clone(installed, tmp_path):
 
 def test_the_installed_command_makes_an_orbit_and_a_mesh(installed, tmp_path):
     picture = next((ROOT / "examples").glob("*.png"))
-    words = [installed.parent / "sv3d", "generate", picture, "-o", "out", "--steps", "2", "--frames", "5"]
+    words = [installed.parent / "sv3d", "generate", picture, "-o", "out", "--num-steps", "2", "--frames", "5"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=plain())
     assert done.returncode == 0, done.stderr
     assert all((tmp_path / "out" / name).stat().st_size for name in ("orbit.mp4", "mesh.glb", "run.json"))

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,21 +13,14 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
+from sv3d_jax.diffusion.config import Churn, SamplingConfig, StepKind
+from sv3d_jax.diffusion.denoiser import guide
 from sv3d_jax.diffusion.guidance import triangular_scale
-from sv3d_jax.diffusion.sampler import (
-    Churn,
-    Method,
-    StepKind,
-    plain_program,
-    run_programs,
-    sample,
-    sampler_step,
-)
+from sv3d_jax.diffusion.sampler import Sampler, levels_at, sample
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import CameraError, Cancelled, InputError
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.models.quantize import FORMATS
-from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import Progress
 from tests.reference_weights import reference_params, tiny_config
@@ -142,7 +134,7 @@ def test_noise_depends_on_seed_and_shape_alone(pipe):
 
 def test_churn_draws_the_same_noise_in_a_batch(pipe):
     noise, _, keys = pipe.noise([3, 7], 5, SIZE)
-    method, sigmas = Method(churn=Churn(s_churn=2.0)), pipe.sigmas(4)
+    method, sigmas = SamplingConfig(churn=2.0), pipe.sigmas(4)
     batch = sample(lambda x, sigma: 0.5 * x, noise, sigmas, method, keys)
     alone = sample(lambda x, sigma: 0.5 * x, noise[1:], sigmas, method, keys[1:])
     quiet = sample(lambda x, sigma: 0.5 * x, noise[1:], sigmas)
@@ -162,7 +154,7 @@ def test_second_order_needs_fewer_steps():
 
     def error(solver, num_steps):
         sigmas = karras_sigmas(num_steps, 0.002, 700.0, 7.0)
-        return abs(float(sample(gaussian, noise, sigmas, Method(solver=solver)).item()) - exact)
+        return abs(float(sample(gaussian, noise, sigmas, SamplingConfig(solver=solver)).item()) - exact)
 
     assert error("dpmpp_2m", 1) == pytest.approx(error("euler", 1), rel=1e-5)
     assert error("dpmpp_2m", 80) < error("dpmpp_2m", 40) / 3.5
@@ -170,74 +162,84 @@ def test_second_order_needs_fewer_steps():
     assert error("dpmpp_2m", 40) < 0.3 * error("euler", 40)
 
 
-def test_guidance_in_an_interval_leaves_the_other_steps_without(pipe):
-    """Programs take turns by the noise level; with and without a callback the same."""
-    noise, sigmas = jnp.ones((1, 1, 1, 1, 1)), np.array([8.0, 4.0, 2.0, 1.0, 0.0], np.float32)
-    method = Method(guidance_interval=(2.0, 4.0))
-    kinds = method.kinds(sigmas)
+def test_guidance_in_an_interval_leaves_the_other_steps_without():
+    sigmas = np.array([8.0, 4.0, 2.0, 1.0, 0.0], np.float32)
+    kinds = SamplingConfig(guidance_interval=(2.0, 4.0)).step_kinds(sigmas)
     assert [kind.is_guided for kind in kinds] == [False, True, True, False]
-    programs = {
-        StepKind(flag): plain_program(
-            partial(sampler_step, lambda x, sigma, factor=factor: factor * x, method, 4)
-        )
-        for flag, factor in ((True, 0.5), (False, 0.25))
-    }
-    x = run_programs(programs, kinds, method, (), noise, sigmas)
-    expected = np.sqrt(65.0)
-    for index, factor in enumerate((0.25, 0.5, 0.5, 0.25)):
-        ratio = sigmas[index + 1] / sigmas[index]
-        expected *= ratio + (1 - ratio) * factor
-    assert float(x.item()) == pytest.approx(expected, rel=1e-5)
-
-
-def test_all_levels_are_run_every_so_often_and_where_guidance_begins_or_ends():
-    sigmas = np.array([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0], np.float32)
-    kinds = Method(cache_interval=3, guidance_interval=(2.0, 6.0)).kinds(sigmas)
-    assert [kind.levels for kind in kinds] == [
-        *("keep", "first"),
-        *("keep", "first", "first", "keep", "first"),
-        "keep",
-    ]
-    assert {kind.levels for kind in Method().kinds(sigmas)} == {"all"}
 
 
 @pytest.mark.parametrize("callback", [None, lambda info: None])
-@pytest.mark.parametrize("method", [{}, {"guidance_interval": (0.5, 100.0)}, {"solver": "dpmpp_2m"}])
-def test_steps_of_the_first_level_take_what_the_last_whole_step_left(pipe, callback, method):
-    """Against a loop that keeps the features itself."""
-    method, steps = Method(cache_interval=3, **method), 6
-    orbit = pipe(picture(), seed=7, num_steps=steps, method=method, output_type="latent", callback=callback)
-    got = orbit.latents
+def test_guidance_in_an_interval_is_that_of_a_loop(pipe, callback):
+    """Programs take turns by the noise level; with and without a callback the same."""
+    options = SamplingConfig(num_steps=4, guidance_interval=(1.0, 10.0))
+    orbit = pipe(picture(), options, seed=7, output_type="latent", callback=callback)
+    x, sigmas, condition, scale = start_of(pipe, orbit, 4)
+    kinds = options.step_kinds(sigmas)
+    assert {kind.is_guided for kind in kinds} == {True, False}
+    for index, kind in enumerate(kinds):
+        denoise = pipe.unet.denoiser(pipe.params["unet"], condition, scale if kind.is_guided else None)
+        denoised = denoise(x, sigmas[index : index + 1])
+        x = x + (sigmas[index + 1] - sigmas[index]) * (x - denoised) / sigmas[index]
+    np.testing.assert_allclose(orbit.latents, x[0], atol=5e-4)
 
+
+def start_of(pipe, orbit, steps):
+    """First latents, noise levels, condition and guidance scale of an orbit with seed 7."""
     noise, pixel_noise, _ = pipe.noise([7], 5, SIZE)
     pixels = orbit.picture[None] / np.float32(255) * 2 - 1
     condition = pipe.condition(pixels, pixel_noise, custom_orbit(None, 10.0, 5))
-    unet, params, sigmas = VideoUNet(pipe.config.unet, pipe.compute), pipe.params["unet"], pipe.sigmas(steps)
-    scale = triangular_scale(5, pipe.config.cfg_min, pipe.config.cfg_max)
-    state = method.initial_state(noise, sigmas)
-    for index, kind in enumerate(method.kinds(sigmas)):
-        if kind.levels == "keep":
-            deep = []
+    sigmas = pipe.sigmas(steps)
+    return noise * np.sqrt(1 + sigmas[0] ** 2), sigmas, condition, triangular_scale(5, 1.0, 2.5)
 
-        def apply(variables, *inputs, keeps=kind.levels == "keep", deep=deep):
-            if not keeps:
-                return unet.apply(variables, *inputs, deep=deep[0])
-            out, sown = unet.apply(variables, *inputs, mutable="deep")
-            deep[:] = sown["deep"]["deep"]
-            return out
 
-        denoise = pipe.unet.denoiser(params, condition, scale if kind.is_guided else None, apply)
-        levels = sigmas[max(index - 1, 0)], sigmas[index], sigmas[index + 1]
-        state = sampler_step(denoise, method, steps, *map(jnp.float32, levels), state, None)
-    np.testing.assert_allclose(got, state.latents[0], atol=5e-4)
+def test_features_are_stored_every_so_often_and_where_guidance_begins_or_ends():
+    sigmas = np.array([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0], np.float32)
+    kinds = SamplingConfig(cache_interval=3, guidance_interval=(2.0, 6.0)).step_kinds(sigmas)
+    assert [kind.cache for kind in kinds] == [
+        *("store", "reuse"),
+        *("store", "reuse", "reuse", "store", "reuse"),
+        "store",
+    ]
+    assert {kind.cache for kind in SamplingConfig().step_kinds(sigmas)} == {"off"}
+
+
+@pytest.mark.parametrize("callback", [None, lambda info: None])
+@pytest.mark.parametrize("options", [{}, {"guidance_interval": (0.5, 100.0)}, {"solver": "dpmpp_2m"}])
+def test_steps_reuse_the_features_that_the_last_full_step_stored(pipe, callback, options):
+    """Against a loop that keeps the features itself."""
+    sampling, steps = SamplingConfig(cache_interval=3, num_steps=6, **options), 6
+    orbit = pipe(picture(), sampling, seed=7, output_type="latent", callback=callback)
+    x, sigmas, condition, scale = start_of(pipe, orbit, steps)
+    sampler, features = Sampler.from_config(sampling, steps), None
+    memory = sampler.solver.init(x)
+    for index, kind in enumerate(sampling.step_kinds(sigmas)):
+        levels = levels_at(jnp.asarray(sigmas), index)
+        branches, features = pipe.unet.branches(
+            kind, pipe.params["unet"], condition, x, levels.current[None], features
+        )
+        denoised = guide(*branches, scale) if kind.is_guided else branches[0]
+        x, memory = sampler.solver.update(x, denoised, levels, memory)
+    np.testing.assert_allclose(orbit.latents, x[0], atol=5e-4)
     exact = pipe(picture(), seed=7, num_steps=steps, output_type="latent").latents
-    assert np.abs(got - exact).max() > 5e-3
+    assert np.abs(orbit.latents - exact).max() > 5e-3
 
 
-def test_steps_of_the_first_level_do_not_go_with_guidance_in_halves():
-    method = Method(cache_interval=2)
-    with pytest.raises(InputError, match="guidance in two halves"):
-        tiny_pipeline(low_memory=True)(picture(), method=method)
+def test_stored_features_are_those_of_the_network(pipe):
+    """Reusing what a step stored at its own input gives its own output."""
+    condition = start_of(pipe, pipe(picture(), seed=7, num_steps=1), 1)[2]
+    x = jax.random.normal(jax.random.key(0), condition.concat.shape)
+    inputs = (pipe.params["unet"], condition, x, jnp.ones(1))
+    whole, _ = pipe.unet.branches(StepKind(), *inputs)
+    stored, features = pipe.unet.branches(StepKind(cache="store"), *inputs)
+    reused, _ = pipe.unet.branches(StepKind(cache="reuse"), *inputs, features)
+    for one, two, three in zip(whole, stored, reused, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+        np.testing.assert_allclose(one, three, atol=1e-5)
+
+
+def test_cached_features_do_not_go_with_sequential_guidance():
+    with pytest.raises(InputError, match="sequential classifier-free guidance"):
+        tiny_pipeline(low_memory=True)(picture(), cache_interval=2)
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.02), ("fp8", 0.08)])
@@ -250,7 +252,7 @@ def test_linear_layers_in_8_bits_give_nearly_the_same_orbit(pipe, kind, error):
     exact, rounded = latents(pipe), tiny_pipeline(quantize=kind)
     for each in (rounded, tiny_pipeline(quantize=kind, low_memory=True)):
         assert error / 4 < np.abs(latents(each) - exact).mean() < error
-    prepared = next(program for (name, *_), program in rounded.programs.items() if name[0] == "prepare")
+    prepared = next(program for key, program in rounded.runner.programs.items() if "prepare" in str(key[0]))
     kinds = [leaf.dtype for leaf in jax.tree.leaves(prepared.out_info)]
     assert kinds.count(FORMATS[kind][0]) >= 8 * 2  # of two blocks of two transformers, four kernels each
 
@@ -263,11 +265,11 @@ def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
             picture(), seed=7, num_steps=3, output_type="latent", callback=callback, **options
         ).latents
 
-    never = latents(method=Method(solver=solver, guidance_interval=(1e4, 1e5)))
-    one = latents(method=Method(solver=solver), cfg=(1.0, 1.0))
+    never = latents(solver=solver, guidance_interval=(1e4, 1e5))
+    one = latents(solver=solver, cfg_min=1.0, cfg_max=1.0)
     np.testing.assert_allclose(never, one, atol=2e-4)
-    late = latents(method=Method(solver=solver, guidance_interval=(0.0, 10.0)))
-    always = latents(method=Method(solver=solver))
+    late = latents(solver=solver, guidance_interval=(0.0, 10.0))
+    always = latents(solver=solver)
     assert np.abs(late - never).max() > 1e-3 and np.abs(late - always).max() > 1e-3
 
 
@@ -275,14 +277,27 @@ def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
     ("wrong", "expected"),
     [
         ({"solver": "heun"}, "euler or dpmpp_2m"),
-        ({"solver": "dpmpp_2m", "churn": Churn(s_churn=1.0)}, "churn goes with"),
-        ({"guidance_interval": (3.0, 1.0)}, "a lower and a higher noise level, got 3 and 1"),
-        ({"cache_interval": 0}, "cache_interval is a number of steps, at least 1"),
+        ({"solver": "dpmpp_2m", "churn": Churn(s_churn=1.0)}, "--churn goes with"),
+        ({"guidance_interval": (3.0, 1.0)}, "--guidance-interval 3 1: a lower and a higher noise level"),
+        ({"cache_interval": 0}, "--cache-interval 0: must lie between 1"),
     ],
 )
-def test_methods_that_cannot_be_are_refused(wrong, expected):
+def test_options_that_cannot_be_are_refused(wrong, expected):
     with pytest.raises(InputError, match=expected):
-        Method(**wrong)
+        SamplingConfig(**wrong)
+
+
+def test_names_of_version_0_1_are_taken_with_a_warning(pipe):
+    with pytest.warns(DeprecationWarning, match="steps is now num_steps"):
+        old = pipe(picture(), steps=2, output_type="latent").latents
+    with pytest.warns(DeprecationWarning, match="cfg_min=a, cfg_max=b"):
+        pipe(picture(), num_steps=1, cfg=(1.0, 2.0), output_type="latent")
+    assert (old == pipe(picture(), num_steps=2, output_type="latent").latents).all()
+
+
+def test_an_unknown_option_is_an_error_as_of_any_function(pipe):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_step': did you mean num_steps"):
+        pipe(picture(), num_step=2)
 
 
 def test_only_known_formats_are_taken():
@@ -374,7 +389,7 @@ def test_progress_goes_through_the_stages(pipe):
     ("options", "error", "says"),
     [
         ({"size": 30}, InputError, "multiple of 8"),
-        ({"num_steps": -1}, InputError, "at least 1"),
+        ({"num_steps": -1}, InputError, "--num-steps -1"),
         ({"seed": [1, 2]}, InputError, "2 seeds for 1 pictures"),
         ({"seed": -1}, InputError, "seed"),
         ({"guidance": "square"}, InputError, "triangular"),
@@ -448,7 +463,7 @@ for shape in ((1, 1, 1), (1, 2, 1), (1, 1, 3), (1, 2, 3)):
     devices = np.array(jax.devices()[: np.prod(shape)]).reshape(shape)
     pipe = tiny_pipeline(mesh=Mesh(devices, ("data", "cfg", "frames")))
     latents[shape] = np.asarray(pipe(picture(0), seed=7, output_type="latent", num_frames=6).latents)
-    [program] = [program for (name, *_), program in pipe.programs.items() if name[0] == "sample"]
+    [program] = [p for key, p in pipe.runner.programs.items() if "SamplingSteps.sample" in str(key[0])]
     flop[shape] = program.cost_analysis()["flops"]  # of one device
 alone = latents.pop((1, 1, 1))
 for divided in latents.values():

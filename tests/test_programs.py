@@ -3,13 +3,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from sv3d_jax import programs
+from sv3d_jax.diffusion.guidance import guidance_scale, triangular_scale
 from sv3d_jax.programs import load_or_compile
 from tests.test_imports import ROOT
 
@@ -19,16 +23,18 @@ def folder(tmp_path):
     """Where programs are kept."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()  # jax opens its own with the first compilation
     yield tmp_path / programs.FOLDER
     jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
 
 
-def compiled(factor: float = 2.0):
+def compiled(name: str = "program", factor: float = 2.0):
     x = jax.ShapeDtypeStruct((3,), jnp.float32)
     return jax.jit(lambda x: {"y": factor * x}).lower(x).compile()
 
 
-def never():
+def never(name):
     raise AssertionError("compiled again")
 
 
@@ -39,7 +45,7 @@ def result(program) -> list[float]:
 def test_a_kept_program_is_loaded_and_not_compiled(folder):
     for compile_now in (compiled, never, never):
         assert result(load_or_compile(("double", 1), compile_now)) == [0.0, 2.0, 4.0]
-    assert result(load_or_compile(("triple", 1), lambda: compiled(3.0))) == [0.0, 3.0, 6.0]
+    assert result(load_or_compile(("triple", 1), lambda name: compiled(name, 3.0))) == [0.0, 3.0, 6.0]
     assert len(list(folder.iterdir())) == 2
 
 
@@ -72,23 +78,90 @@ def test_a_damaged_program_is_compiled_and_kept_again(damage, folder):
     assert result(load_or_compile("double", never)) == [0.0, 2.0, 4.0]
 
 
-def test_a_program_from_the_cache_of_jax_is_not_kept(folder, monkeypatch):
-    """It could not always be loaded again."""
-    x = jnp.arange(4.0)
+def test_programs_do_not_lie_in_the_cache_of_jax_as_well(folder):
+    """One that jax has loaded from its own could not always be kept again."""
 
-    def slow():
-        return jax.jit(lambda x: jnp.linalg.svd(jnp.outer(x, x) + 3)[1] + 0.125).lower(x).compile()
+    def slow(name):
+        def program(x):
+            return jnp.linalg.svd(jnp.outer(x, x) + 3)[1] + 0.125
 
-    limit = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        program.__name__ = name
+        return jax.jit(program).lower(jax.ShapeDtypeStruct((4,), jnp.float32)).compile()
+
+    x, limit_name = jnp.arange(4.0), "jax_persistent_cache_min_compile_time_secs"
+    limit = getattr(jax.config, limit_name)
+    jax.config.update(limit_name, 0)
     try:
-        expected = slow()(x)  # jax keeps it
-        for _ in range(2):
-            np.testing.assert_array_equal(load_or_compile("slow", slow)(x), expected)
-        assert not folder.exists()
-        assert jax.config.jax_persistent_cache_min_compile_time_secs == 0
+        expected = slow("program")(x)  # jax keeps it
+        before = set(folder.parent.glob("*-cache"))
+        assert before
+        np.testing.assert_array_equal(load_or_compile("slow", slow)(x), expected)
+        assert set(folder.parent.glob("*-cache")) == before
+        np.testing.assert_array_equal(load_or_compile("slow", never)(x), expected)
+        assert getattr(jax.config, limit_name) == 0
     finally:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", limit)
+        jax.config.update(limit_name, limit)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    factor: float
+    name: str = field(default="", compare=False)
+
+    def __call__(self, x):
+        return self.factor * x
+
+    def shifted(self, shift, x):
+        return self.factor * x + shift
+
+
+def of_lambda(value):
+    return lambda x: x * value
+
+
+def test_functions_are_told_apart_by_what_they_close_over():
+    functions = [
+        Scaled(2.0),
+        Scaled(3.0),
+        Scaled(2.0).shifted,
+        partial(Scaled(2.0).shifted, 1.0),
+        partial(Scaled(2.0).shifted, 2.0),
+        partial(Scaled(2.0).shifted, shift=2.0),
+        partial(guidance_scale, "linear", 5),
+        partial(guidance_scale, "linear", 5.0),
+        partial(guidance_scale, np.arange(3)),
+        partial(guidance_scale, np.arange(3.0)),
+        guidance_scale,
+        triangular_scale,
+    ]
+    descriptions = [programs.describe(function) for function in functions]
+    assert len(set(descriptions)) == len(functions)
+    assert programs.describe(Scaled(2.0, "another")) == programs.describe(Scaled(2.0))
+    assert programs.describe(partial(guidance_scale, np.arange(3))) == descriptions[8]
+
+
+def test_programs_of_code_outside_the_package_are_not_kept(folder):
+    """Its functions may change without a change of the package."""
+    one, two = of_lambda(1.0), of_lambda(2.0)
+    assert programs.describe(one) == programs.describe(one) != programs.describe(two)
+    load_or_compile(programs.describe(one), compiled)
+    assert not folder.exists()
+    load_or_compile(programs.describe(partial(guidance_scale, "linear", 5)), compiled)
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_nothing_happens_at_import():
+    """Neither settings nor listeners of jax are changed."""
+    code = (
+        "import jax\n"
+        "values = dict(jax.config.values)\n"
+        "listeners = len(jax._src.monitoring.get_event_listeners())\n"
+        "import sv3d_jax.programs, sv3d_jax.runner, sv3d_jax.pipeline\n"
+        "assert dict(jax.config.values) == values\n"
+        "assert len(jax._src.monitoring.get_event_listeners()) == listeners\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_programs_not_used_for_longest_make_room(folder, monkeypatch):

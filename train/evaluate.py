@@ -10,6 +10,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Params
 from sv3d_jax.cameras.orbit import static_azimuths_deg
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
@@ -17,7 +18,7 @@ from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
 from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, whole_orbits
 from sv3d_jax.train.data.orbits import Orbit, render_objects
-from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network, to_pixels
+from sv3d_jax.train.losses import OrbitBatch, batch_conditioning, orbit_network, to_pixels
 from sv3d_jax.train.objectives import psnr
 from sv3d_jax.train.samples import sample_latents
 
@@ -158,12 +159,14 @@ def _one_step(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Arra
     network = orbit_network(model, params["unet"], batch.frame_index)
     sigma = jnp.full(noise.shape[:2], model.sigma_max)
     return _pictures(
-        model, params, denoise(network, noise * model.sigma_max, sigma, orbit_conditioning(model, batch))
+        model, params, denoise(network, noise * model.sigma_max, sigma, batch_conditioning(model, batch))
     )
 
 
 def _sampled(model: ModelConfig, num_steps: int, params: Params, batch: OrbitBatch, noise: Array) -> Array:
-    return _pictures(model, params, sample_latents(model, params, batch, noise, num_steps))
+    return _pictures(
+        model, params, sample_latents(model, params, batch, noise, SamplingConfig(num_steps=num_steps))
+    )
 
 
 def _reconstruct(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Array) -> Array:

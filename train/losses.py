@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, Scalar, UInt8
-from sv3d_jax.conditioning import frame_vector
+from sv3d_jax.conditioning import FrameValues, orbit_conditioning
 from sv3d_jax.diffusion.denoiser import Conditioning, Network
 from sv3d_jax.diffusion.loss import WEIGHTINGS, denoising_loss, v_weighting
 from sv3d_jax.diffusion.schedule import log_normal_sigmas
@@ -87,7 +87,7 @@ def unet_loss(model: ModelConfig, config: DiffusionConfig, compute: Compute = Co
         noise = jax.random.normal(noise_key, batch.latents.shape)
         dropped = jnp.array([[config.token_dropout], [config.latent_dropout]])
         keep_token, keep_latent = jax.random.uniform(drop_key, (2, videos)) >= dropped
-        condition = drop_image(orbit_conditioning(model, batch), keep_token, keep_latent)
+        condition = drop_image(batch_conditioning(model, batch), keep_token, keep_latent)
         losses = video_losses(model, params, batch, condition, sigma, noise, weighting, compute)
         return (frame_weights(config, batch.azimuth_rad) * losses).mean()
 
@@ -133,15 +133,12 @@ def orbit_network(
     return run
 
 
-def orbit_conditioning(model: ModelConfig, batch: OrbitBatch) -> Conditioning:
+def batch_conditioning(model: ModelConfig, batch: OrbitBatch) -> Conditioning:
     """The picture's token and latent, and the camera of every frame."""
     cond_aug = jnp.full(len(batch.polar_rad), model.cond_aug) if batch.cond_aug is None else batch.cond_aug
-    angles = (batch.polar_rad, batch.azimuth_rad) if model.variant == "p" else (None, None)
-    return Conditioning(
-        context=batch.tokens[:, None],
-        concat=jnp.broadcast_to(batch.input_latents[:, None], batch.latents.shape),
-        vector=frame_vector(jnp.broadcast_to(cond_aug[:, None], batch.polar_rad.shape), *angles),
-    )
+    cond_aug = jnp.broadcast_to(cond_aug[:, None], batch.polar_rad.shape)
+    values = FrameValues(cond_aug, batch.polar_rad, batch.azimuth_rad)
+    return orbit_conditioning(model, batch.tokens, batch.input_latents, values)
 
 
 def drop_image(

@@ -38,7 +38,7 @@ from sv3d_jax.train.losses import (
     Loss,
     OrbitBatch,
     autoencoder_loss,
-    orbit_conditioning,
+    batch_conditioning,
     orbit_network,
     to_images,
     to_pixels,
@@ -288,7 +288,7 @@ def _unet_validation(
     def judge(params, decoder, video):
         """Losses at the levels, and PSNR of every frame, of one orbit."""
         batch, noise, pixels = jax.tree.map(lambda leaf: leaf[None], video)
-        condition = orbit_conditioning(model, batch)
+        condition = batch_conditioning(model, batch)
 
         def loss(sigma):
             levels = jnp.full(noise.shape[:2], sigma)

@@ -7,29 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params, UInt8
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.diffusion.denoiser import guided_denoiser
-from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.diffusion.guidance import guidance_scale
 from sv3d_jax.diffusion.sampler import sample
-from sv3d_jax.diffusion.schedule import karras_sigmas
+from sv3d_jax.diffusion.schedule import model_sigmas
 from sv3d_jax.io.video import contact_sheet, frame_labels
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
 from sv3d_jax.parallel.devices import whole_on_host
-from sv3d_jax.train.losses import OrbitBatch, orbit_conditioning, orbit_network, to_images
+from sv3d_jax.train.losses import OrbitBatch, batch_conditioning, orbit_network, to_images
 
 NOISE_SEED = 2  # every sheet of a run begins from the same noise, so that sheets can be compared
 
 
 def sample_latents(
-    model: ModelConfig, params: Params, batch: OrbitBatch, noise: Float[Array, "b f h w c"], num_steps: int
+    model: ModelConfig,
+    params: Params,
+    batch: OrbitBatch,
+    noise: Float[Array, "b f h w c"],
+    sampling: SamplingConfig = SamplingConfig(),
 ) -> Float[Array, "b f h w c"]:
     """Guided samples of the orbits of a batch; params holds the `unet` tree."""
+    sampling = sampling.resolve(model)
     network = orbit_network(model, params["unet"], jnp.concatenate([batch.frame_index] * 2))
-    scale = triangular_scale(noise.shape[1], model.cfg_min, model.cfg_max)
-    denoiser = guided_denoiser(network, orbit_conditioning(model, batch), scale)
-    sigmas = karras_sigmas(num_steps, model.sigma_min, model.sigma_max, model.rho)
-    return sample(denoiser, noise, sigmas)
+    scale = guidance_scale(sampling.guidance, noise.shape[1], sampling.cfg_min, sampling.cfg_max)
+    denoiser = guided_denoiser(network, batch_conditioning(model, batch), scale)
+    return sample(denoiser, noise, model_sigmas(model, sampling.num_steps), sampling)
 
 
 def sheet_maker(
@@ -46,7 +51,7 @@ def sheet_maker(
 
     @jax.jit
     def frames(params, decoder):
-        latents = sample_latents(model, params, orbit, noise, model.num_steps)[0]
+        latents = sample_latents(model, params, orbit, noise)[0]
         latents = latents / jnp.asarray(model.latent_factor)
         # One frame at a time: a decoder at full size needs gigabytes for each.
         return to_images(jax.lax.map(lambda frame: decode(decoder, model.vae, frame[None])[0], latents))

@@ -1,13 +1,14 @@
 """Camera paths around an object: static, sine, dynamic and user-given orbits.
 
-Azimuths are relative to the input view, which is the last frame; elevations are absolute, up positive.
+Azimuths are relative to the input view, which is the last frame for SV3D and the first for V3D; elevations are
+absolute, up positive.
 """
 
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,12 +28,16 @@ class CameraWarning(UserWarning):
 
 @dataclass(frozen=True)
 class CameraPath:
-    """Views of an orbit in order; all look at the origin from one radius, and the last is the input view."""
+    """Views of an orbit in order; all look at the origin from one radius.
 
-    azimuths_deg: np.ndarray  # (f,), relative to the last view, in [0, 360)
+    Raises CameraError for angles, a radius, a field of view or an input frame that cannot be.
+    """
+
+    azimuths_deg: np.ndarray  # (f,), relative to the input view, in [0, 360)
     elevations_deg: np.ndarray  # (f,), in [-90, 90]
     radius: float = SV3D_RADIUS
     fov_deg: float = SV3D_FOV_DEG
+    input_frame: int = -1  # index of the input view, from the end if negative
 
     def __post_init__(self):
         azimuths = _angles(self.azimuths_deg, "azimuths_deg")
@@ -43,15 +48,25 @@ class CameraPath:
             raise CameraError(f"radius must be positive, got {self.radius}")
         if not 0 < self.fov_deg < 180:
             raise CameraError(f"fov_deg must lie between 0 and 180, got {self.fov_deg}")
-        object.__setattr__(self, "azimuths_deg", _relative_to_last(azimuths))
+        if not -len(azimuths) <= self.input_frame < len(azimuths):
+            raise CameraError(f"input_frame {self.input_frame} is none of the {len(azimuths)} frames")
+        object.__setattr__(self, "input_frame", self.input_frame % len(azimuths))
+        object.__setattr__(self, "azimuths_deg", _relative_to(azimuths, self.input_frame))
         object.__setattr__(self, "elevations_deg", elevations)
 
     def __len__(self) -> int:
         return len(self.azimuths_deg)
 
-    @property
-    def input_frame(self) -> int:
-        return len(self) - 1
+    def with_input(self, place: Literal["first", "last"]) -> "CameraPath":
+        """The same views in the same cyclic order, begun so that the input view is the first or the last of them."""
+        shift = -self.input_frame if place == "first" else len(self) - 1 - self.input_frame
+        azimuths, elevations = (np.roll(x, shift) for x in (self.azimuths_deg, self.elevations_deg))
+        return replace(
+            self,
+            azimuths_deg=azimuths,
+            elevations_deg=elevations,
+            input_frame=0 if place == "first" else -1,
+        )
 
     @property
     def camera_to_world(self) -> np.ndarray:
@@ -98,21 +113,25 @@ def custom_orbit(
     azimuths_deg: ArrayLike | None,
     elevations_deg: ArrayLike | float,
     num_frames: int = NUM_FRAMES,
+    input_frame: Literal["first", "last"] = "last",
 ) -> CameraPath:
     """Views in the caller's order; None for regular azimuths, a single elevation is repeated.
 
-    Azimuths may be any finite numbers: they are taken relative to the last one, modulo 360.
+    Azimuths may be any finite numbers: they are taken relative to that of the input view, modulo 360.
     """
     check_num_frames(num_frames)
     elevations = _listed(elevations_deg, "elevations_deg", num_frames, limit=90.0)
+    index = 0 if input_frame == "first" else -1
     if azimuths_deg is None:
-        return CameraPath(static_azimuths_deg(num_frames), elevations)
+        azimuths = np.roll(static_azimuths_deg(num_frames), 1 if input_frame == "first" else 0)
+        return CameraPath(azimuths, elevations, input_frame=index)
     azimuths = _listed(azimuths_deg, "azimuths_deg", num_frames)
     outside = (azimuths < 0) | (azimuths > 360)
     if outside.any():
         _warn(f"azimuth {azimuths[outside][0]:g} and others like it are taken modulo 360")
-    path = CameraPath(azimuths, elevations)
-    if (np.diff(path.azimuths_deg[:-1]) <= 0).any():
+    path = CameraPath(azimuths, elevations, input_frame=index)
+    between = path.azimuths_deg[1:] if input_frame == "first" else path.azimuths_deg[:-1]
+    if (np.diff(between) <= 0).any():
         _warn("azimuths do not increase from frame to frame; their order is kept")
     return path
 
@@ -200,8 +219,8 @@ def check_num_frames(num_frames: int) -> None:
         raise CameraError(f"frames must lie between {MIN_FRAMES} and {MAX_FRAMES}, got {num_frames}")
 
 
-def _relative_to_last(azimuths_deg: np.ndarray) -> np.ndarray:
-    relative = (azimuths_deg - azimuths_deg[-1]) % 360.0
+def _relative_to(azimuths_deg: np.ndarray, frame: int) -> np.ndarray:
+    relative = (azimuths_deg - azimuths_deg[frame]) % 360.0
     return np.where(relative == 360.0, 0.0, relative)  # -1e-17 % 360 rounds up to 360
 
 

@@ -1,7 +1,7 @@
 """From network output to denoised latents: EDM preconditioning with velocity output, and guidance around it."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,11 +54,25 @@ def scalings(sigma: Float[Array, "..."]) -> Scalings:
 def denoise(
     network: Network, x: Float[Array, "b f h w c"], sigma: Float[Array, "b f"], condition: Conditioning
 ) -> Float[Array, "b f h w c"]:
-    """Denoised latents; preconditioning stays in float32 whatever the network computes in."""
+    """Denoised latents D(x) = c_skip x + c_out F(c_in x, c_noise) (EDM, eq. 7).
+
+    Preconditioning stays in float32 whatever the network computes in.
+    """
+    return precondition(lambda *inputs: (network(*inputs), None), x, sigma, condition)[0]
+
+
+def precondition(
+    network: Callable[..., tuple[Array, Any]],
+    x: Float[Array, "b f h w c"],
+    sigma: Float[Array, "b f"],
+    condition: Conditioning,
+) -> tuple[Float[Array, "b f h w c"], Any]:
+    """The same of a network that returns its output and something else, which is handed on."""
     factors = scalings(sigma)
     skip, out, inp = (factor[:, :, None, None, None] for factor in factors[:3])
     features = jnp.concatenate([inp * x, condition.concat], axis=-1)
-    return skip * x + out * network(features, factors.noise, condition.context, condition.vector)
+    output, other = network(features, factors.noise, condition.context, condition.vector)
+    return skip * x + out * output, other
 
 
 def conditional_denoiser(network: Network, condition: Conditioning) -> Denoise:
@@ -72,20 +86,18 @@ def conditional_denoiser(network: Network, condition: Conditioning) -> Denoise:
 
 def both_branches(network: Network, condition: Conditioning) -> Callable[[Array, Array], tuple[Array, Array]]:
     """Denoiser that returns the unconditional and the conditional branch, computed as one batch in this order."""
-    joined = jax.tree.map(lambda u, c: jnp.concatenate([u, c]), condition.without_image(), condition)
-    denoise_both = conditional_denoiser(network, joined)
+    joined = conditional_denoiser(network, joined_branches(condition))
 
     def run(x, sigma):
-        both = denoise_both(jnp.concatenate([x, x]), jnp.concatenate([sigma, sigma]))
-        return tuple(jnp.split(both, 2))
+        return tuple(jnp.split(joined(jnp.concatenate([x, x]), jnp.concatenate([sigma, sigma])), 2))
 
     return run
 
 
-def branches_in_turn(
+def sequential_branches(
     network: Network, condition: Conditioning
 ) -> Callable[[Array, Array], tuple[Array, Array]]:
-    """The same with one branch after the other, in half the memory."""
+    """The same by sequential classifier-free guidance: one branch after the other, in half the memory."""
     both = jax.tree.map(lambda u, c: jnp.stack([u, c]), condition.without_image(), condition)
 
     def run(x, sigma):
@@ -95,13 +107,10 @@ def branches_in_turn(
 
 
 def guided_denoiser(
-    network: Network, condition: Conditioning, scale: Float[Array, "f"], in_turn: bool = False
+    network: Network, condition: Conditioning, scale: Float[Array, "f"], sequential: bool = False
 ) -> Denoise:
-    """Classifier-free guidance with one scale per frame: uncond + scale (cond - uncond), in float32.
-
-    With `in_turn` the branches are not computed as one batch.
-    """
-    branches = (branches_in_turn if in_turn else both_branches)(network, condition)
+    """Classifier-free guidance with one scale per frame, in float32; with `sequential`, by `sequential_branches`."""
+    branches = (sequential_branches if sequential else both_branches)(network, condition)
 
     def run(x, sigma):
         return guide(*branches(x, sigma), scale)
@@ -109,8 +118,13 @@ def guided_denoiser(
     return run
 
 
+def joined_branches(condition: Conditioning) -> Conditioning:
+    """The conditioning of the unconditional and of the conditional branch, as one batch in this order."""
+    return jax.tree.map(lambda u, c: jnp.concatenate([u, c]), condition.without_image(), condition)
+
+
 def guide(
     unconditional: Float[Array, "b f h w c"], conditional: Float[Array, "b f h w c"], scale: Float[Array, "f"]
 ) -> Float[Array, "b f h w c"]:
-    """The unconditional branch and scale times the step from it to the conditional one."""
+    """Classifier-free guidance (arXiv 2207.12598, eq. 6): unconditional + scale (conditional - unconditional)."""
     return unconditional + scale[:, None, None, None] * (conditional - unconditional)

@@ -1,8 +1,16 @@
 """Classifier-free guidance scales, one per frame of the orbit."""
 
+from typing import Protocol
+
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float
+
+
+class GuidanceScale(Protocol):
+    """A guidance curve: the scale of each frame, given both ends of its range; runs under `jax.jit`."""
+
+    def __call__(self, num_frames: int, cfg_min: float, cfg_max: float) -> Float[Array, "f"]: ...
 
 
 def triangular_scale(num_frames: int, cfg_min: float = 1.0, cfg_max: float = 2.5) -> Float[Array, "f"]:
@@ -20,14 +28,22 @@ def linear_scale(num_frames: int, cfg_min: float = 1.0, cfg_max: float = 2.5) ->
     return jnp.linspace(cfg_min, cfg_max, num_frames)
 
 
-def constant_scale(num_frames: int, cfg: float) -> Float[Array, "f"]:
-    """The same scale for every frame."""
-    return jnp.full((num_frames,), cfg)
+def constant_scale(num_frames: int, cfg_min: float = 2.5, cfg_max: float = 2.5) -> Float[Array, "f"]:
+    """cfg_max for every frame."""
+    return jnp.full((num_frames,), cfg_max)
 
 
-SCALES = {
+SCALES: dict[str, GuidanceScale] = {
     "triangular": triangular_scale,
     "linear": linear_scale,
-    "constant": lambda num_frames, cfg_min, cfg_max: constant_scale(num_frames, cfg_max),
+    "constant": constant_scale,
 }
-"""Guidance by name; each takes (num_frames, cfg_min, cfg_max)."""
+"""Guidance curves by the names that `SamplingConfig` and the verbs take."""
+
+
+def guidance_scale(
+    guidance: str | GuidanceScale, num_frames: int, cfg_min: float, cfg_max: float
+) -> Float[Array, "f"]:
+    """The scales of a curve, which is named or a function."""
+    curve = SCALES[guidance] if isinstance(guidance, str) else guidance
+    return curve(num_frames, cfg_min, cfg_max)

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float
+from sv3d_jax.models.config import ModelConfig
 
 
 def karras_sigmas(
@@ -19,6 +20,11 @@ def karras_sigmas(
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     roots = np.float32(high) + _unit_ramp(num_steps) * np.float32(low - high)
     return np.append(roots.astype(np.float64) ** rho, 0.0).astype(np.float32)
+
+
+def model_sigmas(model: ModelConfig, num_steps: int | None = None) -> np.ndarray:
+    """The same for a model's range of noise levels, in its own number of steps unless told otherwise."""
+    return karras_sigmas(num_steps or model.num_steps, model.sigma_min, model.sigma_max, model.rho)
 
 
 def _unit_ramp(num: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sv3d_jax.config import to_plain
@@ -72,12 +73,19 @@ class OutputFolder:
     Making the object checks the place without writing (all that a dry run needs); entering makes the folder,
     takes the lock and compares settings. The same settings as before: finished stages are kept, and `done` is
     true if all of them are. Other settings: an InputError that says what differs, unless `overwrite`, which
-    removes the files of the earlier run. `parents` allows missing parent folders (DIR of DIR/<stem>).
+    removes the files of the earlier run. `parents` allows missing parent folders (DIR of DIR/<stem>). `renamed` says
+    by which names settings are known now that earlier versions recorded under others.
     """
 
     def __init__(
-        self, directory: Path | str, config: Mapping[str, Any], overwrite: bool = False, parents: bool = False
+        self,
+        directory: Path | str,
+        config: Mapping[str, Any],
+        overwrite: bool = False,
+        parents: bool = False,
+        renamed: Mapping[str, str] = MappingProxyType({}),
     ):
+        self._renamed = renamed
         self.directory = Path(directory)
         self.config = json.loads(json.dumps(to_plain(config)))
         self.overwrite = overwrite
@@ -162,6 +170,8 @@ class OutputFolder:
 
     def _check_config(self) -> None:
         earlier = self._record().get("config")
+        if earlier is not None:
+            earlier = {self._renamed.get(name, name): value for name, value in earlier.items()}
         if earlier is not None and earlier != self.config:
             raise InputError(
                 f"{self.directory} holds a run with other settings: {'; '.join(_differences(earlier, self.config))}",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
 
 from sv3d_jax.errors import WeightsError
+from sv3d_jax.models.families import FAMILIES, ModelFamily
 
 METADATA_KEY = "sv3d_jax.model"
 
@@ -89,7 +90,7 @@ class ModelConfig:
     """One image-to-orbit model: networks, latent scale, noise range and default guidance."""
 
     name: str = "sv3d_p"
-    variant: str = "p"  # "u": without cameras, "p": with polar angle and azimuth per frame
+    variant: str = "p"  # of `families.FAMILIES`
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     tower: TowerConfig = TowerConfig()
@@ -106,8 +107,9 @@ class ModelConfig:
     training: dict[str, Any] = field(default_factory=dict, compare=False)  # how the weights came to be
 
     def __post_init__(self):
-        if self.variant not in ("u", "p"):
-            raise ValueError(f'variant is "u" or "p", got {self.variant!r}')
+        if self.variant not in FAMILIES:
+            known = ", ".join(f'"{variant}"' for variant in FAMILIES)
+            raise ValueError(f"variant is one of {known}, got {self.variant!r}")
         if len(self.latent_factor) not in (1, self.vae.latent_channels):
             raise ValueError(
                 f"latent_factor needs 1 or {self.vae.latent_channels} values, got {self.latent_factor}"
@@ -115,11 +117,26 @@ class ModelConfig:
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
 
+    @property
+    def family(self) -> ModelFamily:
+        """What this model shares with others of its variant."""
+        return FAMILIES[self.variant]
+
     @classmethod
     def published(cls, variant: str) -> "ModelConfig":
-        """The released sv3d_u or sv3d_p."""
-        vector_width = {"u": 256, "p": 1280}[variant]
-        return cls(name=f"sv3d_{variant}", variant=variant, unet=UNetConfig(vector_width=vector_width))
+        """The published model of a variant."""
+        family = FAMILIES[variant]
+        own = {
+            name: getattr(family, name)
+            for name in ("name", "native_size", "num_frames", "num_steps", "cfg_min", "cfg_max", "cond_aug")
+        }
+        return cls(variant=variant, unet=UNetConfig(vector_width=family.vector_width), **own)
+
+    @classmethod
+    def named(cls, name: str) -> "ModelConfig":
+        """The published model of that name, as "sv3d_p"."""
+        [variant] = (variant for variant, family in FAMILIES.items() if family.name == name)
+        return cls.published(variant)
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; tuples become lists. A decoder as published is not mentioned."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from sv3d_jax.config import POSITIONAL, CommonConfig
+from sv3d_jax.models.families import Variant
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,7 @@ class ConvertConfig(CommonConfig):
     """a .safetensors file, a folder of weights or of shards, that of a training run of the UNet, or `mini`"""
     output: Annotated[Path, POSITIONAL]
     """what to write: a file if it ends in .safetensors, else a folder"""
-    variant: Literal["auto", "u", "p"] = "auto"
+    variant: Variant = "auto"
     """which model the input must be: u without cameras, p with cameras, auto takes either"""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """type of the written weights (default: each tensor keeps its own)"""

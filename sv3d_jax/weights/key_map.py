@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sv3d_jax.models.config import ModelConfig, TowerConfig, UNetConfig, VAEConfig
+from sv3d_jax.models.families import family_of_width
 
 Shape = tuple[int, ...]
 
@@ -132,12 +133,19 @@ def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     Head widths are not among them. Raises KeyError on the first tensor that a model of this kind must have.
     """
     return {
-        "variant": {256: "u", 1280: "p"}[shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]],
+        "variant": _variant(shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]),
         "unet": _infer_unet(_part(shapes, "unet")),
         "vae": _infer_vae(_part(shapes, "vae_encoder"))
         | {"post_quant_conv": f"{POST_QUANT_CONV}weight" in shapes},
         "tower": _infer_tower(_part(shapes, "image_tower")),
     }
+
+
+def _variant(vector_width: int) -> str:
+    variant = family_of_width(vector_width)
+    if variant is None:
+        raise KeyError(f"label_emb.0.0.weight of width {vector_width}")
+    return variant
 
 
 def _tree_path(name: str, rank: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import cached_property
@@ -15,6 +16,7 @@ from PIL import Image
 from sv3d_jax import cutout
 from sv3d_jax.cli import main
 from sv3d_jax.cutout import Remover
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory
 from sv3d_jax.infer import batch, generate
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
@@ -30,7 +32,7 @@ from sv3d_jax.weights.hub import write_shipped
 from tests.reference_weights import reference_params
 from tests.tiny_model import CONFIG, SIZE, picture
 
-FRAMES = ("--frames", "5", "--steps", "2", "--format", "gif", "--quiet")
+FRAMES = ("--frames", "5", "--num-steps", "2", "--format", "gif", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def test_last_frame_and_input_png_are_the_prepared_picture(made, place):
 
 def test_run_json_tells_settings_seed_weights_and_timings(made):
     record = json.loads((made / "box" / "run.json").read_text())
-    assert record["config"]["steps"] == 2 and record["config"]["verb"] == "orbit"
+    assert record["config"]["num_steps"] == 2 and record["config"]["verb"] == "orbit"
     stage = record["stages"]["orbit"]
     assert stage["seed"] == 0 and len(stage["weights"]["sha256"]) == 64
     assert {"compile", "sample", "decode"} <= set(stage["timings_s"])
@@ -122,7 +124,7 @@ def test_cancelled_run_keeps_finished_pictures(place):
         output=place / "cancelled",
         weights=str(place / "tiny"),
         frames=5,
-        steps=2,
+        num_steps=2,
         format="gif",
     )
     with pytest.raises(Cancelled):
@@ -136,6 +138,21 @@ def test_cameras_file_is_followed(made, place):
     assert orbit(place, place / "ball.png", "-o", place / "followed", "--cameras", cameras) == 0
     followed = read_orbit(place / "followed").camera_to_world
     np.testing.assert_allclose(followed, read_orbit(made / "box").camera_to_world, atol=1e-12)
+
+
+def test_a_run_recorded_under_the_flags_of_version_0_1_is_still_known(made, place, capsys):
+    """`--steps` is now `--num-steps`, on the command line and in the folder."""
+    copy = shutil.copytree(made / "box", place / "older")
+    for name in ("run.json", ".stages.json"):
+        if (file := copy / name).exists():
+            file.write_text(file.read_text().replace('"num_steps"', '"steps"'))
+    assert '"steps"' in (copy / "run.json").read_text()
+    before = files_with_times(copy)
+    words = [word.replace("--num-steps", "--num-steps") for word in FRAMES]
+    words = ["orbit", "--weights", str(place / "tiny"), *words, "-o", str(copy)]
+    assert main([*words, str(place / "box.png")]) == 0
+    assert "--steps is now --num-steps" in capsys.readouterr().err
+    assert files_with_times(copy) == before
 
 
 def test_pictures_of_one_name_are_refused(place, tmp_path, capsys):
@@ -155,7 +172,7 @@ def test_picture_that_cannot_be_used_stops_before_any_work(place, tmp_path, caps
 @pytest.mark.parametrize(
     ("option", "value", "says"),
     [
-        ("steps", 0, "--steps 0: must lie between 1 and 1000"),
+        ("num_steps", 0, "--num-steps 0: must lie between 1 and 1000"),
         ("frame_ratio", 1.5, "--frame-ratio"),
         ("seed", -1, "--seed"),
         ("size", 5000, "--size"),
@@ -227,7 +244,9 @@ def test_plan_of_sv3d_has_its_published_size():
     assert 0.7e9 < prepared < 0.8e9  # as benchmarks/growth.py finds
     rounded = plan_orbit(ModelConfig.published("p"), dtype_bytes=2, quantized=True)
     assert 0.4e9 < rounded.sampling_bytes - plan.sampling_bytes < 0.45e9
-    two = plan_orbit(ModelConfig.published("p"), dtype_bytes=2, step_kinds=2)
+    two = plan_orbit(
+        ModelConfig.published("p"), dtype_bytes=2, sampling=SamplingConfig(guidance_interval=(1, 9))
+    )
     assert two.sampling_bytes == plan.sampling_bytes + prepared
     assert plan.step_flop * 50 == pytest.approx(3458e12, rel=1e-3)
 
@@ -262,7 +281,7 @@ def little_memory(monkeypatch):
     tried, decode = [], Pipeline.decode
 
     def demanding(self, latents, chunk=None, advance=lambda frames: None):
-        tried.append((chunk, self.low_memory, self.dtype))
+        tried.append((chunk, self.runner.config.low_memory, self.runner.config.dtype))
         if tried[-1] != (1, True, "bfloat16"):
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
         return decode(self, latents, chunk, advance)
@@ -293,11 +312,11 @@ def test_auto_fit_goes_on_when_loading_is_too_much(place, tmp_path, monkeypatch)
 
     load, tried = Pipeline.from_pretrained, []
 
-    def demanding(*args, low_memory, **more):
-        tried.append(low_memory)
-        if not low_memory:
+    def demanding(source, variant, compute, **more):
+        tried.append(compute.low_memory)
+        if not compute.low_memory:
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes")
-        return load(*args, low_memory=low_memory, **more)
+        return load(source, variant, compute, **more)
 
     monkeypatch.setattr(Pipeline, "from_pretrained", demanding)
     assert orbit(place, place / "box.png", "-o", tmp_path / "out", "--auto-fit") == 0
@@ -318,7 +337,7 @@ def test_pictures_sampled_at_once_give_the_orbits_of_each(made, place, tmp_path,
     monkeypatch.setattr(
         Pipeline,
         "__call__",
-        lambda self, images, **more: sampled.append(len(images)) or call(self, images, **more),
+        lambda self, images, *how, **more: sampled.append(len(images)) or call(self, images, *how, **more),
     )
     images = (place / "box.png", place / "ball.png")
     assert orbit(place, *images, "-o", tmp_path / "out", "--batch", "2") == 0
@@ -364,7 +383,7 @@ def test_models_of_ours_take_renders_as_they_are():
 @pytest.mark.slow
 def test_main_job_with_the_shipped_model(tmp_path):
     example = Path(__file__).parents[2] / "examples" / "figure.png"
-    assert main(["generate", str(example), "-o", str(tmp_path / "out"), "--steps", "4"]) == 0
+    assert main(["generate", str(example), "-o", str(tmp_path / "out"), "--num-steps", "4"]) == 0
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert {
         "orbit.mp4",
@@ -390,7 +409,7 @@ def test_main_job_with_the_shipped_model(tmp_path):
 def test_resumed_run_makes_the_mesh_alone(tmp_path):
     """The orbit was done when the run was stopped: the mesh follows from its files, which stay."""
     example = Path(__file__).parents[2] / "examples" / "figure.png"
-    command = ["generate", str(example), "-o", str(tmp_path / "out"), "--steps", "2", "--quiet"]
+    command = ["generate", str(example), "-o", str(tmp_path / "out"), "--num-steps", "2", "--quiet"]
 
     def stop(*_):
         raise KeyboardInterrupt

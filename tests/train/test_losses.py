@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from sv3d_jax.conditioning import frame_vector
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.loss import WEIGHTINGS, denoising_loss
+from sv3d_jax.models.embeddings import sinusoidal
 from sv3d_jax.train import losses
 from sv3d_jax.train.config import DiffusionConfig
-from sv3d_jax.train.losses import OrbitBatch, frame_weights, orbit_conditioning, unet_loss, video_losses
+from sv3d_jax.train.losses import OrbitBatch, batch_conditioning, frame_weights, unet_loss, video_losses
 from sv3d_jax.weights.key_map import model_parameters
 from tests.parity.families.networks import channels_last, model_config, params_of, videos
 from tests.test_imports import ROOT
@@ -124,10 +124,10 @@ def test_frame_weights_do_not_change_a_loss_that_is_even(asked):
 
 def test_conditioning_noise_of_a_picture_is_told_to_the_network():
     levels = jnp.linspace(0.01, 0.1, VIDEOS)
-    given = orbit_conditioning(CONFIG, batch(cond_aug=levels)).vector
-    np.testing.assert_array_equal(given[:, 0, :256], frame_vector(levels))
-    own = orbit_conditioning(CONFIG, batch()).vector
-    np.testing.assert_array_equal(own[0, 0, :256], frame_vector(jnp.float32(CONFIG.cond_aug)))
+    given = batch_conditioning(CONFIG, batch(cond_aug=levels)).vector
+    np.testing.assert_array_equal(given[:, 0, :256], sinusoidal(levels, 256))
+    own = batch_conditioning(CONFIG, batch()).vector
+    np.testing.assert_array_equal(own[0, 0, :256], sinusoidal(jnp.float32(CONFIG.cond_aug), 256))
 
 
 @pytest.mark.slow

@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 
-from sv3d_jax.conditioning import frame_vector
+from sv3d_jax.conditioning import FrameValues, frame_vector
 from sv3d_jax.models.embeddings import sinusoidal
+from sv3d_jax.models.families import FAMILIES as MODEL_FAMILIES
 from tests.parity.cases import Case, Family, load_safetensors
 from tests.parity.compare import Tolerance, absolute
 
@@ -17,10 +18,10 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
             outputs[name] = sinusoidal(tensors["timestep_embedding.t"], int(match[1]))
         elif match := re.fullmatch(r"(.+)\.vector_([up])", name):
             group, variant = match.groups()
-            angles = ("polars_rad", "azimuths_rad") if variant == "p" else ()
-            outputs[name] = frame_vector(
-                *(tensors[f"{group}.{quantity}"] for quantity in ("cond_aug", *angles))
+            values = FrameValues(
+                *(tensors.get(f"{group}.{name}", 0.0) for name in ("cond_aug", "polars_rad", "azimuths_rad"))
             )
+            outputs[name] = frame_vector(MODEL_FAMILIES[variant], values)
     return outputs
 
 

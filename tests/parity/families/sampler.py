@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath
-from sv3d_jax.conditioning import camera_vector, condition_on
+from sv3d_jax.conditioning import condition_on, frame_values
 from sv3d_jax.diffusion.denoiser import Conditioning, both_branches, guide
 from sv3d_jax.diffusion.guidance import linear_scale, triangular_scale
-from sv3d_jax.diffusion.sampler import euler_step, initial_latents
+from sv3d_jax.diffusion.sampler import initial_latents, levels_at
 from sv3d_jax.diffusion.schedule import karras_sigmas
+from sv3d_jax.diffusion.solvers import Euler
 from sv3d_jax.models.vae import decode
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.weights.key_map import PREFIXES
@@ -44,26 +45,21 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
         params,
         picture,
         channels_last(tensors["cond_aug_noise"]),
-        camera_vector(config, cameras)[None],
+        frame_values(config, cameras),
     )
     unet = VideoUNet(config.unet, compute)
 
     @jax.jit
-    def step(params, condition, x, sigma, sigma_next):
-        branches = both_branches(lambda *inputs: unet.apply({"params": params}, *inputs), condition)
-        seen = {}
-
-        def denoise(x, sigma):
-            seen["branches"] = branches(x, sigma)
-            seen["guided"] = guide(*seen["branches"], scale)
-            return seen["guided"]
-
-        return euler_step(denoise, x, sigma, sigma_next), seen
+    def step(params, condition, x, levels):
+        denoise = both_branches(lambda *inputs: unet.apply({"params": params}, *inputs), condition)
+        branches = denoise(x, levels.current[None])
+        guided = guide(*branches, scale)
+        return Euler().update(x, guided, levels, ())[0], {"branches": branches, "guided": guided}
 
     sigmas = karras_sigmas(given["num_steps"], config.sigma_min, config.sigma_max, config.rho)
     states, denoised = [initial_latents(channels_last(tensors["noise"])[None], sigmas)], []
-    for sigma, sigma_next in zip(sigmas[:-1], sigmas[1:], strict=True):
-        x, seen = step(params["unet"], condition, states[-1], sigma, sigma_next)
+    for index in range(len(sigmas) - 1):
+        x, seen = step(params["unet"], condition, states[-1], levels_at(jnp.asarray(sigmas), index))
         states.append(x)
         denoised.append(seen)
 

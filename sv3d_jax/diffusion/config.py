@@ -1,0 +1,143 @@
+"""Options of sampling, for the verbs, `Pipeline` and training's sample sheets alike; nothing here imports jax."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+
+from sv3d_jax.config import check_range
+from sv3d_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sv3d_jax.arrays import Float
+    from sv3d_jax.diffusion.guidance import GuidanceScale
+    from sv3d_jax.diffusion.solvers import Solver
+    from sv3d_jax.models.config import ModelConfig
+else:
+    GuidanceScale = Solver = Any  # their modules import jax
+
+
+@dataclass(frozen=True, kw_only=True)
+class Churn:
+    """Noise that is added back before a step (EDM, algorithm 2, with its names); SV3D uses none."""
+
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = math.inf
+    s_noise: float = 1.0
+
+
+class StepKind(NamedTuple):
+    """What a step of the sampler runs; the steps of one kind share a compiled program.
+
+    cache: with "off" the step runs the full UNet; with "store" it also keeps the features of the levels below the
+    first; with "reuse" it takes those of the last step that stored them and runs the first level alone.
+    """
+
+    is_guided: bool = True
+    cache: Literal["off", "store", "reuse"] = "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How an orbit is sampled. What is None is the model's own; `resolve` fills it in.
+
+    guidance: "triangular", "linear", "constant", or a function of (num_frames, cfg_min, cfg_max).
+    guidance_interval: lowest and highest noise level at which there is guidance, the others cost half
+    (Kynkaanniemi et al., arXiv 2404.07724). cache_interval: run the full UNet every so many steps and reuse its cached
+    features in between (DeepCache, arXiv 2312.00858). solver: "euler" (EDM, algorithm 1 without its second-order
+    correction; SV3D's own), "dpmpp_2m" (DPM-Solver++(2M), arXiv 2211.01095, algorithm 2), or a `Solver`. churn:
+    s_churn, or a `Churn`.
+
+    Raises InputError for values that are out of range or do not go together.
+    """
+
+    RENAMED: ClassVar[dict[str, str]] = {"steps": "num_steps"}  # names of version 0.1, taken with a note
+
+    num_steps: int | None = None
+    """sampling steps (default: the model's own; 50 for SV3D)"""
+    guidance: str | GuidanceScale | None = None
+    """how the guidance scale runs over the frames (default: the model's own, for SV3D triangular)"""
+    cfg_min: float | None = None
+    """lowest guidance scale (default: the model's own; 1 for SV3D)"""
+    cfg_max: float | None = None
+    """highest guidance scale (default: the model's own; 2.5 for SV3D)"""
+    guidance_interval: tuple[float, float] | None = None
+    """lowest and highest noise level with guidance (default: all); steps outside cost half"""
+    cache_interval: int = 1
+    """run the full UNet every so many steps and reuse its cached features in between"""
+    solver: str | Solver = "euler"
+    """euler is SV3D's own; dpmpp_2m is of second order, which is no gain for mini"""
+    churn: float | Churn = 0.0
+    """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("num_steps", 1, 1000),
+            ("cfg_min", 0, 100),
+            ("cfg_max", 0, 100),
+            ("cache_interval", 1, 1000),
+        ):
+            if (value := getattr(self, name)) is not None:
+                check_range(name, value, low, high)
+        check_range("churn", self.churn_options.s_churn, 0, 1000)
+        if isinstance(self.guidance, str) and self.guidance not in GUIDANCE_NAMES:
+            raise InputError(
+                f"guidance must be one of {', '.join(GUIDANCE_NAMES)}, or a function, got {self.guidance!r}"
+            )
+        if isinstance(self.solver, str) and self.solver not in SOLVER_NAMES:
+            raise InputError(f"solver must be {' or '.join(SOLVER_NAMES)}, or a Solver, got {self.solver!r}")
+        if self.churn_options.s_churn and self.solver != "euler":
+            raise InputError(f"--churn goes with --solver euler, not with {self.solver}")
+        if self.guidance_interval is not None:
+            low, high = self.guidance_interval
+            if not 0 <= low <= high:
+                raise InputError(f"--guidance-interval {low:g} {high:g}: a lower and a higher noise level")
+
+    @property
+    def churn_options(self) -> Churn:
+        """The churn, of which a number is the s_churn."""
+        return self.churn if isinstance(self.churn, Churn) else Churn(s_churn=self.churn)
+
+    def resolve(self, model: ModelConfig) -> SamplingConfig:
+        """The same with the model's own values in place of None."""
+        own = {name: getattr(model, name) for name in ("num_steps", "cfg_min", "cfg_max")}
+        own["guidance"] = model.family.guidance
+        return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})
+
+    def step_kinds(self, sigmas: Float[np.ndarray, "steps_plus_1"]) -> list[StepKind]:
+        """What each step runs, for the noise levels of a sampler."""
+        low, high = self.guidance_interval or (0.0, math.inf)
+        kinds: list[StepKind] = []
+        since = 0  # steps since the features were stored
+        for sigma in sigmas[:-1]:
+            is_guided = bool(low <= sigma <= high)
+            # A step with guidance has features of both its branches, one without has those of one.
+            is_due = not kinds or since == self.cache_interval or kinds[-1].is_guided != is_guided
+            since = 1 if is_due else since + 1
+            whole = "off" if self.cache_interval == 1 else "store"
+            kinds.append(StepKind(is_guided, whole if is_due else "reuse"))
+        return kinds
+
+
+GUIDANCE_NAMES = ("triangular", "linear", "constant")
+SOLVER_NAMES = ("euler", "dpmpp_2m")
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with the names of version 0.1 (`cfg`, a pair, and `steps`) under their own; a warning says so."""
+    options = dict(options)
+    if "cfg" in options:
+        lowest, highest = options.pop("cfg") or (None, None)
+        options |= {"cfg_min": lowest, "cfg_max": highest}
+        warnings.warn("cfg=(a, b) is now cfg_min=a, cfg_max=b", DeprecationWarning, stacklevel=3)
+    for old, new in SamplingConfig.RENAMED.items():
+        if old in options:
+            options[new] = options.pop(old)
+            warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
+    return options

@@ -1,0 +1,100 @@
+"""Pictures as callers give them: one or several, in any form, with masks, boxes and seeds."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.cutout import Remover
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.images import Mask, Picture, read_mask, read_picture
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.preprocess import PreparedImage, prepare_for
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures of one object each, with what was given for each of them."""
+
+    images: list[Any]
+    seeds: list[int]
+    masks: list[Any]
+    boxes: list[Any]
+
+    @classmethod
+    def of(cls, image: Any, seed: int | Sequence[int], mask: Any, box: Any) -> "Pictures":
+        """One picture, or a list of them with lists of the rest. Raises InputError where numbers do not match."""
+        several = isinstance(image, list)
+        images = image if several else [image]
+        count = len(images)
+        seeds = [int(seed)] * count if np.ndim(seed) == 0 else [int(value) for value in seed]  # type: ignore
+        if not count:
+            raise InputError("no picture was given")
+        if len(seeds) != count:
+            raise InputError(f"got {len(seeds)} seeds for {count} pictures")
+        if bad := [seed for seed in seeds if not 0 <= seed < 2**32]:
+            raise InputError(f"a seed lies between 0 and {2**32 - 1}, got {bad[0]}")
+        masks, boxes = (
+            _one_each(what, given, count, several) for what, given in (("masks", mask), ("boxes", box))
+        )
+        return cls(images, seeds, masks, boxes)
+
+    def prepare(
+        self,
+        config: ModelConfig,
+        size: int,
+        background: str,
+        frame_ratio: float | None,
+        remover: Remover,
+        advance: Callable[[], None],
+    ) -> list[PreparedImage]:
+        """The pictures as a model sees them, cut out and framed; advance is called after each."""
+        prepared = []
+        for image, mask, box in zip(self.images, self.masks, self.boxes, strict=True):
+            how = (background, frame_ratio, _mask(mask), box, remover)
+            prepared.append(_prepared(config, image, size, how))
+            advance()
+        return prepared
+
+
+def _one_each(what: str, given: Any, pictures: int, several: bool) -> list:
+    """What was given with one picture or with a list of them, as a list."""
+    if given is None:
+        return [None] * pictures
+    values = list(given) if several else [given]
+    if len(values) != pictures:
+        raise InputError(f"got {len(values)} {what} for {pictures} pictures, one each is needed")
+    return values
+
+
+def _prepared(config: ModelConfig, image: Any, size: int, how: tuple) -> PreparedImage:
+    """The picture as the model sees it; `how`: what `prepare_for` takes after the size."""
+    if isinstance(image, PreparedImage):
+        if image.pixels.shape != (size, size, 3):
+            raise InputError(f"the prepared picture has shape {image.pixels.shape}, size is {size}")
+        return image
+    return prepare_for(config, _picture(image), size, *how)
+
+
+def _mask(mask: Any) -> Mask | None:
+    if mask is None or isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, (str, os.PathLike)):
+        return read_mask(mask)
+    return Mask(np.asarray(mask.convert("L") if hasattr(mask, "convert") else mask))
+
+
+def _picture(image: Any) -> Picture:
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(image)
+    if hasattr(image, "has_transparency_data"):  # a PIL image of any mode
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        raise InputError(f"a picture as an array is uint8 (h, w, 3 or 4), got {pixels.dtype} {pixels.shape}")
+    alpha = pixels[..., 3] if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any() else None
+    return Picture(pixels[..., :3], alpha)

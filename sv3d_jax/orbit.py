@@ -1,0 +1,88 @@
+"""What a pipeline returns: the views of an orbit, and what is known of them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from sv3d_jax.arrays import Array, Float
+from sv3d_jax.cameras.orbit import CameraPath
+from sv3d_jax.errors import InputError
+
+OUTPUT_TYPES = ("pil", "np", "jax", "latent")
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a callback is told after every step; the latents stay on the device until they are read."""
+
+    step: int  # steps done
+    total: int
+    sigma: float  # noise level reached
+    latents: Float[Array, "b f h w c"]
+
+
+@dataclass(frozen=True)
+class Orbit:
+    """Views of the object in one picture; the frame `cameras.input_frame` is the picture itself."""
+
+    frames: (
+        Any  # a list of PIL images, float32 (f, h, w, 3) in [0, 1], or with output_type "latent" the latents
+    )
+    cameras: CameraPath
+    latents: Float[Array, "f h w c"]
+    seed: int
+    timings: dict[str, float]  # seconds by stage, shared by the pictures of a batch
+    picture: np.ndarray  # uint8 (h, w, 3): the picture as the model saw it
+    notes: list[str] = field(default_factory=list)  # what was done to the picture before sampling
+
+    def frames_uint8(self) -> np.ndarray:
+        """Frames (f, h, w, 3) in 8 bits, cut off and not rounded, as published; the input frame is exactly `picture`.
+
+        Raises InputError for an orbit that was left in latents.
+        """
+        if isinstance(self.frames, list):
+            return np.stack([np.asarray(frame) for frame in self.frames])
+        if np.shape(self.frames)[1:] != self.picture.shape:
+            raise InputError(
+                "this orbit was left in latents", hint='ask for output_type "pil", "np" or "jax"'
+            )
+        return _to_uint8(np.asarray(self.frames), self.picture, self.cameras.input_frame)
+
+    def save(self, directory: str | Path, video: str = "mp4") -> list[Path]:
+        """Write an orbit folder: frames, cameras.json, contact.png, input.png and orbit.<video>.
+
+        video is mp4, gif, webp, or png for none. Returns the files written.
+        """
+        from sv3d_jax.io.images import write_png
+        from sv3d_jax.io.orbits import CAMERAS_FILE, frame_file, write_orbit
+        from sv3d_jax.io.video import available_format, contact_sheet, frame_labels, write_video
+
+        directory, frames = Path(directory), self.frames_uint8()
+        write_orbit(directory, frames, self.cameras)
+        labels = frame_labels(self.cameras.azimuths_deg.tolist(), self.cameras.elevations_deg.tolist())
+        write_png(directory / "contact.png", contact_sheet(frames, labels))
+        write_png(directory / "input.png", self.picture)
+        files = [*map(frame_file, range(len(frames))), CAMERAS_FILE, "contact.png", "input.png"]
+        if video != "png":
+            files.append(f"orbit.{available_format(video)}")
+            write_video(directory / files[-1], frames)
+        return [directory / file for file in files]
+
+
+def as_output(frames: Array, picture: np.ndarray, input_frame: int, output_type: str) -> Any:
+    """Float frames (f, h, w, 3) in [0, 1] as one of `OUTPUT_TYPES`."""
+    if output_type == "pil":
+        from PIL import Image
+
+        return [Image.fromarray(frame) for frame in _to_uint8(frames, picture, input_frame)]
+    return jnp.asarray(frames) if output_type == "jax" else frames
+
+
+def _to_uint8(frames: np.ndarray, picture: np.ndarray, input_frame: int) -> np.ndarray:
+    """255 times the frames, cut off as published; the input frame keeps the bytes of the picture."""
+    cut = (frames * np.float32(255)).astype(np.uint8)
+    cut[input_frame] = picture
+    return cut

@@ -1,0 +1,189 @@
+"""Where a model's arrays lie and how its programs are compiled: what `Pipeline` runs on."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sv3d_jax.arrays import Array, Float, Params
+from sv3d_jax.errors import InputError
+from sv3d_jax.models.attend import kernel_name
+from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.quantize import FORMATS
+from sv3d_jax.programs import describe, load_or_compile
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig:
+    """How a model computes. Raises InputError for values that are unknown or do not go together.
+
+    dtype: "float32", "bfloat16", or "auto": float32 on a CPU, where bfloat16 is no faster, and bfloat16 elsewhere.
+    reference: compute in the plain form that the published modules are compared with, and decode the input frame
+    although the picture takes its place.
+    low_memory: parameters wait on the host until their part of the model runs, and the branches of the guidance are
+    computed one after the other (sequential classifier-free guidance): the same orbit up to rounding, in less memory
+    and more time.
+    quantize: "int8" or "fp8" rounds what goes into the UNet's linear layers to 8 bits, an approximation.
+    mesh: the devices. Its first axis divides the pictures of a batch. One orbit is divided by an axis named "cfg" of
+    size 2, between the branches of the guidance, and by one named "frames"; with that alone guidance is sequential.
+    """
+
+    dtype: str = "auto"
+    reference: bool = False
+    low_memory: bool = False
+    quantize: str | None = None
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.dtype not in ("auto", *DTYPES):
+            raise InputError(f"dtype must be auto, {' or '.join(DTYPES)}, got {self.dtype!r}")
+        if self.quantize not in (None, *FORMATS):
+            raise InputError(
+                f"quantize={self.quantize!r}: unknown", hint=f"one of {', '.join(FORMATS)}, or None"
+            )
+        if self.quantize and self.reference:
+            raise InputError(
+                "the reference form has no linear layers in 8 bits: leave out reference or quantize"
+            )
+
+    def resolve(self) -> "ComputeConfig":
+        """The same with the dtype that "auto" means on the default device."""
+        if self.dtype != "auto":
+            return self
+        return replace(self, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+    @property
+    def sequential_cfg(self) -> bool:
+        """Whether the branches of the guidance are computed one after the other.
+
+        The network lays branches and frames along one axis, of which a device can have whole branches only.
+        """
+        sizes = self.mesh.shape if self.mesh is not None else {}
+        return self.low_memory or (sizes.get("frames", 1) > 1 and sizes.get("cfg", 1) == 1)
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation and of an element of a matrix."""
+        return jnp.dtype(DTYPES[self.resolve().dtype]).itemsize
+
+    def compute(self) -> Compute:
+        """The same for the layers of a network."""
+        fold = not (self.reference or self.sequential_cfg)
+        return Compute(DTYPES[self.resolve().dtype], self.reference, fold=fold)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How arrays lie on the devices of a mesh, or on one device where there is none."""
+
+    mesh: Mesh | None = None
+
+    @property
+    def num_batch_devices(self) -> int:
+        """Devices that a batch is divided over."""
+        return self.mesh.shape[self.mesh.axis_names[0]] if self.mesh is not None else 1
+
+    def sharding(self, split: bool) -> NamedSharding | None:
+        """Split over the devices by the first axis, or whole on each of them."""
+        if self.mesh is None:
+            return None
+        return NamedSharding(self.mesh, PartitionSpec(self.mesh.axis_names[0]) if split else PartitionSpec())
+
+    def everywhere(self, x: Array | np.ndarray | np.float32) -> Array:
+        """An array that is whole on every device."""
+        return jax.device_put(x, self.sharding(split=False))
+
+    def over_batch(self, x: Array | np.ndarray) -> Array:
+        """An array whose first axis, of pictures, is divided over the devices. Raises InputError if it cannot be."""
+        if len(x) % self.num_batch_devices:
+            raise InputError(f"{len(x)} pictures cannot be divided over {self.num_batch_devices} devices")
+        return jax.device_put(x, self.sharding(split=True))
+
+    def split_shape(self, x: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
+        """Shapes lie on the devices as what a program returns; arrays lie where they are."""
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(split=True))
+        return x
+
+    def branches_and_frames(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
+        """Branches, pictures and frames of the network's input, in this order, over the axes that are for them."""
+        if self.mesh is None:
+            return x
+        pictures, *axes = self.mesh.axis_names
+        rows = ("cfg", pictures) if "cfg" in axes else (pictures,)
+        if len(x) % math.prod(self.mesh.shape[axis] for axis in rows):
+            rows = (pictures,)  # one branch, of a step without guidance
+        spec = PartitionSpec(rows, "frames" if "frames" in axes else None)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+class Runner:
+    """A model's parameters on their devices, and its programs, each compiled once for the shapes of its inputs."""
+
+    def __init__(self, params: Params, config: ComputeConfig):
+        self.config = config.resolve()
+        self.compute = self.config.compute()
+        self.placement = Placement(config.mesh)
+        self.params = {part: self._placed(part, tree) for part, tree in params.items()}
+        self.programs: dict[Any, Callable] = {}
+
+    def part(self, name: str) -> Params:
+        """Parameters of a part on the device, with low_memory for as long as the caller holds them."""
+        params = self.params[name]
+        return jax.tree.map(self.placement.everywhere, params) if self.config.low_memory else params
+
+    def compile(self, function: Callable, *inputs: Any, split: bool = True) -> Callable:
+        """The program of a function for inputs of these shapes; compiled apart from its first run, once, or loaded
+        from an earlier start.
+
+        Programs are told apart by what `function` closes over (see `programs.describe`). Parameters are inputs too:
+        captured ones would be copied into the program. What it returns is split over the devices by its first axis, or
+        as the compiler likes.
+        """
+        leaves, structure = jax.tree.flatten(inputs)
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        key = (describe(function), structure, shapes, split)
+        if key not in self.programs:
+
+            def compile_now(name):
+                def program(*inputs):
+                    return function(*inputs)
+
+                program.__name__ = name
+                jitted = jax.jit(
+                    program, out_shardings=self.placement.sharding(split=True) if split else None
+                )
+                return jitted.lower(*inputs).compile()
+
+            if self.placement.mesh is None:
+                environment = (self.compute.target, kernel_name(self.compute))
+                self.programs[key] = load_or_compile((key, environment), compile_now, leaves)
+            else:
+                self.programs[key] = compile_now("program")
+        return self.programs[key]
+
+    def run(self, function: Callable, *inputs: Any, split: bool = True) -> Any:
+        """What the compiled function returns for these inputs."""
+        return self.compile(function, *inputs, split=split)(*inputs)
+
+    def _placed(self, part: str, tree: Params) -> Params:
+        """Parameters where they are kept, matrices in the dtype of computing, vectors in float32.
+
+        The encoder stays in float32 altogether, as published.
+        """
+        matrix = jnp.float32 if part == "vae_encoder" else self.compute.dtype
+
+        def place(leaf):
+            dtype = matrix if leaf.ndim > 1 else jnp.float32
+            # On the host, or a conversion is compiled for each shape.
+            leaf = leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
+            return np.asarray(leaf) if self.config.low_memory else self.placement.everywhere(leaf)
+
+        return jax.tree.map(place, tree)
