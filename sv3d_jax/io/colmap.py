@@ -11,7 +11,7 @@ import numpy as np
 from sv3d_jax.cameras.pose import rigid_pose
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import Picture, masked, read_picture
-from sv3d_jax.io.lens import MODELS, Lens, View
+from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
 
 MODEL_FOLDERS = ("sparse/0", "sparse", ".", "colmap/sparse/0")  # where a scene's folder may hold its model
@@ -53,7 +53,7 @@ def find_colmap(folder: Path) -> Path | None:
     return None
 
 
-def read_colmap(model: Path) -> tuple[list[View], list[str]]:
+def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
     """The views of a model in the order of their names, and what is to be said of images without a picture.
 
     Numbers in names count as numbers.
@@ -87,7 +87,9 @@ def read_colmap(model: Path) -> tuple[list[View], list[str]]:
             continue
         picture = _picture(folder, image.name, where)
         height, width = picture.rgb.shape[:2]
-        views.append(View(image.name, picture, pose, lenses[image.camera].fitted(width, height, where)))
+        views.append(
+            PosedPicture(image.name, picture, pose, lenses[image.camera].fitted(width, height, where))
+        )
     return views, absent
 
 

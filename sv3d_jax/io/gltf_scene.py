@@ -10,7 +10,7 @@ import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.gltf_data import Document, as_object, extensions_of, known, number, numbers
-from sv3d_jax.io.gltf_materials import Look, MaterialReader, count_pictures
+from sv3d_jax.io.gltf_materials import MaterialReader, TexturedMaterial, count_pictures
 from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, used_vertices
 
 MAX_NODES = 100_000
@@ -73,7 +73,7 @@ class _Scene:
         self.nodes = [document.item("nodes", index) for index in range(self.count)]
         self.parents = _parents(self.nodes)
         self.world = self._world_from_nodes()
-        self.materials: dict[int, Look] = {}
+        self.materials: dict[int, TexturedMaterial] = {}
         self.joints: dict[int, np.ndarray] = {}
         self.num_pictures = count_pictures(document)
         self.faces = 0
@@ -128,7 +128,9 @@ class _Scene:
             open_nodes += children[index]
         return world
 
-    def _surfaces(self, mesh: dict[str, Any], mesh_index: int, node: dict[str, Any]) -> Iterator["_Surface"]:
+    def _surfaces(
+        self, mesh: dict[str, Any], mesh_index: int, node: dict[str, Any]
+    ) -> Iterator["_Primitive"]:
         """The mesh's primitives in their own coordinates; those that share vertices and a material are one."""
         where = f"meshes[{mesh_index}]"
         primitives = mesh.get("primitives", [])
@@ -152,7 +154,7 @@ class _Scene:
         for group in groups.values():
             yield self._surface(group, weights)
 
-    def _surface(self, group: list[tuple[dict[str, Any], str]], weights: Any) -> "_Surface":
+    def _surface(self, group: list[tuple[dict[str, Any], str]], weights: Any) -> "_Primitive":
         primitive, where = group[0]
         if _DRACO in extensions_of(primitive, where):
             values, faces = _decode_draco(self.document, primitive, where)
@@ -184,7 +186,7 @@ class _Scene:
             values["COLOR_0"] = color.astype(np.float32) / np.iinfo(color.dtype).max
         values = {name: np.asarray(array[used], np.float64) for name, array in values.items()}
         self._morph(values, primitive, where, weights, used, count)
-        return _Surface(values, faces, self._material(primitive, where), where)
+        return _Primitive(values, faces, self._material(primitive, where), where)
 
     def _faces(self, primitive: dict[str, Any], where: str, count: int) -> np.ndarray:
         """Triangles (t 3) out of a list, a strip or a fan (3.7.2.1)."""
@@ -227,7 +229,7 @@ class _Scene:
                 width = min(moves.shape[1], values[name].shape[1])
                 values[name][:, :width] += weight * moves[used][:, :width]
 
-    def _placed(self, surface: "_Surface", node: _Node) -> Part:
+    def _placed(self, surface: "_Primitive", node: _Node) -> Part:
         """A surface where its skin, its instances or its node put it."""
         where = f"nodes[{node.index}]"
         if "skin" in node.node:
@@ -258,7 +260,7 @@ class _Scene:
         self.joints[index] = matrices
         return matrices
 
-    def _skinned(self, surface: "_Surface", index: Any, where: str) -> np.ndarray:
+    def _skinned(self, surface: "_Primitive", index: Any, where: str) -> np.ndarray:
         """The matrix of every vertex (v 4 4) in the pose of the joints; the node's own counts for nothing (3.7.3)."""
         matrices = self._joints(index, where)
         count = len(surface.values["POSITION"])
@@ -306,15 +308,15 @@ class _Scene:
         scale = values.get("SCALE", np.ones((count, 3)))
         return _trs(move.astype(np.float64), turn.astype(np.float64), scale.astype(np.float64))
 
-    def _material(self, primitive: dict[str, Any], where: str) -> "Look":
+    def _material(self, primitive: dict[str, Any], where: str) -> TexturedMaterial:
         index = primitive.get("material")
         if index is None:
-            return Look(Material(), 0, np.eye(3))
+            return TexturedMaterial(Material(), 0, np.eye(3))
         material = self.document.item("materials", index, where)
         if index not in self.materials:
             self.materials[index] = MaterialReader(
                 self.document, material, f"materials[{index}]", self.num_pictures
-            ).look()
+            ).read()
         return self.materials[index]
 
 
@@ -322,12 +324,12 @@ _USED_ATTRIBUTES = ("POSITION", "NORMAL", "COLOR_0", "TEXCOORD_", "JOINTS_", "WE
 _TRS = {"TRANSLATION": 3, "ROTATION": 4, "SCALE": 3}
 
 
-class _Surface(NamedTuple):
-    """A primitive in its own coordinates."""
+class _Primitive(NamedTuple):
+    """One or more glTF primitives with shared vertices and material, in the coordinates of their mesh."""
 
     values: dict[str, np.ndarray]
     faces: np.ndarray
-    look: Look
+    textured: TexturedMaterial
     where: str
 
     def copied(self, matrices: np.ndarray) -> Part:
@@ -373,16 +375,19 @@ class _Surface(NamedTuple):
             colors = _columns(colors, min(4, max(3, colors.shape[-1])), f"{self.where}.COLOR_0")
             colors = np.tile(colors, (copies, 1))
         uv = None
-        if self.look.material.picture is not None:
-            uv = self.values.get(f"TEXCOORD_{self.look.set}")
+        if self.textured.material.picture is not None:
+            uv = self.values.get(f"TEXCOORD_{self.textured.set}")
             if uv is None:
                 uv = np.zeros(
                     (len(vertices) // copies, 2)
                 )  # as if they were there and zero, as viewers take it
-            uv = _columns(uv, 2, f"{self.where}.TEXCOORD_{self.look.set}") @ self.look.transform[:2, :2].T
-            uv = uv + self.look.transform[:2, 2]
+            uv = (
+                _columns(uv, 2, f"{self.where}.TEXCOORD_{self.textured.set}")
+                @ self.textured.transform[:2, :2].T
+            )
+            uv = uv + self.textured.transform[:2, 2]
             uv = np.tile(np.stack([uv[:, 0], 1.0 - uv[:, 1]], axis=1), (copies, 1))
-        return Part(vertices, faces, self.look.material, normals, colors, uv)
+        return Part(vertices, faces, self.textured.material, normals, colors, uv)
 
 
 def _parents(nodes: list[dict[str, Any]]) -> np.ndarray:

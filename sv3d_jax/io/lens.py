@@ -31,8 +31,8 @@ FAR_OUTSIDE = -1e4  # a coordinate that no picture has
 
 
 @dataclass(frozen=True)
-class View:
-    """A picture and the camera that took it, as another program's files give them."""
+class PosedPicture:
+    """A picture with the camera pose and lens that another program's file gives for it."""
 
     name: str  # for messages
     picture: Picture

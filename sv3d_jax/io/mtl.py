@@ -34,16 +34,16 @@ _OPTIONS = {
 }
 
 
-class Look(NamedTuple):
-    """A material, and what becomes of texture coordinates before its picture is looked up: `uv * scale + offset`."""
+class MtlMaterial(NamedTuple):
+    """A material of an MTL file; its texture is sampled at `uv * scale + offset`."""
 
     material: Material = Material()
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
-    has_color: bool = False  # the library says one
+    has_color: bool = False  # whether the MTL file gives a colour or a texture
 
 
-PLAIN = Look()  # of faces without a material, and of materials that no library has
+DEFAULT_MATERIAL = MtlMaterial()  # for faces without a material, and for names that no MTL file defines
 
 
 class _Map(NamedTuple):
@@ -80,7 +80,7 @@ class Libraries:
         self.source = source
         self._records: dict[str, _Record] = {}
         self._folded: dict[str, _Record] = {}  # by names without case
-        self._looks: dict[str, Look] = {}
+        self._materials: dict[str, MtlMaterial] = {}
         self._folders: dict[str, list[str]] = {}  # what lies in each
         self._pictures: dict[str, np.ndarray] = {}
         self._read: set[str] = set()
@@ -105,15 +105,15 @@ class Libraries:
         """Whether a library has the material, whatever its case."""
         return self._record(name) is not None
 
-    def look(self, name: str) -> Look:
+    def material(self, name: str) -> MtlMaterial:
         """The material of that name; white if no library has it."""
         record = self._record(name)
         if record is None:
             self._absent.append(shown(name))
-            return PLAIN
-        if record.name not in self._looks:
-            self._looks[record.name] = self._made(record)
-        return self._looks[record.name]
+            return DEFAULT_MATERIAL
+        if record.name not in self._materials:
+            self._materials[record.name] = self._made(record)
+        return self._materials[record.name]
 
     def remark(self) -> None:
         """Tell the source what was left out of all materials that were asked for."""
@@ -163,7 +163,7 @@ class Libraries:
         values = [_number(word, where) for word in words[:3]] or [_number("", where)]
         return tuple(np.clip((values * 3)[:3] if len(values) == 1 else (values + [0.0, 0.0])[:3], 0.0, 1.0))
 
-    def _made(self, record: _Record) -> Look:
+    def _made(self, record: _Record) -> MtlMaterial:
         kd, ke = record.colors.get("kd"), record.colors.get("ke")
         base, picture = self._picture(record, "map_kd")
         emits = bool(ke and any(ke)) or "map_ke" in record.maps
@@ -195,7 +195,7 @@ class Libraries:
             wrap=("clamp", "clamp") if placed.clamps else ("repeat", "repeat"),
             alpha="blend" if is_blended else "opaque",
         )
-        return Look(material, placed.scale, placed.offset, has_color)
+        return MtlMaterial(material, placed.scale, placed.offset, has_color)
 
     def _alpha(self, record: _Record) -> float:
         alpha = record.numbers.get("d")

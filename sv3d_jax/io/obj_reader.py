@@ -11,7 +11,7 @@ import numpy as np
 from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.polygons import triangulate
-from sv3d_jax.io.mtl import NUMBER, PLAIN, Libraries, Look, decoded, shown, unquoted
+from sv3d_jax.io.mtl import DEFAULT_MATERIAL, NUMBER, Libraries, MtlMaterial, decoded, shown, unquoted
 from sv3d_jax.io.surfaces import MAX_FACES, Part, Source
 
 MAX_VERTICES = 3 * MAX_FACES
@@ -377,33 +377,33 @@ def _damaged(line: int, what: str) -> InputError:
 def _parts(rows: _Rows, reader: _Reader, source: Source) -> list[Part]:
     triangles, polygon = triangulate(rows.vertices, rows.corners[:, 0], rows.counts, source.remark)
     normals, normal_of_corner = _normals(rows, triangles, polygon)
-    looks = _looks(reader, source)
-    different = {id(look): look for look in looks}
+    materials = _materials(reader, source)
+    different = {id(mtl): mtl for mtl in materials}
     rank = {key: index for index, key in enumerate(different)}
-    look_of_name = np.array([rank[id(look)] for look in looks])
-    of_triangle = look_of_name[rows.material[polygon]]  # the last one is that of faces without a material
+    index_of_name = np.array([rank[id(mtl)] for mtl in materials])
+    of_triangle = index_of_name[rows.material[polygon]]  # the last one is that of faces without a material
     order = np.argsort(of_triangle, kind="stable")
     sizes = np.bincount(of_triangle, minlength=len(different))
     colors = None if rows.colors is None else linear_from_srgb(rows.colors)
     parts, uncolored, start = [], 0, 0
-    for look, size in zip(different.values(), sizes.tolist(), strict=True):
+    for mtl, size in zip(different.values(), sizes.tolist(), strict=True):
         chosen = triangles[order[start : start + size]]
         start += size
         if not size:
             continue
-        uncolored += size if colors is None and not look.has_color else 0
-        parts.append(_part(rows, look, chosen, normals, normal_of_corner, colors, source))
+        uncolored += size if colors is None and not mtl.has_color else 0
+        parts.append(_part(rows, mtl, chosen, normals, normal_of_corner, colors, source))
     if uncolored:
         share = "has" if uncolored == len(triangles) else f"{uncolored} of its triangles have"
         source.remark(f"{share} no colour: white is taken")
     return parts
 
 
-def _part(rows, look: Look, triangles, normals, normal_of_corner, colors, source: Source) -> Part:
+def _part(rows, mtl: MtlMaterial, triangles, normals, normal_of_corner, colors, source: Source) -> Part:
     """The triangles (t 3, of corner numbers) of one material, with as few vertices as tell their corners apart."""
     numbers = triangles.reshape(-1)
     vertex, texture, normal = rows.corners[numbers, 0], rows.corners[numbers, 1], normal_of_corner[numbers]
-    is_textured = look.material.picture is not None
+    is_textured = mtl.material.picture is not None
     kept, faces = _different([vertex, normal, *([texture] if is_textured else [])])
     uv = None
     if is_textured:
@@ -412,11 +412,11 @@ def _part(rows, look: Look, triangles, normals, normal_of_corner, colors, source
         has_uv = (texture[kept] >= 0)[:, None]
         uv = np.zeros((len(kept), 2))
         np.copyto(uv, rows.uv[texture[kept]] if len(rows.uv) else 0.0, where=has_uv)
-        uv = uv * look.scale + look.offset
+        uv = uv * mtl.scale + mtl.offset
     return Part(
         rows.vertices[vertex[kept]],
         faces.reshape(-1, 3),
-        look.material,
+        mtl.material,
         normals[normal[kept]],
         None if colors is None else colors[vertex[kept]],
         uv,
@@ -471,8 +471,8 @@ def _area_vectors(rows: _Rows, triangles: np.ndarray, polygon: np.ndarray) -> li
     return [np.bincount(polygon, np.where(np.isfinite(axis), axis, 0.0), len(rows.counts)) for axis in areas]
 
 
-def _looks(reader: _Reader, source: Source) -> list[Look]:
-    """The look of each name of a material, and at the end that of faces without."""
+def _materials(reader: _Reader, source: Source) -> list[MtlMaterial]:
+    """The material of each name in the file, then the default material of faces that name none."""
     libraries = Libraries(source)
     for line in reader.libraries:
         for name in _library_names(line, libraries):
@@ -480,9 +480,9 @@ def _looks(reader: _Reader, source: Source) -> list[Look]:
                 source.remark(f"{shown(name)} is missing: its materials are not read")
     if not all(libraries.knows(name) for name in reader.materials):
         libraries.read(posixpath.splitext(source.path.name)[0] + ".mtl")  # as Blender does
-    looks = [libraries.look(name) for name in reader.materials]
+    materials = [libraries.material(name) for name in reader.materials]
     libraries.remark()
-    return [*looks, PLAIN]
+    return [*materials, DEFAULT_MATERIAL]
 
 
 def _library_names(line: str, libraries: Libraries) -> list[str]:

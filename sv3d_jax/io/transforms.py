@@ -12,7 +12,7 @@ from sv3d_jax.cameras.pose import finite_number, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.images import Picture, masked, read_picture
-from sv3d_jax.io.lens import Lens, View
+from sv3d_jax.io.lens import Lens, PosedPicture
 from sv3d_jax.io.names import AbsentFile, exists, named_file
 
 # In the order in which a folder is looked through; the siblings of one that is read are views held back for tests.
@@ -25,7 +25,7 @@ TERMS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "p3", "p4")
 OTHER_TERMS = ("b1", "b2", "s1", "s2", "s3", "s4", "sx1", "sy1", "skew", *(f"ftheta_p{i}" for i in range(5)))
 
 
-def read_transforms(path: Path) -> tuple[list[View], list[str]]:
+def read_transforms(path: Path) -> tuple[list[PosedPicture], list[str]]:
     """The views of a transforms.json in the order of the file, and what is to be said of frames without a picture.
 
     What a frame says of its lens wins over what the file says for all, focal lengths in pixels win over angles, and a
@@ -47,7 +47,7 @@ def read_transforms(path: Path) -> tuple[list[View], list[str]]:
         lens, contradiction = _lens(document, frame, width, height, where)
         if contradiction:
             contradictions.append(f"frames[{index}]: {contradiction}")
-        views.append(View(f"frames[{index}]", picture, pose, lens.fitted(width, height, where)))
+        views.append(PosedPicture(f"frames[{index}]", picture, pose, lens.fitted(width, height, where)))
     if contradictions:
         others = f", and so in {len(contradictions) - 1} more" if len(contradictions) > 1 else ""
         warnings.warn(f"{path}: {contradictions[0]}{others}", CameraWarning, stacklevel=2)

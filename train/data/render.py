@@ -77,7 +77,7 @@ def render_orbit(
     focal, center = intrinsics(cameras.fov_deg, size * supersample)
     tile = int(np.clip(2.0 ** np.round(np.log2(2 * size * supersample / np.sqrt(len(mesh.faces)))), 4, 16))
     images, alphas = _render_orbit(
-        _padded_surface(mesh),
+        _padded_mesh(mesh),
         jnp.asarray(cameras.camera_to_world, jnp.float32),
         jnp.asarray(focal, jnp.float32),
         jnp.asarray(center, jnp.float32),
@@ -382,8 +382,8 @@ def _write_render(
     folder.write_run_json(seeds=[seed])
 
 
-class _Surface(NamedTuple):
-    """A mesh on the device."""
+class _DeviceMesh(NamedTuple):
+    """A mesh as arrays on the device, padded so that meshes of similar size share a compiled program."""
 
     faces: Array
     vertices: Array
@@ -391,7 +391,7 @@ class _Surface(NamedTuple):
     look: Appearance
 
 
-def _padded_surface(mesh: Mesh) -> _Surface:
+def _padded_mesh(mesh: Mesh) -> _DeviceMesh:
     """The mesh with sizes rounded up, so that many meshes share a compiled program: added faces have no area."""
     vertices, faces = _size_class(len(mesh.vertices)), _size_class(len(mesh.faces))
     look = appearance_of(mesh)
@@ -417,7 +417,7 @@ def _padded_surface(mesh: Mesh) -> _Surface:
     def of_materials(leaf):
         return None if leaf is None else padded(leaf, 1 << (len(leaf) - 1).bit_length())
 
-    return _Surface(
+    return _DeviceMesh(
         padded(np.asarray(mesh.faces, np.int32), faces),
         of_vertices(mesh.vertices),
         of_vertices(mesh.normals),
