@@ -4,13 +4,15 @@ import os
 import posixpath
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.surfaces import Material, Source
+from sv3d_jax.io.names import outside_reason
+from sv3d_jax.io.surfaces import Material, Source, outside_error
 from sv3d_jax.io.textures import decode_picture
 
 MAX_LIBRARY_BYTES = 1 << 26
@@ -230,11 +232,9 @@ class Libraries:
         without its folders. Raises InputError for names that lead out of the mesh's folder.
         """
         given, name = name, name.replace("\\", "/")
-        if posixpath.isabs(name) or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
-            self.source.beside(given)
+        if outside_reason(name, climb=len(PurePosixPath(folder).parts)):
+            raise outside_error(given)
         plain = posixpath.normpath(posixpath.join(folder, name))
-        if plain.split("/")[0] == "..":
-            self.source.beside(given)
         others = [
             posixpath.normpath(name),
             plain.replace("_", " "),

@@ -9,7 +9,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from sv3d_jax.cameras.pose import MAX_DISTANCE, check_distance, finite_number, i
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.images import over_white, read_picture, write_png
-from sv3d_jax.io.names import exists
+from sv3d_jax.io.names import exists, outside_reason
 from sv3d_jax.io.outputs import write_atomic
 
 CAMERAS_FILE = "cameras.json"
@@ -387,7 +387,7 @@ def _alpha_path(directory: Path, frame: dict[str, Any], index: int) -> str | Non
 
 
 def _check_inside(directory: Path, file: str, where: str) -> None:
-    if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts:
+    if outside_reason(file):
         raise InputError(f"{directory / CAMERAS_FILE}: {where} lies outside the folder: {file}")
 
 

@@ -1,15 +1,15 @@
 """What mesh formats have in common: axes, limits, files beside a file, and surfaces on their way to one mesh."""
 
 import io
-import re
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.names import outside_reason
 
 Up = Literal["y", "z"]
 Wrap = Literal["repeat", "clamp", "mirror"]
@@ -70,21 +70,17 @@ class Source:
     def beside(self, name: str) -> bytes:
         """The content of a file in the folder of the mesh file or below.
 
-        Raises InputError for absolute paths, URLs, `..`, links that lead out of the folder, and for files that are
-        absent or too large.
+        Raises InputError for URLs, paths and symbolic links that lead out of the folder, and for files that do not
+        exist or are too large.
         """
-        parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
-            raise InputError(
-                f"refers to another place: {name[:200]}",
-                hint="only files beside the mesh or in folders below it are opened",
-            )
-        folder, file = self.path.parent, self.path.parent / parts
+        if outside_reason(name):
+            raise outside_error(name)
+        folder, file = self.path.parent, self.path.parent / name.replace("\\", "/")
         try:
             if not file.resolve().is_relative_to(folder.resolve()):
                 raise InputError(
                     f"refers to {name[:200]}, a link that leads out of the mesh's folder",
-                    hint="only files beside the mesh or in folders below it are opened",
+                    hint=_ONLY_BELOW,
                 )
             if not file.is_file():
                 raise InputError(f"refers to {name[:200]}, which is not beside it")
@@ -93,6 +89,14 @@ class Source:
             return file.read_bytes()
         except (OSError, ValueError, RuntimeError):  # a name that no file can have, a ring of links
             raise InputError(f"refers to {name[:200]}, which cannot be read") from None
+
+
+def outside_error(name: str) -> InputError:
+    """The error for a file name that leads out of the folder of the mesh file."""
+    return InputError(f"refers to another place: {name[:200]}", hint=_ONLY_BELOW)
+
+
+_ONLY_BELOW = "only files beside the mesh or in folders below it are opened"
 
 
 def used_vertices(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
