@@ -17,7 +17,8 @@ from sv3d_jax.io.gltf_scene import read_gltf
 from sv3d_jax.io.obj import write_obj
 from sv3d_jax.io.obj_reader import read_obj
 from sv3d_jax.io.ply import stated_axes, write_ply
-from sv3d_jax.io.ply_reader import MAX_HEADER_BYTES, read_ply
+from sv3d_jax.io.ply_data import MAX_HEADER_BYTES
+from sv3d_jax.io.ply_reader import read_ply
 from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Part, Source, Up, world_from_file
 from sv3d_jax.io.usd import write_usdz
 

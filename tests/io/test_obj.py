@@ -433,12 +433,12 @@ def test_indices_beyond_any_number_are_refused():
 
 
 def test_too_many_faces_are_refused(monkeypatch):
-    monkeypatch.setattr("sv3d_jax.io.obj_reader.MAX_FACES", 3)
+    monkeypatch.setattr("sv3d_jax.io.obj_data.MAX_FACES", 3)
     assert refused(SQUARE + "f 1 2 3 4\nf 1 2 3 4\n") == "has more than 3 faces"
 
 
 def test_too_many_materials_are_refused(monkeypatch):
-    monkeypatch.setattr("sv3d_jax.io.obj_reader.MAX_NAMES", 3)
+    monkeypatch.setattr("sv3d_jax.io.obj_data.MAX_NAMES", 3)
     text = TRIANGLE + "".join(f"usemtl {name}\nf 1 2 3\n" for name in "abcd")
     assert refused(text) == "names more than 3 materials or libraries"
 
