@@ -57,8 +57,8 @@ class CamerasConfig(PathConfig, CommonConfig):
 def run_cameras(config: CamerasConfig, progress: Progress) -> dict[str, Any]:
     """Print the path as a table, plot and write it where asked; returns the content of cameras.json."""
     from sv3d_jax.cameras.plot import plot_path
+    from sv3d_jax.io.cameras_file import CAMERAS_FILE, cameras_document, write_cameras
     from sv3d_jax.io.images import write_png
-    from sv3d_jax.io.orbits import CAMERAS_FILE, cameras_document, write_cameras
 
     path = config.camera_path()
     if config.plot is not None and config.plot.suffix.lower() != ".png":

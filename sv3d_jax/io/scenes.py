@@ -10,11 +10,12 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.cameras_file import CAMERAS_FILE
 from sv3d_jax.io.colmap import find_colmap, read_colmap
 from sv3d_jax.io.images import Picture, over_white
 from sv3d_jax.io.lens import undistorted
 from sv3d_jax.io.names import exists
-from sv3d_jax.io.orbits import CAMERAS_FILE, Frame, OrbitFrames, read_orbit, stack_frames
+from sv3d_jax.io.orbits import Frame, OrbitFrames, read_orbit, stack_frames
 from sv3d_jax.io.surfaces import world_from_file
 from sv3d_jax.io.transforms import TRANSFORMS_FILES, read_transforms
 

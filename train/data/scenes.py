@@ -8,8 +8,9 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.cameras.pose import SV3D_FOV_DEG, check_ahead
 from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.cameras_file import CAMERAS_FILE, frame_file
 from sv3d_jax.io.images import Picture, write_png
-from sv3d_jax.io.orbits import CAMERAS_FILE, frame_file, write_orbit
+from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.scenes import KNOWN, Scene, Up, find_scenes, read_scene
 from sv3d_jax.io.video import contact_sheet, frame_labels
