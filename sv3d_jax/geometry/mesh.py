@@ -1,11 +1,12 @@
 """The triangle mesh that every area passes around."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 REPEAT, CLAMP, MIRROR = 0, 1, 2  # what a texture shows beyond its edges
 OPAQUE, BLEND = -1.0, 0.0  # in place of a cutoff
+OBJECT_RADIUS = 0.55  # no view of any orbit clips the ball of radius 2 sin(16.9 deg) = 0.5814
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,3 +62,26 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
         np.add.at(total, corner, area_vectors)
     lengths = np.linalg.norm(total, axis=1, keepdims=True)
     return np.where(lengths > 0, total / np.where(lengths > 0, lengths, 1.0), [0.0, 0.0, 1.0])
+
+
+def object_to_world(mesh: Mesh) -> np.ndarray:
+    """The matrix (4, 4) that places an object where SV3D's cameras see all of it.
+
+    The centre of its bounding box moves to the origin, its farthest vertex to distance OBJECT_RADIUS.
+    """
+    used = mesh.vertices[np.unique(mesh.faces)]
+    center = 0.5 * (used.min(axis=0) + used.max(axis=0))
+    scale = OBJECT_RADIUS / np.linalg.norm(used - center, axis=1).max()
+    matrix = np.diag([scale, scale, scale, 1.0])
+    matrix[:3, 3] = -scale * center
+    return matrix
+
+
+def to_world(mesh: Mesh) -> Mesh:
+    """The mesh centred and scaled by `object_to_world`."""
+    return moved(mesh, object_to_world(mesh))
+
+
+def moved(mesh: Mesh, matrix: np.ndarray) -> Mesh:
+    """The mesh scaled and shifted by a matrix (4, 4) without rotation; normals stay as they are."""
+    return replace(mesh, vertices=mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])

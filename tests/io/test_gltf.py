@@ -15,8 +15,9 @@ from PIL import Image
 
 from sv3d_jax.cameras.orbit import custom_orbit
 from sv3d_jax.errors import InputError
+from sv3d_jax.geometry.mesh import to_world
 from sv3d_jax.io.meshes import read_mesh
-from sv3d_jax.train.data.render import render_orbit, to_world
+from sv3d_jax.render.orbit import render_orbit
 
 CASES = Path(__file__).parents[1] / "cases" / "meshes"
 
