@@ -68,6 +68,17 @@ def rigid_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     return pose
 
 
+def quaternion_rotations(quaternions: np.ndarray) -> np.ndarray:
+    """Rotation matrices (..., 3, 3) of unit quaternions (..., 4) in the order w, x, y, z."""
+    w, x, y, z = np.moveaxis(quaternions, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
 def check_distance(position: np.ndarray, where: str) -> None:
     """Raise CameraError for a camera (3,) further from the origin than `MAX_DISTANCE`."""
     if (farthest := np.abs(position).max()) > MAX_DISTANCE:

@@ -4,15 +4,16 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, custom_orbit
 from sv3d_jax.cameras.pose import MAX_DISTANCE, check_distance, finite_number, intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.documents import read_frames
 from sv3d_jax.io.outputs import write_atomic
 
 CAMERAS_FILE = "cameras.json"
@@ -84,7 +85,8 @@ def write_cameras(
     write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
 
 
-class FrameCameras(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class FrameCameras:
     """The cameras of all frames of an orbit."""
 
     camera_to_world: np.ndarray  # (f, 4, 4) float64
@@ -185,11 +187,7 @@ def angle_contradiction(document: dict[str, Any]) -> str | None:
 
 def read_cameras(path: Path) -> dict[str, Any]:
     """The content of a cameras.json; checked only for a list of at least one frame. Raises InputError."""
-    document = read_json(path, absent_hint="an orbit folder holds frames and a cameras.json")
-    frames = document.get("frames") if isinstance(document, dict) else None
-    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise InputError(f'{path} needs a list "frames" of at least one view')
-    return document
+    return read_frames(path, absent_hint="an orbit folder holds frames and a cameras.json")
 
 
 def read_folder_cameras(directory: Path) -> dict[str, Any]:

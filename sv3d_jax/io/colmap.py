@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sv3d_jax.cameras.pose import rigid_pose
+from sv3d_jax.cameras.pose import quaternion_rotations, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import Picture, masked, read_picture
 from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
@@ -101,18 +101,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _pose(image: _Image, where: str) -> np.ndarray:
-    w, x, y, z = quaternion = np.array(image.quaternion)
+    quaternion = np.array(image.quaternion)
     length = np.linalg.norm(quaternion)
     if not 0.5 < length < 2 or not np.isfinite(image.translation).all():
         raise CameraError(f"{where}: its rotation must be a quaternion of length 1, and its position finite")
-    w, x, y, z = quaternion / length
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    rotation = quaternion_rotations(quaternion / length)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation.T, -rotation.T @ image.translation
     return rigid_pose(pose @ OPENGL_FROM_OPENCV, where)

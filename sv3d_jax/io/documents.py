@@ -25,3 +25,15 @@ def read_json(path: Path, absent_hint: str | None = None) -> Any:
         ) from None
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not JSON that can be read") from None
+
+
+def read_frames(path: Path, absent_hint: str | None = None) -> dict[str, Any]:
+    """The content of a JSON file that must be an object with a list "frames" of at least one view.
+
+    Nothing else of it is checked. Raises InputError, which names the file.
+    """
+    document = read_json(path, absent_hint)
+    frames = document.get("frames") if isinstance(document, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f'{path} needs a list "frames" of at least one view')
+    return document

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sv3d_jax.cameras.pose import quaternion_rotations
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.gltf_data import Document, as_object, extensions_of, numbers
 from sv3d_jax.io.gltf_primitives import DRACO, Primitive, PrimitiveReader
@@ -244,14 +245,6 @@ def _trs(move: np.ndarray, turn: np.ndarray, scale: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(turn, axis=1, keepdims=True)
     x, y, z, w = (turn / np.where(lengths > 0, lengths, 1.0)).T
     matrices = np.zeros((len(move), 4, 4))
-    matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 2, 2] = (
-        1 - 2 * (y * y + z * z),
-        1 - 2 * (x * x + z * z),
-        1 - 2 * (x * x + y * y),
-    )
-    matrices[:, 0, 1], matrices[:, 1, 0] = 2 * (x * y - z * w), 2 * (x * y + z * w)
-    matrices[:, 0, 2], matrices[:, 2, 0] = 2 * (x * z + y * w), 2 * (x * z - y * w)
-    matrices[:, 1, 2], matrices[:, 2, 1] = 2 * (y * z - x * w), 2 * (y * z + x * w)
-    matrices[:, :3, :3] *= scale[:, None]
+    matrices[:, :3, :3] = quaternion_rotations(np.stack([w, x, y, z], axis=-1)) * scale[:, None]
     matrices[:, :3, 3], matrices[:, 3, 3] = move, 1.0
     return matrices

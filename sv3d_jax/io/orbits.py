@@ -16,6 +16,7 @@ from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.cameras_file import (
     CAMERAS_FILE,
+    FrameCameras,
     alpha_file,
     frame_cameras,
     frame_file,
@@ -29,21 +30,12 @@ NOT_WHITE = 8  # 8-bit levels below white from which a pixel counts as object
 MAX_CONTRADICTION = 1e-3  # largest share of a frame's pixels that may be object where its alpha is 0
 
 
-@dataclass(frozen=True)
-class OrbitFrames:
+@dataclass(frozen=True, kw_only=True)
+class OrbitFrames(FrameCameras):
     """Views of one object with their cameras."""
 
     images: np.ndarray  # (f, h, w, 3) float32 in [0, 1], over white
     alphas: np.ndarray | None  # (f, h, w) float32 in [0, 1]; None if no frame has an alpha
-    camera_to_world: np.ndarray  # (f, 4, 4) float64
-    focal_px: np.ndarray  # (f, 2)
-    center_px: np.ndarray  # (f, 2)
-    azimuths_deg: np.ndarray | None  # (f,), if the file gives them for all frames
-    elevations_deg: np.ndarray | None  # (f,), if the file gives them for all frames
-    radius: float | None  # if it is the same for all frames
-    input_frame: int
-    fov_deg: float | None
-    object_to_world: np.ndarray | None  # (4, 4), from the coordinates of the mesh file that was rendered
     files: list[str]  # of the frames, relative to the folder
 
 
@@ -131,7 +123,7 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
         )
     images, alphas = _stacked(directory, frames)
     cameras = frame_cameras(document, directory / CAMERAS_FILE, *images.shape[1:3])
-    return OrbitFrames(images=images, alphas=alphas, files=files, **cameras._asdict())
+    return OrbitFrames(images=images, alphas=alphas, files=files, **vars(cameras))
 
 
 def read_frame(directory: Path, frame: dict[str, Any], index: int) -> Frame:

@@ -10,7 +10,7 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cameras.pose import finite_number, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.documents import read_frames
 from sv3d_jax.io.images import Picture, masked, read_picture
 from sv3d_jax.io.lens import Lens, PosedPicture
 from sv3d_jax.io.names import AbsentFile, exists, named_file
@@ -32,7 +32,7 @@ def read_transforms(path: Path) -> tuple[list[PosedPicture], list[str]]:
     CameraWarning names values that contradict each other. Poses are those of the file: nerfstudio's
     applied_transform is in them already. Raises InputError for what cannot be read, CameraError for cameras.
     """
-    document = _read(path)
+    document = read_frames(path)
     frames = document["frames"]
     poses = [_pose(frame, f"{path}: frames[{index}]") for index, frame in enumerate(frames)]
     views, absent, contradictions = [], [], []
@@ -52,14 +52,6 @@ def read_transforms(path: Path) -> tuple[list[PosedPicture], list[str]]:
         others = f", and so in {len(contradictions) - 1} more" if len(contradictions) > 1 else ""
         warnings.warn(f"{path}: {contradictions[0]}{others}", CameraWarning, stacklevel=2)
     return views, absent
-
-
-def _read(path: Path) -> dict[str, Any]:
-    document = read_json(path)
-    frames = document.get("frames") if isinstance(document, dict) else None
-    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise InputError(f'{path} needs a list "frames" of at least one view')
-    return document
 
 
 def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
