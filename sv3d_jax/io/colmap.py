@@ -1,4 +1,4 @@
-"""Views with their cameras from a COLMAP model: cameras and images, as text or binary."""
+"""Reading COLMAP models (cameras and images, as text or binary) with their pictures."""
 
 import re
 import struct
@@ -14,8 +14,13 @@ from sv3d_jax.io.images import Picture, masked, read_picture
 from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
 
-MODEL_FOLDERS = ("sparse/0", "sparse", ".", "colmap/sparse/0")  # where a scene's folder may hold its model
-# Of the binary form: name and number of parameters by the model's number.
+MODEL_FOLDERS = (
+    "sparse/0",
+    "sparse",
+    ".",
+    "colmap/sparse/0",
+)  # where the model may lie in the folder of a scene
+# Camera models of the binary format, by their id: name and number of parameters.
 MODEL_IDS = (
     *(
         (name, len(MODELS[name]))
@@ -32,7 +37,7 @@ MODEL_IDS = (
     ("EUCM", 6),
     ("EQUIRECTANGULAR", 2),
 )
-OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # COLMAP's cameras look along z with y down
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # COLMAP's cameras look along +z with y down
 
 
 class _Image(NamedTuple):
@@ -43,7 +48,7 @@ class _Image(NamedTuple):
 
 
 def find_colmap(folder: Path) -> Path | None:
-    """The folder of the model that belongs to a scene's folder, if there is one."""
+    """The folder of the COLMAP model in the folder of a scene; None if there is none."""
     for place in MODEL_FOLDERS:
         model = folder / place
         if any(
@@ -54,12 +59,10 @@ def find_colmap(folder: Path) -> Path | None:
 
 
 def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
-    """The views of a model in the order of their names, and what is to be said of images without a picture.
+    """The views of a model sorted by name (numbers in names by value), and messages about images without a picture.
 
-    Numbers in names count as numbers.
-
-    Pictures are looked for in `images` beside the model or above it, masks as COLMAP has them: masks/NAME.png.
-    Raises InputError for what cannot be read, CameraError for cameras.
+    Pictures are searched in a folder `images` next to the model or above it, masks in `masks/NAME.png`, as in COLMAP.
+    Raises InputError for files that cannot be read and CameraError for invalid cameras.
     """
     end = ".txt" if exists(model / "cameras.txt") and exists(model / "images.txt") else ".bin"
     read_lenses, read_images = (
@@ -94,7 +97,7 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which view 2 comes before view 10; numbers of any length compare by theirs, then by their digits."""
+    """A sort key by which view 2 comes before view 10; numbers are compared by length, then digit by digit."""
     parts = re.split(r"([0-9]+)", name)  # text and numbers in turn
     parts[1::2] = [number.lstrip("0") for number in parts[1::2]]
     return [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
@@ -112,7 +115,7 @@ def _pose(image: _Image, where: str) -> np.ndarray:
 
 
 def _picture_folder(model: Path, names: list[str], where: str) -> Path:
-    """Where pictures of these names lie: in `images` or openly, beside the model or in the scene's folder above it."""
+    """The folder that holds the named pictures: next to the model or above it, in `images` or directly."""
     bases = [model.absolute(), model.absolute().parent]
     while bases[-1].name in ("sparse", "colmap"):
         bases.append(bases[-1].parent)
@@ -176,7 +179,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 
 def _lens(model: str, size: tuple[float, float], values: list[float], where: str) -> Lens:
-    if model not in MODELS:  # refused by name when its picture is to be undistorted
+    if model not in MODELS:  # `undistorted` refuses it by name
         return Lens((1.0, 1.0), (0.0, 0.0), size, model)
     if len(values) != len(MODELS[model]):
         raise CameraError(
@@ -214,17 +217,19 @@ def _binary_images(file: Path) -> Iterator[_Image]:
 
 
 class _Bytes:
-    """Little-endian values out of a file, one after the other."""
+    """Reads little-endian values from a file, one after the other."""
 
     def __init__(self, file: Path):
         self.file, self.data, self.place = file, file.read_bytes(), 0
 
     def take(self, kinds: str) -> tuple:
+        """The next values, by struct's format characters."""
         start = self.place
         self.skip(struct.calcsize(f"<{kinds}"))
         return struct.unpack_from(f"<{kinds}", self.data, start)
 
     def text(self) -> str:
+        """The next null-terminated string."""
         end = self.data.find(b"\0", self.place)
         if end < 0:
             raise self._cut_short()
@@ -233,6 +238,7 @@ class _Bytes:
         return text
 
     def skip(self, count: int) -> None:
+        """Skip bytes."""
         if self.place + count > len(self.data):
             raise self._cut_short()
         self.place += count

@@ -1,4 +1,4 @@
-"""JSON files as users bring them."""
+"""Reading JSON files that users provide."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from sv3d_jax.errors import InputError
 def read_json(path: Path, absent_hint: str | None = None) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
-    Raises InputError, which names the file, where it is absent (with `absent_hint`), cannot be opened, is no JSON,
-    is nested too deep or has integers too long to be read.
+    Raises InputError, which names the file, if it does not exist (with `absent_hint`), cannot be opened, is not JSON,
+    or is nested too deeply or has too long integers for the parser.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -30,7 +30,7 @@ def read_json(path: Path, absent_hint: str | None = None) -> Any:
 def read_frames(path: Path, absent_hint: str | None = None) -> dict[str, Any]:
     """The content of a JSON file that must be an object with a list "frames" of at least one view.
 
-    Nothing else of it is checked. Raises InputError, which names the file.
+    Nothing else is checked. Raises InputError, which names the file.
     """
     document = read_json(path, absent_hint)
     frames = document.get("frames") if isinstance(document, dict) else None

@@ -1,4 +1,4 @@
-"""Materials of a glTF document: what the renderer takes of their colours, pictures and alpha (glTF 2.0, 3.9)."""
+"""Materials of a glTF document: base colour, textures, alpha and emission, for the renderer (glTF 2.0, 3.9)."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ class TexturedMaterial(NamedTuple):
 
 
 class MaterialReader:
-    """A glTF material on its way to what the renderer takes of it (3.9)."""
+    """Converts one glTF material."""
 
     def __init__(self, document: Document, material: dict[str, Any], where: str, num_pictures: int):
         self.document, self.material, self.where = document, material, where
@@ -44,11 +44,11 @@ class MaterialReader:
         for name in ("KHR_materials_transmission", "KHR_materials_diffuse_transmission"):
             share = as_object(self.extensions.get(name, {}), self.where)
             if any(share.get(key) for key in ("transmissionFactor", "diffuseTransmissionFactor")):
-                self.document.source.remark(f"{name}: what light passes through is drawn opaque")
+                self.document.source.remark(f"{name}: transmission is not rendered, the surface is opaque")
         return textured
 
     def _base(self) -> tuple[np.ndarray, Any]:
-        """Base colour and its texture: of specular-glossiness the diffuse ones."""
+        """Base colour factor and textureInfo; with KHR_materials_pbrSpecularGlossiness, the diffuse ones."""
         name = "KHR_materials_pbrSpecularGlossiness"
         if name in self.extensions:
             values, where = as_object(self.extensions[name], self.where), f"{self.where}.{name}"
@@ -57,7 +57,7 @@ class MaterialReader:
         return numbers(values, "baseColorFactor", self.where, [1.0] * 4), values.get("baseColorTexture")
 
     def _with_emission(self, textured: TexturedMaterial) -> TexturedMaterial:
-        """Where the base is black, what the surface emits is its colour; elsewhere emission is left out."""
+        """The material with emission as its colour where the base colour is black; emission elsewhere is ignored."""
         factor = np.clip(numbers(self.material, "emissiveFactor", self.where, [0.0] * 3), 0.0, None)
         strength = as_object(self.extensions.get("KHR_materials_emissive_strength", {}), self.where)
         factor = np.clip(factor * number(strength, "emissiveStrength", self.where, 1.0), 0.0, 1.0)
@@ -75,11 +75,11 @@ class MaterialReader:
             return emission
         merged = _merged_emission(textured, emission)
         if merged is None:
-            self.document.source.remark(f"{self.where}: emission is left out, the base colour is drawn")
+            self.document.source.remark(f"{self.where}: emission is ignored, the base colour is used")
         return merged or textured
 
     def _textured(self, material: Material, info: Any) -> TexturedMaterial:
-        """The material with a picture, as a textureInfo says."""
+        """The material with the texture of a textureInfo; without one if `info` is None."""
         if info is None:
             return TexturedMaterial(material, 0, np.eye(3))
         info = as_object(info, f"{self.where}: its texture")
@@ -98,7 +98,7 @@ class MaterialReader:
 
 
 def _merged_emission(base: TexturedMaterial, emission: TexturedMaterial) -> TexturedMaterial | None:
-    """The base with the emission where its picture is black; None where that cannot be said texel by texel."""
+    """The base with emission in its black texels; None if the two textures do not match texel by texel."""
     ours, theirs = base.material.picture, emission.material.picture
     if ours is None or theirs is None or ours.shape[:2] != theirs.shape[:2]:
         return None
@@ -119,7 +119,7 @@ def _merged_emission(base: TexturedMaterial, emission: TexturedMaterial) -> Text
 
 
 def _picture_index(texture: dict[str, Any], where: str) -> Any:
-    """The image of a texture: of an extension's format where that is read, else the plain one."""
+    """Index of a texture's image: WebP or AVIF of an extension if there is one, else the ordinary one."""
     extensions = extensions_of(texture, where)
     for name in ("EXT_texture_webp", "EXT_texture_avif"):
         if name in extensions:
@@ -134,7 +134,7 @@ def _picture_index(texture: dict[str, Any], where: str) -> Any:
 
 
 def _texture_transform(extension: dict[str, Any], where: str) -> np.ndarray:
-    """KHR_texture_transform as a matrix: offset, then rotation (counter-clockwise in the picture), then scale."""
+    """KHR_texture_transform as a matrix (3 3): offset times rotation (counter-clockwise in the image) times scale."""
     offset, scale = (
         numbers(extension, "offset", where, [0.0, 0.0]),
         numbers(extension, "scale", where, [1.0, 1.0]),
@@ -148,7 +148,7 @@ def _texture_transform(extension: dict[str, Any], where: str) -> np.ndarray:
 
 
 def count_pictures(document: Document) -> int:
-    """How many textures materials may show: of base colour and emission."""
+    """Number of textures used for base colour, diffuse colour or emission, at least 1."""
     used = set()
     for index in range(document.count("materials")):
         material = document.item("materials", index)

@@ -1,4 +1,4 @@
-"""The lines of an OBJ file as arrays: numbers are parsed a chunk of lines at a time, never one by one."""
+"""Parsing of OBJ files into arrays. For speed, numbers are parsed a chunk of lines at a time, not one by one."""
 
 import re
 import warnings
@@ -14,7 +14,7 @@ from sv3d_jax.io.surfaces import MAX_FACES, Source
 MAX_VERTICES = 3 * MAX_FACES
 
 
-MAX_NAMES = 10_000  # of libraries, and of materials
+MAX_NAMES = 10_000  # of material libraries, and of materials
 
 
 _CHUNK_BYTES = 1 << 22
@@ -23,7 +23,7 @@ _CHUNK_BYTES = 1 << 22
 _NEWLINE, _JOINT, _SPACE, _HASH, _SLASH = 10, 1, 32, ord("#"), ord("/")
 
 
-# All control characters but the newline are spaces; _JOINT then stands for the end of a line that goes on.
+# Control characters become spaces, except newlines. _JOINT marks the end of a line that ends in a backslash.
 _BLANKS = bytes(byte if byte >= _SPACE or byte == _NEWLINE else _SPACE for byte in range(256))
 
 
@@ -45,7 +45,7 @@ _NOT_DRAWN = {
 }
 
 
-# Statements of curves and surfaces, and those that change nothing of shape and colour.
+# Statements of free-form curves and surfaces, and statements that affect neither shape nor colour.
 _IGNORED = set(
     "vp cstype deg bmat step parm trim hole scrv sp end con mg bevel c_interp d_interp lod maplib usemap"
     " shadow_obj trace_obj ctech stech g o".split()
@@ -53,24 +53,25 @@ _IGNORED = set(
 
 
 class ObjData(NamedTuple):
-    """A file in arrays."""
+    """The content of an OBJ file."""
 
     vertices: np.ndarray  # v 3
-    colors: np.ndarray | None  # v 3, display values
+    colors: np.ndarray | None  # v 3, sRGB
     uv: np.ndarray  # n 2
     normals: np.ndarray  # n 3
     corners: np.ndarray  # c 3: vertex, texture coordinate, normal; -1 where there is none
-    counts: np.ndarray  # corners of each face
-    material: np.ndarray  # of each face: index of its name, -1 without
-    group: np.ndarray  # of each face: its smoothing group, 0 without
+    counts: np.ndarray  # number of corners of each face
+    material: np.ndarray  # of each face: index into material_names, -1 without a material
+    group: np.ndarray  # of each face: its smoothing group, 0 without one
     material_names: list[str]
-    libraries: list[str]  # what the mtllib lines say
+    libraries: list[str]  # arguments of the mtllib lines
 
 
 def parse_obj(data: bytes, source: Source) -> ObjData:
     """The content of an OBJ file as arrays.
 
-    Lines that are not drawn or not OBJ are remarked to the source. Raises InputError for damaged lines, by number.
+    Statements that are skipped are recorded as remarks of the source. Raises InputError, which names the line, for
+    damaged lines, and for more than 10 million faces.
     """
     parser = _Parser(source)
     data = data.removeprefix(b"\xef\xbb\xbf")
@@ -82,7 +83,7 @@ def parse_obj(data: bytes, source: Source) -> ObjData:
 
 
 def _chunks(data: bytes) -> Iterator[bytes]:
-    """Whole lines of some megabytes; a line that goes on is not parted."""
+    """Chunks of some megabytes of whole lines; lines joined by a backslash stay together."""
     start = 0
     while start < len(data):
         end = start + _CHUNK_BYTES
@@ -95,17 +96,17 @@ def _chunks(data: bytes) -> Iterator[bytes]:
 
 
 class _Words(NamedTuple):
-    """The words of a chunk of lines."""
+    """Positions of the words in a chunk of lines."""
 
     text: np.ndarray  # uint8
     begin: np.ndarray  # where each word begins
     end: np.ndarray
-    line: np.ndarray  # the line of each word, from 0; a line that goes on is one
-    number: np.ndarray  # the number of each word's line in the file
+    line: np.ndarray  # index of each word's line in the chunk; lines joined by a backslash count as one
+    number: np.ndarray  # line number in the file, for messages
 
 
 class _Parser:
-    """What was read of a file so far."""
+    """The state of parsing: everything read so far."""
 
     def __init__(self, source: Source):
         self.source = source
@@ -122,7 +123,7 @@ class _Parser:
         self.faces: list[tuple[np.ndarray, ...]] = []
 
     def take(self, chunk: bytes) -> None:
-        """Read the lines of a chunk."""
+        """Parse a chunk of lines."""
         text = chunk.translate(_BLANKS)
         if b"\\\n" in text:
             text = _joined(text)
@@ -141,7 +142,7 @@ class _Parser:
         self._take_faces(words, first, size - 1, kind, kind_of_word == _F, before, states)
 
     def _statements(self, text: bytes, words: _Words, first: np.ndarray, kind: np.ndarray) -> np.ndarray:
-        """Material and smoothing group (n 2) at each line of the chunk."""
+        """Handle all statements but v, vt, vn and f; returns material and smoothing group (n 2) at each line."""
         at, states = [0], [(self.material, self.group)]
         for row in np.flatnonzero(kind == _OTHER):
             begin, number = int(words.begin[first[row]]), int(words.number[first[row]])
@@ -162,7 +163,9 @@ class _Parser:
                 self.source.remark(f"{_NOT_DRAWN[keyword]} not drawn")
             elif keyword not in _IGNORED and not self.has_foreign:
                 self.has_foreign = True
-                self.source.remark(f"what is not OBJ is skipped, in line {number} first: {shown(line)[:40]}")
+                self.source.remark(
+                    f"unknown statements are skipped, the first in line {number}: {shown(line)[:40]}"
+                )
             if max(len(self.materials), len(self.libraries)) > MAX_NAMES:
                 raise InputError(f"names more than {MAX_NAMES} materials or libraries")
             if (self.material, self.group) != states[-1]:
@@ -198,7 +201,7 @@ class _Parser:
                 self._take_colors(values, begin, length)
 
     def _take_colors(self, values: np.ndarray, begin: np.ndarray, length: np.ndarray) -> None:
-        """Colours of vertices; for those without, not a number in the place of each channel."""
+        """Append the colours of vertices, NaN for vertices without."""
         has_color = length >= 6
         self.has_colors |= bool(has_color.any())
         colors = np.broadcast_to(np.float32(np.nan), (len(begin), 3))
@@ -242,7 +245,7 @@ class _Parser:
         )
 
     def result(self) -> ObjData:
-        """All that was read, when nothing is left."""
+        """The content of the file, after its last chunk."""
         widths = (3, 2, 3)
         vertices, uv, normals = (
             np.concatenate(values) if values else np.zeros((0, width))
@@ -275,7 +278,7 @@ class _Parser:
         )
 
     def _all_colors(self) -> np.ndarray | None:
-        """Colours of all vertices (v 3), white where there is none; None if no vertex has one."""
+        """Colours of all vertices (v 3), white for vertices without; None if no vertex has one."""
         if not self.has_colors:
             return None
         colors = np.concatenate(self.colors)
@@ -287,13 +290,13 @@ class _Parser:
 
 
 def _joined(text: bytes) -> bytes:
-    """Lines that end in a backslash with the next one; comments never go on."""
+    """Join lines that end in a backslash with the next line; comments are not continued."""
     text = re.sub(rb"(?m)^( *#[^\n]*?)\\+$", rb"\1", text)
     return text.replace(b"\\\n", b" \x01")
 
 
 def _words(text: bytes, line: int) -> _Words:
-    """The words of lines, the first of which has that number, without comments."""
+    """The words of lines, without comments; `line` is the number of the first line in the file."""
     letters = np.frombuffer(text, np.uint8)
     edges = _edges(letters > _SPACE)
     begin, end = edges[::2], edges[1::2]
@@ -309,14 +312,14 @@ def _words(text: bytes, line: int) -> _Words:
 
 
 def _edges(is_letter: np.ndarray) -> np.ndarray:
-    """Where runs of letters begin and end, in turns."""
+    """Begin and end of each run of True, alternating."""
     padded = np.zeros(len(is_letter) + 2, bool)
     padded[1:-1] = is_letter
     return np.flatnonzero(padded[1:] != padded[:-1])
 
 
 def _kinds(words: _Words, first: np.ndarray) -> np.ndarray:
-    """What each line is, by its first word."""
+    """The kind of each line (_V, _VT, ...), from its first word."""
     begin, length = words.begin[first], words.end[first] - words.begin[first]
     one = words.text[begin]
     two = np.where(length == 2, words.text[np.minimum(begin + 1, len(words.text) - 1)], 0)
@@ -329,7 +332,7 @@ def _kinds(words: _Words, first: np.ndarray) -> np.ndarray:
 
 
 def _numbers(words: _Words, wanted: np.ndarray, dtype: type) -> np.ndarray:
-    """The wanted words as numbers."""
+    """The selected words as numbers. Raises InputError for words that are none."""
     begin, end = words.begin[wanted], words.end[wanted]
     text = _only(words.text, begin, end)
     values = _parsed(text, dtype, len(begin))
@@ -339,7 +342,7 @@ def _numbers(words: _Words, wanted: np.ndarray, dtype: type) -> np.ndarray:
 
 
 def _parsed(text: np.ndarray, dtype: type, count: int) -> np.ndarray | None:
-    """All numbers of a text; None if they are not so many, or something else is among them."""
+    """The numbers in a text; None unless it consists of exactly `count` numbers."""
     if not count:
         return np.zeros(0, dtype)
     try:
@@ -352,7 +355,7 @@ def _parsed(text: np.ndarray, dtype: type, count: int) -> np.ndarray | None:
 
 
 def _only(text: np.ndarray, begin: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """A text with spaces in the place of all other words."""
+    """The text with everything but the selected words replaced by spaces."""
     steps = np.zeros(len(text) + 1, np.int8)
     steps[begin] = 1
     steps[end] = -1
@@ -368,9 +371,9 @@ def _not_a_number(words: _Words, wanted: np.ndarray) -> InputError:
 
 
 def _corners(words: _Words, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of faces as the file counts them (int64, n 3), 0 where nothing is said, and the number of their line.
+    """Indices of the corners of faces (int64, n 3), as in the file, 0 where there is none; and their line numbers.
 
-    A corner is v, v/vt, v/vt/vn or v//vn.
+    A corner is written as v, v/vt, v/vt/vn or v//vn.
     """
     begin, end, number = words.begin[wanted], words.end[wanted], words.number[wanted]
     text = _only(words.text, begin, end)

@@ -1,4 +1,4 @@
-"""OBJ files as surfaces: numbers are parsed a chunk of lines at a time, never one by one."""
+"""Surfaces of OBJ files: polygons are triangulated, shading normals computed, materials looked up."""
 
 import posixpath
 import re
@@ -12,16 +12,16 @@ from sv3d_jax.io.mtl import DEFAULT_MATERIAL, Libraries, MtlMaterial, shown, unq
 from sv3d_jax.io.obj_data import ObjData, parse_obj
 from sv3d_jax.io.surfaces import Part, Source
 
-MAX_LIBRARY_LINE = 4096  # letters
+MAX_LIBRARY_LINE = 4096  # characters
 
 
 def read_obj(data: bytes, source: Source) -> list[Part]:
-    """The surfaces of an OBJ file, one for each material, in its axes; colours of vertices are display values there.
+    """The surfaces of an OBJ file, one for each material, in the axes of the file.
 
-    A corner with a normal (vn) has it; one in a smoothing group has the mean of the group's faces around its vertex,
-    weighted by area; others have their face's. Colours of materials: `Libraries`. What is missing beside the file, or
-    is not drawn, is remarked. Raises InputError for lines that are damaged, by their number, for more than 10 million
-    faces and for materials and pictures outside of the file's folder.
+    A corner with a normal (vn) has that normal; in a smoothing group, the area-weighted mean of the group's faces at
+    the vertex; otherwise the normal of its face. For colours see `Libraries`. Missing materials and textures, and
+    statements that are not drawn, become remarks of the source. Raises InputError for damaged lines, more than 10
+    million faces, and materials or textures outside the file's folder.
     """
     return _parts(parse_obj(data, source), source)
 
@@ -33,7 +33,7 @@ def _parts(obj: ObjData, source: Source) -> list[Part]:
     different = {id(mtl): mtl for mtl in materials}
     rank = {key: index for index, key in enumerate(different)}
     index_of_name = np.array([rank[id(mtl)] for mtl in materials])
-    of_triangle = index_of_name[obj.material[polygon]]  # the last one is that of faces without a material
+    of_triangle = index_of_name[obj.material[polygon]]  # -1, no material, selects the last entry
     order = np.argsort(of_triangle, kind="stable")
     sizes = np.bincount(of_triangle, minlength=len(different))
     colors = None if obj.colors is None else linear_from_srgb(obj.colors)
@@ -47,14 +47,14 @@ def _parts(obj: ObjData, source: Source) -> list[Part]:
         parts.append(_part(obj, mtl, chosen, normals, normal_of_corner, colors, source))
     if uncolored:
         share = "has" if uncolored == len(triangles) else f"{uncolored} of its triangles have"
-        source.remark(f"{share} no colour: white is taken")
+        source.remark(f"{share} no colour: white is used")
     return parts
 
 
 def _part(
     obj: ObjData, mtl: MtlMaterial, triangles, normals, normal_of_corner, colors, source: Source
 ) -> Part:
-    """The triangles (t 3, of corner numbers) of one material, with as few vertices as tell their corners apart."""
+    """The triangles (t 3, corner numbers) of one material; corners with equal attributes share a vertex."""
     numbers = triangles.reshape(-1)
     vertex, texture, normal = obj.corners[numbers, 0], obj.corners[numbers, 1], normal_of_corner[numbers]
     is_textured = mtl.material.picture is not None
@@ -62,7 +62,7 @@ def _part(
     uv = None
     if is_textured:
         if (texture < 0).all():
-            source.remark("a surface with a picture has no texture coordinates: zeros are taken")
+            source.remark("a surface with a picture has no texture coordinates: zeros are used")
         has_uv = (texture[kept] >= 0)[:, None]
         uv = np.zeros((len(kept), 2))
         np.copyto(uv, obj.uv[texture[kept]] if len(obj.uv) else 0.0, where=has_uv)
@@ -91,12 +91,12 @@ def _different(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _normals(obj: ObjData, triangles: np.ndarray, polygon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Different normals (n 3), the last one zeros, and which of them each corner has; -1 where its face's."""
+    """A table of unit normals (n 3), whose last row is zero, and the row of each corner; -1 means flat shading."""
     table, place = [obj.normals], obj.corners[:, 2].astype(np.int64)
     is_grouped = np.repeat(obj.group > 0, obj.counts)
     is_smooth = is_grouped & (place < 0)
     if is_smooth.any():
-        # A face counts at each of its corners alike, however it is cut, and also where it has normals of its own.
+        # A face has the same weight at all its corners, however it is triangulated, even at corners with own normals.
         corner = np.flatnonzero(is_grouped)
         groups = int(obj.group.max()) + 1
         face = np.repeat(np.arange(len(obj.counts)), obj.counts)[corner]
@@ -117,7 +117,7 @@ def _normals(obj: ObjData, triangles: np.ndarray, polygon: np.ndarray) -> tuple[
 
 
 def _area_vectors(obj: ObjData, triangles: np.ndarray, polygon: np.ndarray) -> list[np.ndarray]:
-    """Components x, y, z of the normal times twice the area of each face."""
+    """x, y and z of each face's normal, times twice its area."""
     with np.errstate(all="ignore"):
         a, b, c = (obj.vertices[obj.corners[corner, 0]].T for corner in triangles.T)
         u, v = b - a, c - a
@@ -140,7 +140,7 @@ def _materials(obj: ObjData, source: Source) -> list[MtlMaterial]:
 
 
 def _library_names(line: str, libraries: Libraries) -> list[str]:
-    """The names in a mtllib line: all of it if there is such a file, else what ends in .mtl, else its words."""
+    """File names in a mtllib line: the whole line if that file exists, else what ends in .mtl, else its words."""
     if len(line) > MAX_LIBRARY_LINE:
         raise InputError(f"is damaged: a mtllib line has {len(line)} letters")
     whole = unquoted(line)

@@ -149,7 +149,7 @@ def read_frame(directory: Path, frame: dict[str, Any], index: int) -> Frame:
         raise InputError(f"{directory / name} has {sizes[0]} pixels, {path.name} has {sizes[1]}")
     if ((alpha == 0) & (picture.rgb.min(axis=-1) < 255 - NOT_WHITE)).mean() > MAX_CONTRADICTION:
         raise InputError(
-            f"{directory / name} says that nothing is where {path.name} is not white",
+            f"{directory / name} is 0 where {path.name} is not white",
             hint=f"beside an alpha_file, frames lie over white; is it the alpha of frames[{index}]?",
         )
     return Frame(picture.rgb, alpha)

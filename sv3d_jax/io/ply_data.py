@@ -1,4 +1,4 @@
-"""The elements of a PLY file as columns of numbers: its header, and data as text or binary."""
+"""Parsing of PLY files: the header, and text or binary data, into columns of numbers for each element."""
 
 import re
 import warnings
@@ -37,8 +37,8 @@ _COUNTS = {name for name, kind in _TYPES.items() if kind[0] != "f"}
 
 class _Property(NamedTuple):
     name: str
-    kind: str  # of numpy, without byte order
-    counts: str | None  # of a list's length; None: one number
+    kind: str  # numpy type, without byte order
+    counts: str | None  # numpy type of a list's length; None if the property is a single number
 
 
 class _Element(NamedTuple):
@@ -51,17 +51,17 @@ class Header(NamedTuple):
     order: str  # "<", ">", or "" for text
     elements: list[_Element]
     pictures: list[str]
-    end: int  # where the data begin
+    end: int  # offset of the data
 
 
 class Lists(NamedTuple):
-    """Lists of different lengths, one after the other."""
+    """Lists of varying length, concatenated."""
 
     values: np.ndarray
     counts: np.ndarray
 
 
-# Columns of an element, by name.
+# The properties of an element, by name.
 Table = dict[str, np.ndarray | Lists]
 
 
@@ -81,7 +81,7 @@ def parse_header(data: bytes) -> Header:
             case ["comment", "TextureFile", _, *_]:
                 pictures.append(line.split("TextureFile", 1)[1].strip())
             case ["element", name, count] if count.isascii() and count.isdigit() and len(count) < 19:
-                if int(count) > len(data):  # each takes a byte at least
+                if int(count) > len(data):  # each takes at least one byte
                     raise InputError(f"claims {count} elements of {name} in {len(data)} bytes")
                 if name in (element.name for element in elements):
                     raise InputError(f"is damaged: its header has two elements {name[:80]}")
@@ -104,7 +104,7 @@ def parse_header(data: bytes) -> Header:
 
 
 def read_tables(data: bytes, header: Header) -> dict[str, Table]:
-    """Columns of all elements, by name."""
+    """The properties of all elements, by the name of the element."""
     body = _Text(data[header.end :]) if not header.order else _Binary(data, header.end, header.order)
     return {element.name: body.table(element) for element in header.elements}
 
@@ -115,7 +115,7 @@ def _truncated(element: _Element) -> InputError:
 
 @dataclass
 class _Binary:
-    """Numbers at places of a file's bytes."""
+    """Reads binary elements one after the other."""
 
     data: bytes
     place: int
@@ -149,7 +149,7 @@ class _Binary:
         return self._uneven(element)
 
     def _first_lengths(self, element: _Element) -> list[int]:
-        """Lengths of the lists in the first row."""
+        """Lengths of the lists in the first row, 1 for single numbers."""
         place, lengths = self.place, []
         for item in element.properties:
             length = 1
@@ -167,7 +167,7 @@ class _Binary:
         return lengths
 
     def _uneven(self, element: _Element) -> Table:
-        """Row by row, since lists have different lengths."""
+        """Read an element row by row, because its lists have different lengths."""
         least = sum(np.dtype(item.counts or item.kind).itemsize for item in element.properties)
         if self.place + element.count * least > len(self.data):
             raise _truncated(element)
@@ -209,7 +209,7 @@ class _Binary:
 
 
 class _Text:
-    """Numbers of a text, in order."""
+    """Reads text elements one after the other."""
 
     def __init__(self, text: bytes):
         self.numbers = _numbers(text.decode("latin-1"))
@@ -221,7 +221,7 @@ class _Text:
         if not lists:
             rows = self._taken(element.count * width, element).reshape(element.count, width)
             return {p.name: _typed(rows[:, i], p.kind, element) for i, p in enumerate(element.properties)}
-        if width == 1 and element.count:  # the usual faces, perhaps all of one length
+        if width == 1 and element.count:  # usual faces: try first whether all lists have the same length
             length = self._length(self.place, element)
             rows = self.numbers[self.place : self.place + element.count * (length + 1)]
             if len(rows) == element.count * (length + 1):
@@ -281,7 +281,7 @@ class _Text:
 
 
 def _numbers(text: str) -> np.ndarray:
-    """The numbers that a text begins with."""
+    """The numbers of a text, up to the first word that is no number."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -300,7 +300,7 @@ def _numbers(text: str) -> np.ndarray:
 
 
 def _typed(values: np.ndarray, kind: str, element: _Element) -> np.ndarray:
-    """Numbers of a text in the type that the header gives them."""
+    """Numbers converted to the type that the header states."""
     if kind[0] == "f":
         return values
     limits = np.iinfo(kind)

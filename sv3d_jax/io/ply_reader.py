@@ -1,4 +1,4 @@
-"""The surfaces of a PLY file, with colours, normals and textures as scanners and MeshLab write them."""
+"""Surfaces of PLY files, with colours, normals and textures as scanners and MeshLab write them."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,18 @@ from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, Source, used_vertice
 from sv3d_jax.io.textures import decode_picture
 
 _COLORS = (("red", "green", "blue"), ("diffuse_red", "diffuse_green", "diffuse_blue"), ("r", "g", "b"))
-_MOST_OF_REAL_COLORS = 2.0  # beyond, real numbers count up to 255
+_MOST_OF_REAL_COLORS = 2.0  # above it, floating-point colours are taken as 0 to 255
 _UV = (("s", "t"), ("u", "v"), ("texture_u", "texture_v"))
 _FACE_LISTS = ("vertex_indices", "vertex_index")
 
 
 def read_ply(data: bytes, source: Source) -> list[Part]:
-    """The surfaces of a PLY file, one for each of its pictures, in its axes.
+    """The surfaces of a PLY file, one for each of its textures, in the axes of the file.
 
-    Colours are display values; those of faces stand in for those of vertices, alpha is left out. Texture coordinates
-    may be those of vertices or, as lists, of the corners of faces. Without normals surfaces are smooth. Pictures are
-    those that comments name (`comment TextureFile NAME`), beside the file or below. Raises InputError for what is
-    damaged or truncated, for more than 10 million faces, and for pictures that are missing or elsewhere.
+    Colours are sRGB; face colours override vertex colours, alpha is ignored. Texture coordinates belong to vertices or,
+    as lists, to the corners of faces. Without normals, shading is smooth. Textures are named by comments
+    (`comment TextureFile NAME`). Raises InputError for damaged or truncated files, for more than 10 million faces, and
+    for textures that are missing or outside the file's folder.
     """
     header = parse_header(data)
     tables = read_tables(data, header)
@@ -45,12 +45,12 @@ class _Vertices(NamedTuple):
 
 
 class _Faces(NamedTuple):
-    """Triangles, and what belongs to their corners."""
+    """Triangles with the attributes of their corners."""
 
     corners: np.ndarray  # vertices, t 3
     colors: np.ndarray | None  # linear, t 3
     uv: np.ndarray | None  # of corners, t 3 2
-    picture: np.ndarray | None  # number of its picture, t
+    picture: np.ndarray | None  # index of the texture of each triangle
 
 
 def _vertices(table: Table) -> _Vertices:
@@ -62,7 +62,7 @@ def _vertices(table: Table) -> _Vertices:
 
 
 def _faces(tables: dict[str, Table], positions: np.ndarray, source: Source) -> list[_Faces]:
-    """Triangles of polygons, and of strips."""
+    """Triangles of the polygons and of the triangle strips."""
     groups = [_polygons(tables, positions, source), _Faces(_strips(tables, len(positions)), None, None, None)]
     return [group for group in groups if len(group.corners)]
 
@@ -97,14 +97,14 @@ def _checked_indices(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _corner_uv(table: Table, listed: Lists, triangles, polygon, source: Source) -> np.ndarray | None:
-    """Texture coordinates of corners (t 3 2): two numbers for each corner of a face, or none for a face."""
+    """Texture coordinates of corners (t 3 2), zeros for faces without; None if no face has any."""
     uv = table.get("texcoord")
     if not isinstance(uv, Lists) or len(uv.values) < 2:
         return None
     has_uv = uv.counts == 2 * listed.counts
     if not (has_uv | (uv.counts == 0)).all():
-        source.remark("texture coordinates of faces that do not fit their corners are left out")
-    # Corners are counted over all faces; their coordinates over those that have some.
+        source.remark("texture coordinates of faces that do not match their corners are ignored")
+    # Corners are counted over all faces, texture coordinates only over faces that have some.
     first, first_uv = np.cumsum(listed.counts) - listed.counts, np.cumsum(uv.counts) - uv.counts
     local = triangles - first[polygon][:, None]
     place = np.where(has_uv[polygon][:, None], first_uv[polygon][:, None] + 2 * local, 0)
@@ -113,7 +113,7 @@ def _corner_uv(table: Table, listed: Lists, triangles, polygon, source: Source) 
 
 
 def _strips(tables: dict[str, Table], count: int) -> np.ndarray:
-    """Triangles (t 3) of strips: -1 begins a new one, every second triangle of each turns the other way."""
+    """Triangles (t 3) of strips; -1 starts a new strip. Every second triangle of a strip is wound the other way."""
     table = tables.get("tristrips", {})
     listed = next((table[name] for name in _FACE_LISTS if isinstance(table.get(name), Lists)), None)
     if listed is None:
@@ -137,7 +137,7 @@ def _strips(tables: dict[str, Table], count: int) -> np.ndarray:
 
 
 def _columns(table: Table, names: tuple[str, ...]) -> np.ndarray | None:
-    """Numbers of these names side by side (n k) as float64, None if one is missing."""
+    """Properties side by side (n k) as float64; None if one is missing."""
     found = [table.get(name) for name in names]
     if any(column is None or isinstance(column, Lists) for column in found):
         return None
@@ -145,7 +145,7 @@ def _columns(table: Table, names: tuple[str, ...]) -> np.ndarray | None:
 
 
 def _colors(table: Table) -> np.ndarray | None:
-    """Colours (n 3) in linear light: real numbers in [0, 1], 16 bits without a sign, or else 8 bits in any type."""
+    """Linear colours (n 3). They are stored as floats in [0, 1], as unsigned 16-bit, or as 0 to 255 in any type."""
     for names in _COLORS:
         colors = _columns(table, names)
         if colors is None:
@@ -159,7 +159,7 @@ def _colors(table: Table) -> np.ndarray | None:
 
 
 def _pictures(header: Header, source: Source) -> list[np.ndarray]:
-    """The pictures that comments name."""
+    """The textures that comments name."""
     count = len(header.pictures)
     return [decode_picture(source.beside(name), name[:200], source, count) for name in header.pictures]
 
@@ -167,12 +167,12 @@ def _pictures(header: Header, source: Source) -> list[np.ndarray]:
 def _parts(
     vertices: _Vertices, faces: _Faces, pictures: list[np.ndarray | None], source: Source
 ) -> list[Part]:
-    """A part for each picture that faces show; corners that differ from face to face get vertices of their own."""
+    """A part for each texture that faces use, and one for faces without."""
     number = np.zeros(len(faces.corners), np.int64) if faces.picture is None else faces.picture
     shown = (number >= 0) & (number < len(pictures))
     number = np.where(shown, number, -1)
     if vertices.colors is None and faces.colors is None and not shown.all():
-        source.remark("has no colour: white is taken")
+        source.remark("has no colour: white is used")
     parts = []
     for index in np.unique(number):
         chosen = number == index
@@ -197,7 +197,9 @@ def _part(vertices: _Vertices, faces: _Faces, chosen: np.ndarray, material: Mate
         if corner_uv is not None:
             uv = corner_uv[chosen].reshape(-1, 2)
     normals = vertices.normals
-    if normals is None and len(used) == 3 * len(corners):  # copies are shaded smooth as the vertex was
+    if normals is None and len(used) == 3 * len(
+        corners
+    ):  # corners of their own keep the smooth normal of their vertex
         normals = vertex_normals(vertices.positions, faces.corners)
     return Part(
         vertices.positions[used],

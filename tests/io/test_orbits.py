@@ -106,7 +106,7 @@ def test_an_opaque_alpha_beside_a_frame_counts(masked):
         ),
         (
             lambda f: Image.new("L", (16, 12)).save(f / "alphas/001.png"),
-            "alphas/001.png says that nothing is where 001.png is not white",
+            "alphas/001.png is 0 where 001.png is not white",
         ),
         (
             lambda f: Image.new("RGBA", (16, 12), (9, 9, 9, 99)).save(f / "frames/001.png"),
