@@ -27,10 +27,10 @@ class PathConfig:
     frames: int = 21
     """number of views; SV3D is trained on 21"""
     seed: int = 0
-    """number that the random choices follow from"""
+    """seed of random choices"""
 
     def camera_path(self) -> CameraPath:
-        """The path, or a CameraError that says what is wrong with the settings."""
+        """The camera path of these settings. Raises CameraError for settings that give none."""
         from sv3d_jax.cameras.orbit import make_orbit
 
         if isinstance(self.elevation, tuple):
