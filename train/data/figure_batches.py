@@ -27,7 +27,7 @@ class FigureBatch(NamedTuple):
 
 
 def pack_figures(seeds: Any) -> FigureBatch:
-    """The figures with these seeds, each in the soft light of its own seed."""
+    """The figures of these seeds, each lit by the soft light of its seed."""
     corners = np.zeros((len(seeds), MAX_TRIANGLES, 3, 3), np.float32)
     colors = np.zeros((len(seeds), MAX_TRIANGLES, 3), np.float32)
     for i, seed in enumerate(seeds):

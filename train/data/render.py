@@ -1,4 +1,4 @@
-"""The verb `data render`: mesh files to orbit folders, several at once."""
+"""The verb `data render`: renders mesh files to orbit folders, in several processes if asked to."""
 
 from __future__ import annotations
 
@@ -25,15 +25,18 @@ from sv3d_jax.render.lighting import environment_light, random_sg_light, random_
 from sv3d_jax.render.orbit import Light, render_orbit
 from sv3d_jax.train.data.config import RenderConfig
 
-FOLDERS = ("frames", "alphas")  # in that of an orbit
+FOLDERS = ("frames", "alphas")  # folders inside an orbit folder
 
 
 def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[str, Any]:
-    """The verb `data render`. Finished orbits are left alone; of several meshes, bad ones are left out and named."""
+    """The verb `data render`. Finished orbits are not rendered again.
+
+    Of several meshes, those that cannot be rendered are left out and reported. Raises InputError for a single one.
+    """
     for path in config.hdr:
-        read_hdr(path)  # a bad one is refused before any mesh is rendered
+        read_hdr(path)  # damaged ones are refused before any mesh is rendered
     if config.frames % NUM_FRAMES:
-        make_orbit(config.orbit, config.frames, config.elevation)  # warns that it is not what SV3D sees
+        make_orbit(config.orbit, config.frames, config.elevation)  # warns about the number of frames
     tasks, twice = _tasks(config)
     for reason in twice:
         progress.note(f"left out: {reason}")
@@ -56,7 +59,7 @@ def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[
 
 
 class Task(NamedTuple):
-    """A mesh to render."""
+    """A mesh file to render, its output folder and its random seed."""
 
     mesh: Path
     directory: Path
@@ -64,11 +67,11 @@ class Task(NamedTuple):
 
 
 def _tasks(config: RenderConfig) -> tuple[list[Task], list[str]]:
-    """Each mesh file with the folder of its orbit and its seed; and why files of a folder are left out.
+    """The tasks for all meshes, and the reasons why files of a folder are left out.
 
-    Seeds count up over files that are given one by one; in a folder or a list, where others come and go, a mesh
-    keeps the seed that its name gives. Raises InputError where the folders of two are one, or one lies among the
-    frames of the other.
+    Seeds of files on the command line count up. In a folder or list the seed follows from the mesh's name, so that it
+    stays the same when others are added. Raises InputError if the output folders of two meshes are the same, or one
+    lies among the frames of the other.
     """
     tasks: dict[str, Task] = {}
     left_out = []
@@ -96,9 +99,9 @@ def _tasks(config: RenderConfig) -> tuple[list[Task], list[str]]:
 
 
 def _named_meshes(given: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The meshes that a path means, with their names: itself, those below a folder, those that a list names.
+    """The meshes that a path stands for, with names: the file itself, files below a folder, or those in a list.
 
-    And why files of a folder are left out: it has the same mesh in another format.
+    Also the reasons why files of a folder are left out: the same mesh exists in another format.
     """
     if given.is_dir():
         return _meshes_below(given)
@@ -108,7 +111,7 @@ def _named_meshes(given: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 
 def _meshes_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Of files with one name, the one whose format is the first of MESH_SUFFIXES."""
+    """The mesh files below a folder; of files with the same name, the format that comes first in MESH_SUFFIXES."""
     from sv3d_jax.io.meshes import MESH_SUFFIXES
 
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
@@ -127,7 +130,7 @@ def _meshes_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a list of files that are not empty."""
+    """The non-empty lines of a list of files. Raises InputError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -149,12 +152,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, dict[str, Any] | SV3DError]]:
-    """Each task, as it ends, with what is to be known of its mesh or what is wrong with it."""
+    """Every task when it is finished, with facts about its mesh, or the error."""
     if not config.workers or config.dry_run:
         for task in tasks:
             yield task, _attempt(config, task)
         return
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers share the accelerator's memory
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers share the device's memory
     pool = ProcessPoolExecutor(
         config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
     )
@@ -190,7 +193,7 @@ def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:
 
 
 def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
-    """Render one mesh, unless that is done; the number of its faces, and what of its file was left out."""
+    """Render one mesh unless its orbit is finished; returns its number of faces and the remarks of its reader."""
     from sv3d_jax.io.meshes import read_mesh, world_from_mesh_file
     from sv3d_jax.io.outputs import RUN_FILE, OutputFolder
 
@@ -199,7 +202,7 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{task.mesh} cannot be read: {error.strerror}") from None
     settings = config.settings() | {"meshes": str(task.mesh), "seed": task.seed, "mesh_sha256": digest}
-    del settings["workers"]  # changes no picture
+    del settings["workers"]  # does not affect the result
     folder = OutputFolder(
         task.directory,
         {"verb": "data render", **settings},
@@ -210,7 +213,7 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
         with folder:
             if folder.done:
                 return folder.stage_facts("render")
-    mesh = read_mesh(task.mesh, config.up)  # before the folder is made
+    mesh = read_mesh(task.mesh, config.up)  # before the folder is created, so that a damaged mesh leaves none
     facts = {"faces": len(mesh.faces), "remarks": list(mesh.remarks)}
     if not config.dry_run:
         matrix = object_to_world(mesh)
@@ -227,7 +230,7 @@ def _cameras(config: RenderConfig, seed: int) -> CameraPath:
     if config.elevation_max is not None:
         elevation = np.random.default_rng([seed, 0xE1E]).uniform(elevation, config.elevation_max)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CameraWarning)  # said once, for all meshes
+        warnings.simplefilter("ignore", CameraWarning)  # already warned once for all meshes
         return make_orbit(config.orbit, config.frames, float(elevation), seed)
 
 
