@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PathConfig:
-    """The camera path of an orbit; its last view is the input picture's."""
+    """The camera path of an orbit; its last view is the input view."""
 
     orbit: Literal["static", "sine", "dynamic"] = "static"
     """static: one elevation; sine: elevation swings by 30 degrees; dynamic: random and smooth, by the seed"""

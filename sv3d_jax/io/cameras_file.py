@@ -101,9 +101,10 @@ class FrameCameras:
 
 
 def frame_cameras(document: dict[str, Any], file: Path, height: int, width: int) -> FrameCameras:
-    """The cameras in the content of a cameras.json whose pictures have so many pixels.
+    """The cameras in the content of a cameras.json; `height` and `width` are those of the stored pictures.
 
-    `file` is its path, for messages. Raises CameraError. Warns where angles and matrices contradict each other.
+    `file` is the path of the cameras.json, for messages. Raises CameraError for invalid cameras. Where the angles of a
+    frame contradict its matrix, a CameraWarning says so and the matrix is used.
     """
     frames = document["frames"]
     with _name_in_errors(file):

@@ -123,7 +123,7 @@ def _picture_folder(model: Path, names: list[str], where: str) -> Path:
         if any(exists(named_file(place, name, where)) for name in names):
             return place
     looked = ", ".join(str(base / "images") for base in bases)
-    raise InputError(f"{where} names {names[0]}, and nothing of what it names lies in {looked}")
+    raise InputError(f"{where} names {names[0]}, and none of its pictures lies in {looked}")
 
 
 def _picture(folder: Path, name: str, where: str) -> Picture:

@@ -186,7 +186,7 @@ class _Scene:
         return blended
 
     def _instances(self, extension: dict[str, Any], where: str, faces: int) -> np.ndarray:
-        """Node-from-instance matrices (n 4 4) of EXT_mesh_gpu_instancing, for a primitive of so many faces."""
+        """Node-from-instance matrices (n 4 4) of EXT_mesh_gpu_instancing; `faces` is the size of one instance."""
         attributes = as_object(extension.get("attributes"), f"{where}.EXT_mesh_gpu_instancing.attributes")
         values = {
             name: self.document.accessor(attributes[name], where) for name in _TRS if name in attributes

@@ -48,6 +48,8 @@ class _Element(NamedTuple):
 
 
 class Header(NamedTuple):
+    """The header of a PLY file."""
+
     order: str  # "<", ">", or "" for text
     elements: list[_Element]
     pictures: list[str]
@@ -66,6 +68,7 @@ Table = dict[str, np.ndarray | Lists]
 
 
 def parse_header(data: bytes) -> Header:
+    """The header at the beginning of a PLY file. Raises InputError if it is damaged or too long."""
     if not re.match(rb"ply[ \t]*[\r\n]", data):
         raise InputError("is not a PLY file: it does not begin with ply")
     end = re.compile(rb"[\r\n]end_header[ \t]*(\r\n|\r|\n|$)").search(data, 0, MAX_HEADER_BYTES)
