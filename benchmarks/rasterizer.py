@@ -22,7 +22,7 @@ import numpy as np
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.render.antialias import antialias, mesh_edges
 from sv3d_jax.render.rasterize import project, rasterize
-from sv3d_jax.train.data.render import pack_figures, render_figures
+from sv3d_jax.train.data.figure_batches import pack_figures, render_figures
 
 
 def sphere(rings: int, sectors: int) -> tuple[jax.Array, jax.Array]:

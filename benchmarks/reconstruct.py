@@ -22,7 +22,7 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraPath, sine_orbit
 from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.devices import enable_compile_cache
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, to_world
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.metrics.geometry import color_error, compare_meshes
@@ -31,7 +31,7 @@ from sv3d_jax.recon.config import ReconstructConfig
 from sv3d_jax.recon.export import Light, render_mesh, write_mesh
 from sv3d_jax.recon.reconstruct import ReconstructResult, reconstruct
 from sv3d_jax.render.lighting import soft_light
-from sv3d_jax.train.data.render import render_orbit, to_world
+from sv3d_jax.render.orbit import render_orbit
 
 HELD_OUT = sine_orbit(12, elevation_deg=0.0, amplitude_deg=20.0)
 

@@ -20,12 +20,12 @@ from scipy import ndimage
 
 from sv3d_jax.cameras.orbit import sine_orbit
 from sv3d_jax.devices import enable_compile_cache
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, to_world
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.recon.config import ReconstructConfig
 from sv3d_jax.recon.export import render_mesh
 from sv3d_jax.render.lighting import soft_light
-from sv3d_jax.train.data.render import render_orbit, to_world
+from sv3d_jax.render.orbit import render_orbit
 
 LIGHTS = 3
 MAX_TILT_DEG = 70.0  # of the lights' axes from straight up

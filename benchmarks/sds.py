@@ -20,7 +20,7 @@ from reconstruct import camera_arrays, reconstruct_variants, rendered_frames
 
 from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.devices import enable_compile_cache
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, to_world
 from sv3d_jax.io.images import write_png
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.metrics.images import psnr
@@ -28,7 +28,7 @@ from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.recon.config import ReconstructConfig
 from sv3d_jax.recon.export import render_mesh
 from sv3d_jax.render.lighting import soft_light
-from sv3d_jax.train.data.render import render_orbit, to_world
+from sv3d_jax.render.orbit import render_orbit
 
 UNSEEN = {"above": static_orbit(8, 60.0), "below": static_orbit(8, -60.0)}
 

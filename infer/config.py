@@ -108,7 +108,7 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
         """The path of --cameras, or of the flags."""
         if self.cameras is None:
             return super().camera_path()
-        from sv3d_jax.io.orbits import read_camera_path
+        from sv3d_jax.io.cameras_file import read_camera_path
 
         if self.azimuths is not None:
             raise InputError("--azimuths and --cameras cannot both be given")

@@ -1,10 +1,10 @@
-"""The sRGB curve (IEC 61966-2-1) between display values and linear light, for numpy and jax arrays alike."""
+"""Conversion between sRGB and linear light (IEC 61966-2-1), for numpy and jax arrays."""
 
 from typing import Any
 
 
 def linear_from_srgb(values: Any) -> Any:
-    """Linear light of display values in [0, 1]; a floating-point array of any shape."""
+    """Linear light from sRGB values in [0, 1]; floating-point arrays of any shape."""
     xp = values.__array_namespace__()
     return xp.where(
         values <= 0.04045, values / 12.92, ((xp.clip(values, 0.04045, None) + 0.055) / 1.055) ** 2.4
@@ -12,7 +12,7 @@ def linear_from_srgb(values: Any) -> Any:
 
 
 def srgb_from_linear(values: Any) -> Any:
-    """Display values of linear light in [0, 1]; a floating-point array of any shape."""
+    """sRGB values from linear light in [0, 1]; floating-point arrays of any shape."""
     xp = values.__array_namespace__()
     # The inner clip keeps the power's gradient finite at 0.
     return xp.where(

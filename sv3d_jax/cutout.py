@@ -1,4 +1,4 @@
-"""Cutting the object out of a picture: by a plain border, a mask, a box, or a network that removes backgrounds."""
+"""Cutting the object out of a picture: by a plain background, a mask, a box, or a background removal network."""
 
 import importlib
 import os
@@ -14,18 +14,18 @@ from PIL import Image
 from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.io.images import Mask, Picture, over_white
 
-CUTOUT_SIDE = 768  # pictures are shrunk to this before their background is found
-BORDER_TOLERANCE = 12  # grey levels in any channel: noise of a JPEG's plain background
-BORDER_SHARE = 0.8  # of the border's pixels must have its colour; the object may touch the rest
-SPECK_SHARE = 1e-4  # of the picture: smaller islands in a keyed background are dust
-SLOW_RANGE = 4  # grey levels along a border: what changes less is one colour
-SLOW_GAIN = 0.02  # share of border or picture that a slow change must explain beyond one colour
-PIECE_SHARE = 0.1  # of the largest piece in a box: smaller ones belong to the background
-HOLE_SHARE = 0.01  # of the object: smaller holes in what a box cuts out are its own colours
-MASK_NOISE = 16  # grey levels by which black and white of a mask may be off, as JPEG and videos leave them
-ASPECT_TOLERANCE = 0.01  # relative difference of a mask's aspect from its picture's, which rounding makes
+CUTOUT_SIDE = 768  # pictures are downscaled to this before the background is detected
+BORDER_TOLERANCE = 12  # 8-bit levels in any channel: JPEG noise of a plain background
+BORDER_SHARE = 0.8  # of the border's pixels must have the background's colour; the object may touch the rest
+SPECK_SHARE = 1e-4  # of the picture: smaller islands in the background are removed as dust
+SLOW_RANGE = 4  # 8-bit levels: a background that varies less along the border counts as uniform
+SLOW_GAIN = 0.02  # share of border or picture that a gradient must explain beyond a uniform colour
+PIECE_SHARE = 0.1  # of the largest piece in a box: smaller pieces belong to the background
+HOLE_SHARE = 0.01  # of the object: smaller holes are filled
+MASK_NOISE = 16  # 8-bit levels by which black and white of a mask may be off after lossy compression
+ASPECT_TOLERANCE = 0.01  # relative difference between the aspect ratios of mask and picture, from rounding
 
-# Of the networks that rembg offers, the one whose author puts its weights, too, under a free licence.
+# The network of rembg whose weights are under a free licence too.
 REMOVER = "u2net"
 REMOVER_FILE = "u2net.onnx"
 REMOVER_SIZE = "176 MB"
@@ -35,12 +35,12 @@ INSTALL_REMBG = 'pip install "sv3d_jax[rembg]"'
 
 
 class Remover:
-    """rembg with its model u2net; the session is made when it is first needed and serves every later picture."""
+    """Background removal by rembg with its model u2net, which is loaded at the first use and kept."""
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGBA uint8 of an RGB image without its background.
 
-        Raises InputError without rembg, WeightsError where its model is absent and cannot be downloaded, or damaged.
+        Raises InputError if rembg is not installed, WeightsError if its model is damaged or cannot be downloaded.
         """
         session = self.session
         remove = importlib.import_module("rembg").remove
@@ -49,18 +49,18 @@ class Remover:
 
     @cached_property
     def session(self) -> Any:
-        """The network of rembg, downloaded by it if it is not there yet."""
+        """The network of rembg, which downloads it if necessary."""
         if not has_rembg():
             raise InputError("removing a background needs rembg, which is not installed", hint=INSTALL_REMBG)
         rembg = importlib.import_module("rembg")
         try:
             return rembg.new_session(REMOVER)
-        except Exception as error:  # of requests, pooch or onnxruntime, which are not ours to import
+        except Exception as error:  # errors of requests, pooch or onnxruntime, which may not be installed
             raise _no_model() from error
 
 
 def has_rembg() -> bool:
-    """Whether rembg and what runs its networks are installed."""
+    """Whether rembg and onnxruntime are installed."""
     return all(find_spec(name) for name in ("rembg", "onnxruntime"))
 
 
@@ -70,7 +70,7 @@ def remover_file() -> Path | None:
 
 
 def ways() -> dict[str, str]:
-    """What each way to cut out an object needs, and whether it is there: for `doctor`."""
+    """For `doctor`: each way to cut out an object, with what is installed for it or how to install it."""
     model = remover_file()
     rembg = f"rembg {_version('rembg')}, model {model or f'{REMOVER_FILE} is downloaded when first needed'}"
     return {
@@ -82,7 +82,7 @@ def ways() -> dict[str, str]:
 
 
 def ways_out(picture: Picture) -> str:
-    """The hint for a picture that cannot be cut out as it is: every way, its cost, and what to add to the command."""
+    """A hint for pictures without an obvious background: the options to add to the command, and what each needs."""
     rows, columns = picture.rgb.shape[:2]
     box = f"--box {columns // 8} {rows // 8} {columns - columns // 8} {rows - rows // 8}"
     file = Path(picture.name)
@@ -110,9 +110,10 @@ def cut_out(
     box: tuple[int, int, int, int] | None = None,
     remover: Remover | None = None,
 ) -> np.ndarray:
-    """RGBA uint8 of the object, by mask or box if given, else as `background` says; how it was done goes to notes.
+    """RGBA uint8 of the object, cut out by a mask or box if given, else as `background` says.
 
-    "auto" takes the picture's own alpha, else a border that is plain or changes slowly, else the remover.
+    "auto" uses the picture's own alpha, else a uniform or slowly varying background, else the remover. What was done is
+    appended to `notes`. Raises InputError if the object cannot be cut out in this way.
     """
     if mask is not None:
         notes.append("cut out by the mask that was given")
@@ -146,10 +147,10 @@ def cut_out(
 
 
 def fitted_mask(picture: Picture, mask: Mask | np.ndarray, notes: list[str]) -> np.ndarray:
-    """A mask as the alpha (h, w) uint8 of a picture; what is transparent in the picture stays so.
+    """A mask as alpha (h, w) uint8 of a picture; transparent parts of the picture stay transparent.
 
-    A mask of another size is resized if its aspect is the picture's. What is nearly black or white in it is so.
-    Raises InputError if the aspect is another, or if nothing or everything is marked.
+    A mask of another size is resized if it has the same aspect ratio. Nearly black and white become black and white.
+    Raises InputError for another aspect ratio, or if the mask is all black or all white.
     """
     mask = mask if isinstance(mask, Mask) else Mask(mask)
     alpha = mask.coverage
@@ -181,10 +182,11 @@ def fitted_mask(picture: Picture, mask: Mask | np.ndarray, notes: list[str]) -> 
 
 
 def key_border(rgb: np.ndarray) -> tuple[np.ndarray, str] | None:
-    """RGBA with the background around the object made transparent, and by what; None if the border is not plain.
+    """RGBA with a plain background made transparent, and a description of it; None if the background is not plain.
 
-    The border is plain if it has one colour, or colours that change slowly. The background is what joins it in its
-    colours, so the same colour inside the object stays. Along the edge alpha and colour are unmixed.
+    A background is plain if the picture's border has one colour, or colours that vary slowly. It is the region of these
+    colours that is connected to the border, so the same colour inside the object is kept. Along the edge, alpha and
+    foreground colour are unmixed.
     """
     border = _border(rgb)
     color = np.median(border, axis=0)
@@ -204,10 +206,10 @@ def key_border(rgb: np.ndarray) -> tuple[np.ndarray, str] | None:
 
 
 def cut_by_box(rgb: np.ndarray, box: tuple[int, int, int, int], name: str = "the picture") -> np.ndarray:
-    """RGBA uint8 of the object in a box x0, y0, x1, y1, which OpenCV's GrabCut tells from what is outside.
+    """RGBA uint8 of the object in a box x0, y0, x1, y1, segmented by OpenCV's GrabCut.
 
-    The largest piece is kept, and others that are not small beside it. The edge is softened by what each pixel there
-    has of the colours on both sides.
+    Pieces much smaller than the largest one are dropped. Alpha along the edge is estimated from the colours on both
+    sides. Raises InputError if OpenCV is not installed or no object is found.
     """
     if not find_spec("cv2"):
         raise InputError("--box needs OpenCV, which is not installed", hint=INSTALL_PHOTOS)
@@ -235,17 +237,17 @@ def cut_by_box(rgb: np.ndarray, box: tuple[int, int, int, int], name: str = "the
 
 
 def _border(values: np.ndarray) -> np.ndarray:
-    """The outermost two pixels of (h, w, ...) all round, as (n, ...); corners count twice."""
+    """The outermost two rows and columns of (h, w, ...), as (n, ...); corners count twice."""
     rest = values.shape[2:]
     sides = (values[:2], values[-2:], values[:, 0], values[:, 1], values[:, -2], values[:, -1])
     return np.concatenate([side.reshape(-1, *rest) for side in sides])
 
 
 def _slow_background(rgb: np.ndarray) -> np.ndarray | None:
-    """Float (h, w, 3): colours that change slowly and fit most of the border, continued inwards; None if none do.
+    """A smooth background (h, w, 3) that fits most of the border, extrapolated inwards; None if none fits.
 
-    A polynomial of degree 2 is fitted to the border. What joins the border in its colours then joins the fit, which
-    follows lights and vignettes into the picture.
+    A polynomial of degree 2 is fitted to the border. Then the region that matches it is added to the fit, which so
+    follows gradients and vignettes into the picture.
     """
     border = np.zeros(rgb.shape[:2], bool)
     border[:2] = border[-2:] = border[:, :2] = border[:, -2:] = True
@@ -263,10 +265,10 @@ def _slow_background(rgb: np.ndarray) -> np.ndarray | None:
 
 
 def _fitted(rgb: np.ndarray, where: np.ndarray, degree: int) -> np.ndarray:
-    """A polynomial in x and y for each channel, fitted to the pixels that are marked, and its value everywhere.
+    """A polynomial in x and y per channel, fitted to the marked pixels and evaluated everywhere (h, w, 3).
 
-    What is far from the fit counts little, first beyond 96 levels and in the end beyond 4, so that an object at the
-    border does not bend it.
+    A robust fit by iteratively reweighted least squares: outliers, such as an object at the border, are down-weighted
+    beyond a scale that decreases from 96 to 4 levels.
     """
     rows, columns = where.shape
     y, x = (np.vander(np.linspace(-1, 1, side), degree + 1, increasing=True) for side in (rows, columns))
@@ -278,7 +280,7 @@ def _fitted(rgb: np.ndarray, where: np.ndarray, degree: int) -> np.ndarray:
     weight = np.ones(len(chosen))
     for scale in (96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 4, 4, 4):
         weighted = (basis * weight[:, None]).T
-        # A narrow frame alone does not tell all terms of degree 4 apart: the smallest factors are taken.
+        # A narrow frame does not determine all terms of degree 4: take the least-norm solution.
         factors = np.linalg.lstsq(weighted @ basis, weighted @ values, rcond=1e-9)[0]
         weight = 1 / (1 + (np.abs(values - basis @ factors).max(axis=-1) / scale) ** 2) ** 2
     table = np.zeros((degree + 1, degree + 1, 3))
@@ -287,10 +289,10 @@ def _fitted(rgb: np.ndarray, where: np.ndarray, degree: int) -> np.ndarray:
 
 
 def _outside(rgb: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Where the picture has the colours of the background (h, w, 3) and joins its border."""
+    """The region with the colours of the background (h, w, 3) that is connected to the picture's border."""
     from scipy import ndimage
 
-    # One pixel of background all round joins what an object that touches the border would part.
+    # A frame of one background pixel connects regions that an object touching the border would separate.
     distance = np.abs(rgb - background).max(axis=-1)
     plain = np.pad(distance <= BORDER_TOLERANCE, 1, constant_values=True)
     labels = np.empty(plain.shape, np.int32)
@@ -299,7 +301,7 @@ def _outside(rgb: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 def _keyed(rgb: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """RGBA: what joins the border in the colours of the background (h, w, 3) is transparent, with dust in it."""
+    """RGBA with the background region, including dust in it, made transparent."""
     from scipy import ndimage
 
     outside = _outside(rgb, background)
@@ -315,7 +317,7 @@ def _keyed(rgb: np.ndarray, background: np.ndarray) -> np.ndarray:
 def _unmix(rgb: np.ndarray, background: np.ndarray, rim: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Alpha and uint8 colour with pixel = alpha * foreground + (1 - alpha) * background on the rim.
 
-    The foreground is taken from the pixel within 2 steps that differs most from the background.
+    The foreground colour is that of the pixel within 2 pixels that differs most from the background.
     """
     y, x = np.nonzero(rim)
     distance = np.abs(rgb - background).max(axis=-1)
@@ -334,9 +336,9 @@ def _unmix(rgb: np.ndarray, background: np.ndarray, rim: np.ndarray) -> tuple[np
 
 
 def _soft_edge(rgb: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """RGBA uint8 with an edge two pixels wide, where alpha is the share of the object's colour in the pixel.
+    """RGBA uint8 with a soft edge two pixels wide, where alpha is the object's share of the pixel's colour.
 
-    The colours of both sides are means of their near pixels. Where they are alike, alpha is the mask's, smoothed.
+    The colours of both sides are means over nearby pixels. Where these are similar, alpha is the blurred mask.
     """
     from scipy import ndimage
 
@@ -348,7 +350,7 @@ def _soft_edge(rgb: np.ndarray, inside: np.ndarray) -> np.ndarray:
     apart = ((front - back) ** 2).sum(axis=-1)
     share = ((rgb[edge] - back) * (front - back)).sum(axis=-1) / np.maximum(apart, 1.0)
     smooth = ndimage.gaussian_filter(inside.astype(np.float64), 1.0, mode="nearest")[edge]
-    trust = apart / (apart + 3 * 16.0**2)  # the means are as far apart as a texture may deviate from them
+    trust = apart / (apart + 3 * 16.0**2)  # less where the two means differ by less than a texture may vary
     alpha, color = inner.astype(np.float64), rgb.copy()
     alpha[edge] = np.clip(trust * share + (1 - trust) * smooth, 0, 1)
     color[edge] = np.clip(np.rint(front), 0, 255)
@@ -356,7 +358,7 @@ def _soft_edge(rgb: np.ndarray, inside: np.ndarray) -> np.ndarray:
 
 
 def _near_mean(rgb: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """At every pixel the mean colour of the marked pixels near it; that of the nearest one where none is near."""
+    """At every pixel, the mean colour of nearby marked pixels; that of the nearest one if none is nearby."""
     from scipy import ndimage
 
     weight = ndimage.gaussian_filter(where.astype(np.float64), 2.0)
@@ -368,7 +370,10 @@ def _near_mean(rgb: np.ndarray, where: np.ndarray) -> np.ndarray:
 def _scaled_box(
     picture: Picture, box: tuple[int, int, int, int], size: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A box in pixels of the picture as one of its small copy; it must lie in the picture and leave some of it out."""
+    """A box in pixels of the picture, scaled to its downscaled copy.
+
+    Raises InputError for a box that is not inside the picture or covers all of it.
+    """
     rows, columns = picture.rgb.shape[:2]
     if len(box) != 4:
         raise InputError(f"a box is four numbers, x0 y0 x1 y1, got {len(box)}")
@@ -391,7 +396,7 @@ def _scaled_box(
 
 
 def _model_places() -> list[Path]:
-    """Where rembg looks for its model: a folder of its own, and the one that all of its versions know, last."""
+    """Paths where rembg looks for its model; the last one is known to all its versions."""
     data = os.environ.get("XDG_DATA_HOME")
     old = os.environ.get("U2NET_HOME") or (f"{data}/.u2net" if data else "~/.u2net")
     home = os.environ.get("REMBG_HOME") or (f"{data}/rembg" if data else "~/.rembg")
@@ -400,7 +405,7 @@ def _model_places() -> list[Path]:
 
 
 def _no_model() -> WeightsError:
-    """rembg's model could not be had: what, why and from where."""
+    """The error for a model of rembg that is damaged or cannot be downloaded."""
     found, place = remover_file(), _model_places()[-1]
     if found:
         return WeightsError(
@@ -421,5 +426,5 @@ def _download(place: Path) -> str:
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # OpenCV has several packages of the same module
+    except PackageNotFoundError:  # the same OpenCV module comes in several packages
         return ""

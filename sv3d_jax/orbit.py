@@ -56,8 +56,9 @@ class Orbit:
 
         video is mp4, gif, webp, or png for none. Returns the files written.
         """
+        from sv3d_jax.io.cameras_file import CAMERAS_FILE, frame_file
         from sv3d_jax.io.images import write_png
-        from sv3d_jax.io.orbits import CAMERAS_FILE, frame_file, write_orbit
+        from sv3d_jax.io.orbits import write_orbit
         from sv3d_jax.io.video import available_format, contact_sheet, frame_labels, write_video
 
         directory, frames = Path(directory), self.frames_uint8()

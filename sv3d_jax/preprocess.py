@@ -1,4 +1,4 @@
-"""From any picture of an object to the model's input: cut out, centred in a square, resized, over white."""
+"""Preparing the input picture: cut out the object, centre it in a square, resize, composite over white."""
 
 from dataclasses import dataclass, field
 
@@ -15,11 +15,11 @@ BACKGROUNDS = ("auto", "alpha", "remove", "keep")
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """The picture that the model sees."""
+    """The model's input picture."""
 
     pixels: np.ndarray  # (size, size, 3) uint8
-    bbox: tuple[int, int, int, int]  # x, y, width, height of the object in the picture it was cut from
-    notes: list[str] = field(default_factory=list)
+    bbox: tuple[int, int, int, int]  # x, y, width, height of the object in the picture that was cut out
+    notes: list[str] = field(default_factory=list)  # what was done to the picture, for run.json
 
 
 def prepare_image(
@@ -34,14 +34,15 @@ def prepare_image(
 ) -> PreparedImage:
     """Cut the object out, centre it in a square, resize to `size` and composite over white.
 
-    `background` is "auto" (alpha, else a plain border, else the remover), "alpha", "remove" or "keep". With "auto",
-    a mask may say what the object is, or a box x0, y0, x1, y1 where it is. One `remover`
-    serves many pictures; without one, each makes its own.
+    `background` is "auto" (the picture's alpha, else a plain background, else the remover), "alpha", "remove" or
+    "keep". With "auto", the object may be given by a mask or by a box x0, y0, x1, y1. Pass one `remover` to load its
+    network only once for many pictures.
 
-    The square's side is the object's longer side / frame_ratio; without a ratio the longest side of the picture,
-    or with `published_side` its number of rows, which a wide object may not fit. "keep" neither cuts nor centres.
+    The side of the square is the object's longer side divided by `frame_ratio`. Without a ratio it is the longer side
+    of the picture, or with `published_side` its height, which a wide object may not fit. "keep" neither cuts out nor
+    centres.
 
-    Raises InputError for a picture that cannot be used in this way, WeightsError for a remover without its model.
+    Raises InputError for a picture that cannot be used in this way, WeightsError if the remover's model is missing.
     """
     if background not in BACKGROUNDS:
         raise InputError(f"background must be one of {', '.join(BACKGROUNDS)}, got {background!r}")
@@ -89,10 +90,10 @@ def prepare_for(
     box: tuple[int, int, int, int] | None = None,
     remover: Remover | None = None,
 ) -> PreparedImage:
-    """`prepare_image` as suits a model.
+    """`prepare_image` with the framing that a model was trained with.
 
-    Models that we trained know frames as `sv3d data render` makes them, where the camera looks at the object's
-    middle and not at that of its outline. Such a picture is kept as it is by "auto".
+    Models trained by this package expect frames like those of `sv3d data render`, where the camera looks at the centre
+    of the object's bounding box, not of its silhouette. With "auto", a picture that looks like such a frame is kept.
     """
     chosen = background != "auto" or frame_ratio is not None or mask is not None or box is not None
     if not chosen and model.training and is_render(picture):
@@ -101,7 +102,7 @@ def prepare_for(
 
 
 def is_render(picture: Picture) -> bool:
-    """Whether this looks like a frame of ours: square, with nothing but white at its border."""
+    """Whether a picture looks like a frame of `sv3d data render`: square, without alpha, with a white border."""
     rgb = picture.rgb
     border = (rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1])
     return (
@@ -110,7 +111,7 @@ def is_render(picture: Picture) -> bool:
 
 
 def bounding_box(alpha: np.ndarray, name: str = "the picture") -> tuple[int, int, int, int]:
-    """x, y, width, height of all nonzero alpha."""
+    """x, y, width, height of the region with nonzero alpha. Raises InputError if there is none."""
     if not alpha.any():
         raise InputError(
             f"nothing of {name} is left when its background is removed",
@@ -127,7 +128,7 @@ def square_side(
     frame_ratio: float | None = None,
     published_side: bool = False,
 ) -> int:
-    """Side of the square that a cut-out of this size and box is centred in; see `prepare_image`."""
+    """Side of the square in which an object with this bounding box is centred; see `prepare_image`."""
     if frame_ratio is not None:
         return int(max(bbox[2:]) / frame_ratio)
     return rows_columns[0] if published_side else max(rows_columns)

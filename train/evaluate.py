@@ -1,4 +1,4 @@
-"""How well a model turns held-out figures: sampled orbits against rendered ones, and against trivial answers."""
+"""Quality of a model on held-out figures: sampled orbits against rendered ones, and against trivial baselines."""
 
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,9 @@ from sv3d_jax.train.samples import sample_latents
 BATCH = 8
 RETRIEVAL_OBJECTS = 24
 WRONG_AZIMUTH_DEG, WRONG_ELEVATION_DEG = 90.0, 20.0
-MUST = {  # from training on a CPU; dB over the better of copy and mean image where the name says so
+# What a model trained on a CPU must reach. `..._over_baseline`: dB above the better one of two trivial answers, a copy
+# of the input view and the mean image.
+MUST = {
     "autoencoder": 25.0,
     "one_step_over_baseline": 6.0,
     "sampled_over_baseline": 5.0,
@@ -38,14 +40,14 @@ MUST = {  # from training on a CPU; dB over the better of copy and mean image wh
 
 
 class HeldOut(NamedTuple):
-    """Orbits of objects that are never trained on, half of them clockwise, each at one elevation."""
+    """Orbits of objects that are not in the training data; half of them go clockwise, each has one elevation."""
 
     images: np.ndarray  # uint8 n f h w 3
     orbits: list[Orbit]
 
 
 def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
-    """Even steps from a random azimuth; level, at the elevations that orbits have in training."""
+    """Orbits of even steps from a random azimuth, each at one random elevation of the training range."""
     data = DataConfig()
     rng = np.random.default_rng(EVALUATION_SEED)
     orbits = [
@@ -65,16 +67,15 @@ def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
 def evaluate(
     params: Params, model: ModelConfig, held_out: HeldOut, num_steps: int, progress: Progress
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The measures of `MUST` with baselines and ceiling, and the sampled pictures uint8 `n f h w 3`.
+    """The measures of `MUST` and others, and the sampled frames, uint8 (n f h w 3).
 
-    PSNR is the mean over pictures of all frames but the input view.
+    PSNR is averaged over all frames except the input view. Raises ValueError where the objects do not fill batches.
     """
     images, orbits = held_out
-    count, num_frames = images.shape[:2]
+    count = len(images)
     size = min(BATCH, count)
     if count % size:
         raise ValueError(f"the number of objects must be a multiple of {BATCH}, got {count}")
-    views = num_frames - 1
     truth = np.asarray(to_pixels(images))
     whole = whole_orbits(EncodedOrbits(*Encoder(params, model)(images), orbits))
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i : i + size], whole) for i in range(0, count, size)]
@@ -94,19 +95,36 @@ def evaluate(
     direct = run("one step", one_step)
     sampled = run("sample", sampled_orbit)
     reconstructed = run("autoencoder", jax.jit(partial(_reconstruct, model)))
+    wrong_cameras = {
+        "reversed_pose_costs": run("reversed pose", one_step, _reverse),
+        "azimuth_plus_90_costs": run("azimuth + 90", one_step, _turn),
+        "wrong_elevation_costs": run("wrong elevation", one_step, _raise),
+    }
+    report = _measures(truth, direct, sampled, reconstructed, wrong_cameras)
+    return report, np.round((np.clip(sampled, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
+
+
+def _measures(
+    truth: np.ndarray,
+    direct: np.ndarray,
+    sampled: np.ndarray,
+    reconstructed: np.ndarray,
+    wrong_cameras: dict[str, np.ndarray],
+) -> dict[str, float]:
+    """All measures of pictures (n f h w 3) in [-1, 1]; `wrong_cameras` are one-step results under a wrong camera.
+
+    A cost is what the wrong camera takes from the PSNR of the one-step result.
+    """
+    views = truth.shape[1] - 1
 
     def score(pictures, frames=slice(0, views)) -> float:
         return float(psnr(pictures[:, frames], truth[:, frames]).mean())
 
-    def cost(name: str, change) -> float:
-        """What a wrong camera takes from the one-step PSNR."""
-        return score(direct) - score(run(name, one_step, change))
-
     copy = score(np.broadcast_to(truth[:, -1:], truth.shape))
     mean = score(np.broadcast_to(truth[:, :views].mean((0, 1)), truth.shape))
     reversed_truth = np.concatenate([truth[:, :views][:, ::-1], truth[:, views:]], axis=1)
-    frame = num_frames // 2
-    report = {
+    frame = truth.shape[1] // 2
+    return {
         "copy": copy,
         "mean_image": mean,
         "autoencoder": score(reconstructed),
@@ -118,17 +136,14 @@ def evaluate(
         "first_view": score(sampled, slice(0, 1)),
         "last_view": score(sampled, slice(views - 1, views)),
         "direction_gap": score(sampled) - float(psnr(sampled[:, :views], reversed_truth[:, :views]).mean()),
-        "reversed_pose_costs": cost("reversed pose", _reverse),
-        "azimuth_plus_90_costs": cost("azimuth + 90", _turn),
-        "wrong_elevation_costs": cost("wrong elevation", _raise),
+        **{name: score(direct) - score(pictures) for name, pictures in wrong_cameras.items()},
         "own_object": own_object(sampled[:RETRIEVAL_OBJECTS], truth[:RETRIEVAL_OBJECTS]),
         "right_frame": right_frame(sampled[:, :views], truth[:, :views]),
     }
-    return report, np.round((np.clip(sampled, -1.0, 1.0) + 1.0) * 127.5).astype(np.uint8)
 
 
 def own_object(sampled: np.ndarray, truth: np.ndarray) -> float:
-    """Share of generated frames (the input view aside) that are nearest to their own object's of the same place."""
+    """Share of sampled frames, without the input view, whose nearest true frame of that index is their own object's."""
     frames = truth.shape[1] - 1
     difference = sampled[:, None, :frames] - truth[None, :, :frames]
     nearest = np.square(difference).mean((-3, -2, -1)).argmin(1)
@@ -136,7 +151,7 @@ def own_object(sampled: np.ndarray, truth: np.ndarray) -> float:
 
 
 def right_frame(sampled: np.ndarray, truth: np.ndarray) -> float:
-    """Share of generated frames whose nearest true frame of the object is their own or a neighbour."""
+    """Share of sampled frames whose nearest true frame of the object has the same index or a neighbouring one."""
     count = truth.shape[1]
     errors = np.stack(
         [np.square(s[:, None] - t[None]).mean((-3, -2, -1)) for s, t in zip(sampled, truth, strict=True)]
@@ -146,7 +161,7 @@ def right_frame(sampled: np.ndarray, truth: np.ndarray) -> float:
 
 
 def write_contact_sheet(path: Path, sampled: np.ndarray, truth: np.ndarray, objects: int = 8) -> None:
-    """A PNG with two rows an object, sampled over true, of every second frame; the last column is the input view."""
+    """Write a PNG with two rows per object, sampled above true, of every second frame; last is the input view."""
     from sv3d_jax.io.images import write_png
 
     shown = [*range(0, truth.shape[1] - 1, 2), truth.shape[1] - 1]
@@ -155,7 +170,7 @@ def write_contact_sheet(path: Path, sampled: np.ndarray, truth: np.ndarray, obje
 
 
 def _one_step(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Array) -> Array:
-    """The denoised orbit from pure noise: the network's mean answer."""
+    """The orbit that one call of the denoiser predicts from pure noise, at sigma_max."""
     network = orbit_network(model, params["unet"], batch.frame_index)
     sigma = jnp.full(noise.shape[:2], model.sigma_max)
     return _pictures(
@@ -170,7 +185,7 @@ def _sampled(model: ModelConfig, num_steps: int, params: Params, batch: OrbitBat
 
 
 def _reconstruct(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Array) -> Array:
-    """What the autoencoder makes of the true views: the ceiling."""
+    """The true views, encoded and decoded: an upper bound for sampled ones."""
     del noise
     return _pictures(model, params, batch.latents * jnp.asarray(model.latent_factor))
 

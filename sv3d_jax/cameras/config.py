@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PathConfig:
-    """The camera path of an orbit; its last view is the input picture's."""
+    """The camera path of an orbit; its last view is the input view."""
 
     orbit: Literal["static", "sine", "dynamic"] = "static"
     """static: one elevation; sine: elevation swings by 30 degrees; dynamic: random and smooth, by the seed"""
@@ -27,10 +27,10 @@ class PathConfig:
     frames: int = 21
     """number of views; SV3D is trained on 21"""
     seed: int = 0
-    """number that the random choices follow from"""
+    """seed of random choices"""
 
     def camera_path(self) -> CameraPath:
-        """The path, or a CameraError that says what is wrong with the settings."""
+        """The camera path of these settings. Raises CameraError for settings that give none."""
         from sv3d_jax.cameras.orbit import make_orbit
 
         if isinstance(self.elevation, tuple):
@@ -57,8 +57,8 @@ class CamerasConfig(PathConfig, CommonConfig):
 def run_cameras(config: CamerasConfig, progress: Progress) -> dict[str, Any]:
     """Print the path as a table, plot and write it where asked; returns the content of cameras.json."""
     from sv3d_jax.cameras.plot import plot_path
+    from sv3d_jax.io.cameras_file import CAMERAS_FILE, cameras_document, write_cameras
     from sv3d_jax.io.images import write_png
-    from sv3d_jax.io.orbits import CAMERAS_FILE, cameras_document, write_cameras
 
     path = config.camera_path()
     if config.plot is not None and config.plot.suffix.lower() != ".png":

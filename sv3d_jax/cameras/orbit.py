@@ -23,12 +23,12 @@ DYNAMIC_SAMPLES = 84
 
 
 class CameraWarning(UserWarning):
-    """A camera path that can be followed, but perhaps not with the result that was meant."""
+    """A valid camera path or file that may not give the intended result."""
 
 
 @dataclass(frozen=True)
 class CameraPath:
-    """Views of an orbit in order; all look at the origin from one radius.
+    """The cameras of an orbit, in order; all look at the origin from one radius.
 
     Raises CameraError for angles, a radius, a field of view or an input frame that cannot be.
     """
@@ -75,7 +75,7 @@ class CameraPath:
 
 
 def static_orbit(num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0) -> CameraPath:
-    """Regular steps at one elevation, ending at azimuth 0 (where the published web demo has 360)."""
+    """Even steps at one elevation, ending at azimuth 0 (the published web demo has 360 there)."""
     check_num_frames(num_frames)
     return CameraPath(static_azimuths_deg(num_frames), np.full(num_frames, _angle(elevation_deg)))
 
@@ -83,9 +83,9 @@ def static_orbit(num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0) -> C
 def sine_orbit(
     num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0, amplitude_deg: float = 30.0
 ) -> CameraPath:
-    """Regular steps whose elevation follows one period of a sine, clamped at 89 degrees, and returns at the end.
+    """Even steps; the elevation follows one period of a sine, clamped to +-89 degrees, and ends at its mean.
 
-    Amplitude 30 is the orbit that the SV3D paper reconstructs from.
+    The SV3D paper reconstructs from the orbit with amplitude 30.
     """
     check_num_frames(num_frames)
     phase = 2 * np.pi * np.arange(1, num_frames + 1) / num_frames
@@ -96,8 +96,8 @@ def sine_orbit(
 def dynamic_orbit(num_frames: int = NUM_FRAMES, elevation_deg: float = 10.0, seed: int = 0) -> CameraPath:
     """Random smooth orbit of SV3D's web demo: uneven steps, elevation a sum of sines.
 
-    The 84 samples of `dynamic_samples` are read off at num_frames even positions, linearly between samples where
-    num_frames does not divide 84; where it does, this is the published orbit.
+    The 84 samples of `dynamic_samples` are resampled to num_frames, with linear interpolation. If num_frames divides
+    84, this is the published orbit.
     """
     check_num_frames(num_frames)
     azimuths, elevations = dynamic_samples(elevation_deg, seed)
@@ -115,7 +115,7 @@ def custom_orbit(
     num_frames: int = NUM_FRAMES,
     input_frame: Literal["first", "last"] = "last",
 ) -> CameraPath:
-    """Views in the caller's order; None for regular azimuths, a single elevation is repeated.
+    """Views with given angles, in the given order. Azimuths None means even steps; one elevation may serve all views.
 
     Azimuths may be any finite numbers: they are taken relative to that of the input view, modulo 360.
     """
@@ -144,7 +144,7 @@ def make_orbit(
     azimuths_deg: ArrayLike | None = None,
     elevations_deg: ArrayLike | None = None,
 ) -> CameraPath:
-    """The path that the command line's options name; lists of angles take the place of the kind's own."""
+    """The path that the command line's options describe; lists of angles override those of the kind."""
     if kind not in ORBIT_KINDS:
         raise CameraError(f"orbit must be one of {', '.join(ORBIT_KINDS)}, got {kind!r}")
     check_num_frames(num_frames)
@@ -167,9 +167,9 @@ def static_azimuths_deg(num_frames: int) -> np.ndarray:
 
 
 def dynamic_samples(elevation_deg: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """84 azimuths from 0 and 84 smoothed elevations in degrees: the orbit that the web demo draws for a seed.
+    """84 azimuths, starting at 0, and 84 smoothed elevations, in degrees: the web demo's random orbit for a seed.
 
-    Equal to the published values draw for draw, hence NumPy's legacy generator. Sample 0 is the input view.
+    Uses NumPy's legacy generator to reproduce the published values exactly. Sample 0 is the input view.
     """
     elevation_deg = _angle(elevation_deg)
     rng = np.random.RandomState(seed)
@@ -195,7 +195,7 @@ def draw_dynamic(rng: np.random.RandomState, elevation_deg: float) -> tuple[np.n
 
 
 def smooth_cyclic(elevations_deg: np.ndarray, width: int = 5) -> np.ndarray:
-    """Box filter over a sequence whose end joins its beginning."""
+    """Box filter over a cyclic sequence."""
     wrapped = np.concatenate([elevations_deg[-width:], elevations_deg, elevations_deg[:width]])
     return np.convolve(wrapped, np.ones(width) / width, mode="same")[width:-width]
 
@@ -209,12 +209,12 @@ def published_dynamic_orbit(length: int, elevation_deg: float, seed: int) -> tup
 
 
 def published_demo_azimuths_deg(num_frames: int) -> np.ndarray:
-    """Static azimuths of the web demo, whose last is 360 where the command line has 0."""
+    """Static azimuths of the web demo: the last one is 360, where the published command line has 0."""
     return np.linspace(0.0, 360.0, num_frames + 1)[1:]
 
 
 def check_num_frames(num_frames: int) -> None:
-    """Refuse a number of frames that the model cannot sample."""
+    """Raise CameraError for a number of frames that the model cannot sample."""
     if not MIN_FRAMES <= num_frames <= MAX_FRAMES:
         raise CameraError(f"frames must lie between {MIN_FRAMES} and {MAX_FRAMES}, got {num_frames}")
 
@@ -241,7 +241,7 @@ def _listed(given: ArrayLike | float, name: str, num_frames: int, limit: float =
 
 
 def _angles(values: Sequence[Any] | np.ndarray, name: str, limit: float = math.inf) -> np.ndarray:
-    """Angles as float64, or an error that names the first bad one."""
+    """Angles as float64. Raises CameraError, which names the first bad one."""
     if len(values) == 0:
         raise CameraError(f"{name} is empty")
     angles = np.empty(len(values))

@@ -1,4 +1,4 @@
-"""A picture of a camera path: the views from above, and their elevations."""
+"""A plot of a camera path: cameras seen from above, and their elevations."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 _WIDTH, _HEIGHT = 1200, 560
-_SCALE = 3  # drawn larger and reduced, for smooth lines
+_SCALE = 3  # supersampling, for smooth lines
 _INK, _FAINT, _INPUT = (48, 54, 66), (222, 226, 232), (206, 60, 48)
 _FIRST, _LAST = np.array([64, 160, 220]), np.array([70, 60, 150])
 
 
 def plot_path(path: CameraPath) -> np.ndarray:
-    """RGB picture (560, 1200, 3): left the cameras seen from above, the input view below; right the elevations."""
+    """RGB image (560, 1200, 3): left, the cameras from above, the input view at the bottom; right, the elevations."""
     from PIL import Image, ImageDraw, ImageFont
 
     image = Image.new("RGB", (_WIDTH * _SCALE, _HEIGHT * _SCALE), "white")
@@ -40,7 +40,7 @@ def _draw_from_above(
     center, radius = np.array([285.0, 300.0]), 185.0
 
     def place(azimuth_deg: float | np.ndarray, distance: float | np.ndarray) -> np.ndarray:
-        """Pixel of a point around the object: azimuth 0 below, counter-clockwise."""
+        """Pixel of a point around the object: azimuth 0 at the bottom, counter-clockwise."""
         angle = np.deg2rad(azimuth_deg)
         return center + radius * np.stack([distance * np.sin(angle), distance * np.cos(angle)], axis=-1)
 

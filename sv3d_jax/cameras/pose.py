@@ -1,7 +1,7 @@
-"""Camera poses and projections: position, look-at matrices, intrinsics, the step to clip space.
+"""Camera poses and projections: look-at matrices, intrinsics, OpenGL projection.
 
 World: right-handed, z up. Camera: x right, y up, looking along -z. Pixels: the centre of row i, column j is
-(j + 0.5, i + 0.5), row 0 on top. Everything here is float64 NumPy; `rays.py` carries it to the accelerator.
+(j + 0.5, i + 0.5), row 0 on top. Everything here is float64 NumPy; `rays.py` has what runs on the device.
 """
 
 import math
@@ -14,15 +14,15 @@ from sv3d_jax.errors import CameraError
 
 SV3D_FOV_DEG = 33.8
 SV3D_RADIUS = 2.0
-MAX_DISTANCE = 1e9  # from a world's origin: what single precision still tells apart there is of no use
-ROTATION_TOLERANCE = 0.01  # of a rotation's entries, as files round them
+MAX_DISTANCE = 1e9  # of a camera from the origin; beyond, single precision is useless
+ROTATION_TOLERANCE = 0.01  # of a rotation's entries, which files may round
 
 
 def look_at(azimuths_deg: ArrayLike, elevations_deg: ArrayLike, radius: ArrayLike | float) -> np.ndarray:
     """World-from-camera matrices (f, 4, 4) of cameras on a sphere around the origin, looking at it, z up.
 
     The position is radius (cos e cos a, cos e sin a, sin e): azimuth grows counter-clockwise seen from above.
-    Written in closed form, so that the poles (e = +-90) have a well-defined right and up as well.
+    In closed form, so that right and up are well-defined at the poles (e = +-90) too.
     """
     azimuth, elevation = np.deg2rad(np.broadcast_arrays(azimuths_deg, elevations_deg)).astype(np.float64)
     cos_a, sin_a, cos_e, sin_e = np.cos(azimuth), np.sin(azimuth), np.cos(elevation), np.sin(elevation)
@@ -36,10 +36,10 @@ def look_at(azimuths_deg: ArrayLike, elevations_deg: ArrayLike, radius: ArrayLik
 
 
 def rigid_pose(matrix: np.ndarray, where: str) -> np.ndarray:
-    """A camera's world-from-camera matrix (4, 4) from one of 4x4 or 3x4 numbers, its rotation rounding-free.
+    """A camera's world-from-camera matrix (4, 4) from 4x4 or 3x4 numbers of a file, its rotation made exact.
 
-    Raises CameraError, which begins with `where`, for other shapes, numbers that are not finite or beyond
-    `MAX_DISTANCE`, matrices that lie transposed, and rotations that scale, shear or mirror.
+    Raises CameraError, which begins with `where`, for other shapes, non-finite numbers, positions beyond
+    `MAX_DISTANCE`, transposed matrices, and rotations with scale, shear or reflection.
     """
     if matrix.shape not in ((4, 4), (3, 4)):
         raise CameraError(f"{where} must be 4x4 numbers, got the shape {matrix.shape}")
@@ -68,6 +68,17 @@ def rigid_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     return pose
 
 
+def quaternion_rotations(quaternions: np.ndarray) -> np.ndarray:
+    """Rotation matrices (..., 3, 3) of unit quaternions (..., 4) in the order w, x, y, z."""
+    w, x, y, z = np.moveaxis(quaternions, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
 def check_distance(position: np.ndarray, where: str) -> None:
     """Raise CameraError for a camera (3,) further from the origin than `MAX_DISTANCE`."""
     if (farthest := np.abs(position).max()) > MAX_DISTANCE:
@@ -77,7 +88,7 @@ def check_distance(position: np.ndarray, where: str) -> None:
 
 
 def check_ahead(camera_to_world: np.ndarray, center: np.ndarray, names: list[str]) -> None:
-    """Raise CameraError where a point (3,) does not lie before each of the cameras (f, 4, 4), which look along -z."""
+    """Raise CameraError unless a point (3,) is in front of all cameras (f, 4, 4), which look along -z."""
     offsets = center - camera_to_world[:, :3, 3]
     distances = np.maximum(np.linalg.norm(offsets, axis=1), 1e-300)
     cosines = -np.einsum("fi,fi->f", offsets, camera_to_world[:, :3, 2]) / distances
@@ -101,7 +112,7 @@ def check_ahead(camera_to_world: np.ndarray, center: np.ndarray, names: list[str
 
 
 def finite_number(value: Any, where: str) -> float:
-    """The value as a float; raises CameraError, which begins with `where`, if it is no finite number."""
+    """The value as a float. Raises CameraError, which begins with `where`, if it is not a finite number."""
     try:
         if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
             return float(value)

@@ -1,4 +1,4 @@
-"""Bundles of rays through pixel centres."""
+"""Camera rays through pixel centres."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ def camera_rays(
     height: int,
     width: int,
 ) -> tuple[Float[Array, "*b h w 3"], Float[Array, "*b h w 3"]]:
-    """Origins and unit directions, in the world, of the rays through all pixel centres."""
+    """Origins and unit directions, in world coordinates, of the rays through all pixel centres."""
     camera_to_world, focal, center = (jnp.asarray(x, jnp.float32) for x in (camera_to_world, focal, center))
     x = (jnp.arange(width) + 0.5 - center[..., None, 0:1]) / focal[..., None, 0:1]  # *b 1 w
     y = (center[..., 1:2, None] - jnp.arange(height)[:, None] - 0.5) / focal[..., 1:2, None]  # *b h 1

@@ -1,4 +1,4 @@
-"""Fewer triangles for the same surface."""
+"""Mesh simplification by edge collapses."""
 
 import warnings
 
@@ -8,18 +8,21 @@ from sv3d_jax.arrays import Float, Int, Num
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 
-POINT_WEIGHT = 1e-4  # of a vertex's distance to where it was, against that to the planes of its faces
-MIN_COSINE = 0.2  # between the normals of a face before and after a collapse
-CHEAP_SHARE = 0.5  # of all edges, by cost, that one round may collapse
+POINT_WEIGHT = (
+    1e-4  # weight of the distance to the original vertex, relative to that to the planes of its faces
+)
+MIN_COSINE = 0.2  # between a face's normals before and after a collapse
+CHEAP_SHARE = 0.5  # share of all edges, cheapest first, that one round may collapse
 
 
 def decimate(mesh: Mesh, max_faces: int) -> Mesh:
-    """A mesh of at most `max_faces` faces near the surface of a larger one, without its colours.
+    """Simplify a mesh to at most `max_faces` faces; colours are dropped.
 
-    Edges collapse into the point with the least quadric error (Garland and Heckbert 1997), in rounds: all edges that
-    are cheaper than every other edge in their surroundings at once. An edge stays if its collapse would pinch the
-    surface (the link condition of Dey et al. 1999), turn a face over or move a border, so a closed surface stays
-    closed. Warns if more than `max_faces` are left then. Vertices at one place count as one.
+    Edges collapse to the point of least quadric error (Garland and Heckbert 1997). Each round collapses at once all
+    edges that are cheaper than every edge in their neighbourhood. An edge is kept if its collapse would pinch the
+    surface (link condition of Dey et al. 1999), flip a face or move a border, so closed surfaces stay closed. Warns if
+    more than `max_faces` faces remain. Vertices at the same position are merged first. Raises InputError for
+    `max_faces` below 4.
     """
     if max_faces < 4:
         raise InputError(f"a mesh needs at least 4 faces to be decimated to, got {max_faces}")
@@ -55,10 +58,10 @@ def decimate(mesh: Mesh, max_faces: int) -> Mesh:
 
 
 def _vertex_quadrics(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "t 3"]) -> np.ndarray:
-    """Squared distance to the planes of a vertex's faces, weighted by area, as a form (v 4 4) of (x, y, z, 1).
+    """Quadrics (v 4 4) of (x, y, z, 1): squared distances to the planes of each vertex's faces, weighted by area.
 
-    A little of the squared distance to the vertex itself makes every form definite, and in flat parts prefers
-    short edges.
+    A small weight on the distance to the vertex itself makes every quadric positive definite, and prefers short edges
+    in flat regions.
     """
     a, b, c = np.moveaxis(vertices[faces], 1, 0)
     cross = np.cross(b - a, c - a)
@@ -79,8 +82,10 @@ def _vertex_quadrics(vertices: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, 
 
 
 def _collapsible_edges(faces: Int[np.ndarray, "t 3"], num_vertices: int) -> Int[np.ndarray, "e 2"]:
-    """Edges that keep the surface what it is: away from borders, and their ends share no other neighbours than
-    the tips of the two faces at the edge."""
+    """Edges whose collapse keeps the topology: not at borders, and satisfying the link condition.
+
+    That is, the ends of the edge share no other neighbours than the opposite corners of its two faces.
+    """
     from scipy.sparse import coo_matrix
 
     ends = np.sort(np.stack([faces.ravel(), np.roll(faces, -1, axis=1).ravel()], axis=1), axis=1)
@@ -92,14 +97,14 @@ def _collapsible_edges(faces: Int[np.ndarray, "t 3"], num_vertices: int) -> Int[
     shape = (num_vertices, num_vertices)
     neighbours = coo_matrix((np.ones(len(pairs), np.int32), (pairs[:, 0], pairs[:, 1])), shape).tocsr()
     shared = neighbours[edges[:, 0]].multiply(neighbours[edges[:, 1]]).sum(axis=1)
-    # Every edge of a tetrahedron passes that test, but would leave two faces back to back.
+    # Edges of a tetrahedron satisfy the link condition, but a collapse would leave two faces back to back.
     valence = np.diff(neighbours.indptr)[edges]
     linked = (np.asarray(shared).ravel() == 2) & (valence.sum(axis=1) > 6)
     return edges[linked & ~fixed[edges].any(axis=1)]
 
 
 def _best_places(quadrics: Float[np.ndarray, "e 4 4"]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each form is least (e 3), and its values there."""
+    """The minimum of each quadric: position (e 3) and value (e)."""
     places = np.linalg.solve(quadrics[:, :3, :3], -quadrics[:, :3, 3:])[..., 0]
     return places, (quadrics[:, 3, :3] * places).sum(axis=1) + quadrics[:, 3, 3]
 
@@ -107,9 +112,9 @@ def _best_places(quadrics: Float[np.ndarray, "e 4 4"]) -> tuple[np.ndarray, np.n
 def _independent(
     edges: Int[np.ndarray, "e 2"], costs: Float[np.ndarray, "e"], num_vertices: int
 ) -> Int[np.ndarray, "k"]:
-    """Indices of edges, cheapest first, that are the cheapest of all edges at their ends and their ends' neighbours.
+    """Indices of edges, cheapest first, that are cheapest among all edges at their ends and at their ends' neighbours.
 
-    No face has corners of two of them, so that collapsing one changes nothing that the others depend on.
+    No face touches two of them, so they can be collapsed at the same time.
     """
     order = np.argsort(costs, kind="stable")
     rank = np.empty(len(edges), np.int64)
@@ -125,10 +130,10 @@ def _independent(
 
 
 def _turns_a_face(vertices, faces, edges, places) -> np.ndarray:
-    """Whether moving both ends of an edge to its place would turn or flatten a face around (k, bool)."""
+    """Whether collapsing each edge to its new position would flip or flatten an adjacent face (k, bool)."""
     owner = np.full(len(vertices), -1)
     owner[edges] = np.arange(len(edges))[:, None]
-    touched = faces[(owner[faces] >= 0).sum(axis=1) == 1]  # those with two ends disappear
+    touched = faces[(owner[faces] >= 0).sum(axis=1) == 1]  # faces with both ends disappear
     moved = owner[touched]
     before = vertices[touched]
     after = np.where(moved[..., None] >= 0, places[moved], before)

@@ -1,4 +1,4 @@
-"""Closed surfaces out of a sampled field."""
+"""Closed surfaces from sampled scalar fields (marching cubes)."""
 
 import numpy as np
 
@@ -8,8 +8,8 @@ from sv3d_jax.errors import SV3DError
 def extract_surface(field: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (v 3, float64, in units of samples) and faces (t 3) where the field (x y z) crosses `level`.
 
-    The field is large inside and counts as small beyond its border, so the surface is closed. Faces are
-    counter-clockwise seen from outside. Cavities that nothing outside connects to are filled.
+    The field is larger inside the surface, and counts as small outside the grid, so the surface is closed. Faces are
+    counter-clockwise seen from outside. Enclosed cavities are filled. Raises SV3DError if the surface is empty.
     """
     from scipy import ndimage
     from skimage import measure
@@ -21,11 +21,11 @@ def extract_surface(field: np.ndarray, level: float) -> tuple[np.ndarray, np.nda
             f" and nowhere exceeds the level {level:.4g}",
             hint="are the frames cut out (alpha or a white background), and do the cameras fit them?",
         )
-    # Samples exactly on the level would give triangles without area.
+    # Samples exactly at the level would give triangles without area.
     gap = 1e-3 * (abs(level) + 1e-6)
     signed = np.where(inside, np.maximum(field, level + gap), np.minimum(field, level - gap)) - level
     signed = np.pad(signed, 1, constant_values=-gap)
-    # The classic table: the default one gives edges of four faces in ambiguous cells of noisy fields.
+    # The classic algorithm (Lorensen): the default one makes edges with four faces in ambiguous cells of noisy fields.
     vertices, faces, _, _ = measure.marching_cubes(
         signed, 0.0, gradient_direction="ascent", method="lorensen"
     )
@@ -35,7 +35,7 @@ def extract_surface(field: np.ndarray, level: float) -> tuple[np.ndarray, np.nda
 def keep_large_components(
     vertices: np.ndarray, faces: np.ndarray, min_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The connected parts that have at least `min_share` of all faces (the largest part always stays)."""
+    """The connected components with at least `min_share` of all faces; the largest one is always kept."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

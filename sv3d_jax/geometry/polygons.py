@@ -1,25 +1,27 @@
-"""Triangles out of polygons of any number of corners."""
+"""Triangulation of polygons with any number of corners."""
 
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-_MAX_BLOCK_CORNERS = 1 << 20  # corners that are looked at together
-_MAX_CUT_CORNERS = 10_000  # of a polygon that is not a mere fan
-_MAX_CROSSED_COST = 2e8  # sum of the squares of the corners of those whose sides cross: some seconds
-_FLAT = 1e-12  # area below which a triangle counts as none, of a polygon of size 1
+_MAX_BLOCK_CORNERS = 1 << 20  # corners processed at a time
+_MAX_CUT_CORNERS = 10_000  # larger polygons are only triangulated as fans
+_MAX_CROSSED_COST = (
+    2e8  # limit of the summed squared corner counts of self-intersecting polygons: some seconds
+)
+_FLAT = 1e-12  # triangles of smaller area count as degenerate, in a polygon of size 1
 
 
 def triangulate(
     vertices: np.ndarray, indices: np.ndarray, counts: np.ndarray, remark: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Triangles of polygons: the numbers of their corners (int64, t 3), and the polygon of each (int64, t).
+    """Triangulate polygons: corner numbers of the triangles (int64, t 3), and the polygon of each (int64, t).
 
-    `vertices` is v 3; `indices` names the vertex of every corner, polygon after polygon, and `counts` how many corners
-    each polygon has: less than three make no triangle. Corner numbers point into `indices`, so that whatever else the
-    corners carry can follow. Triangles come in the order of their polygons and turn the same way. A polygon is cut in
-    its own plane, concave ones too. What cannot be cut without overlaps, as its sides cross, becomes a fan around its
-    first corner, and `remark` is told.
+    `vertices` is v 3; `indices` is the vertex of every corner, polygon after polygon, and `counts` the number of
+    corners of each polygon; those with fewer than three are dropped. Corner numbers index into `indices`, so that other
+    attributes of corners can be looked up too. Triangles keep the order and the winding of their polygons. Polygons are
+    triangulated in their own plane and may be concave. Self-intersecting ones become fans around their first corner,
+    and `remark` is called with a message.
     """
     counts = np.asarray(counts, np.int64)
     starts = np.cumsum(counts) - counts
@@ -42,7 +44,7 @@ def triangulate(
         triangles.append(corners[rows[:, None], local[kept]])
         polygons.append(members[rows])
     if fanned:
-        remark(f"{fanned} polygons, whose sides cross or which have very many corners, are drawn as fans")
+        remark(f"{fanned} polygons, which intersect themselves or have very many corners, are drawn as fans")
     if not triangles:
         return np.zeros((0, 3), np.int64), np.zeros(0, np.int64)
     polygon = np.concatenate(polygons)
@@ -51,7 +53,7 @@ def triangulate(
 
 
 def _blocks(counts: np.ndarray, starts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Polygons (n) with equally many corners, at least three, and the numbers of these (n k), a block at a time."""
+    """Blocks of polygons (n) with the same number of corners, at least three, and their corner numbers (n k)."""
     order = np.argsort(counts, kind="stable")
     sizes, first = np.unique(counts[order], return_index=True)
     for size, begin, end in zip(sizes.tolist(), first, [*first[1:], len(order)], strict=True):
@@ -64,9 +66,9 @@ def _blocks(counts: np.ndarray, starts: np.ndarray) -> Iterator[tuple[np.ndarray
 
 
 def _flattened(vertices: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Corners of polygons (n k) in the plane of each (n k 2), of size 1 and counter-clockwise around the first.
+    """Corners of polygons (n k) in 2D coordinates of their planes (n k 2), scaled to size 1, counter-clockwise.
 
-    The plane is that of Newell's normal. Polygons without area or with vertices that are not finite are zeros.
+    Planes are found by Newell's method. Polygons without area or with non-finite vertices become zeros.
     """
     with np.errstate(all="ignore"):
         points = vertices[indices] - vertices[indices[:, :1]]
@@ -84,23 +86,23 @@ def _flattened(vertices: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def _fans(flat: np.ndarray) -> np.ndarray:
-    """Triangles around the first corner (n k-2 3)."""
+    """Triangle fans around the first corner (n k-2 3)."""
     step = np.arange(1, flat.shape[1] - 1)
     fan = np.stack([np.zeros_like(step), step, step + 1], axis=1)
     return np.tile(fan, (len(flat), 1, 1))
 
 
 def _doubled_areas(flat: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Twice the areas (n t) of triangles (n t 3), less than 0 where they turn clockwise."""
+    """Twice the signed areas (n t) of triangles (n t 3), negative if clockwise."""
     corners = flat[np.arange(len(flat))[:, None, None], triangles]
     (ax, ay), (bx, by) = (np.moveaxis(corners[:, :, i] - corners[:, :, 0], -1, 0) for i in (1, 2))
     return ax * by - ay * bx
 
 
 def _cut_quads(vertices: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Two triangles of each quad (n 2 3), and whether they overlap (n).
+    """Two triangles for each quad (n 2 3), and whether they overlap (n).
 
-    The cut goes through the first corner unless the other one alone leaves two triangles that turn like the quad.
+    The diagonal goes through the first corner, unless only the other one gives two triangles with the quad's winding.
     """
     with np.errstate(all="ignore"):
         a, b, c, d = vertices[indices].transpose(1, 2, 0)
@@ -128,7 +130,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _cut_polygons(flat: np.ndarray, budget: float) -> tuple[np.ndarray, np.ndarray]:
-    """Triangles of each polygon (n k-2 3), rows of -1 where it has fewer, and whether they overlap (n)."""
+    """Triangles of each polygon (n k-2 3), padded by rows of -1, and whether they overlap (n)."""
     size = flat.shape[1]
     triangles, crossed = _fans(flat), np.zeros(len(flat), bool)
     has_overlaps = _doubled_areas(flat, triangles).min(axis=1) < -_FLAT
@@ -144,7 +146,7 @@ def _cut_polygons(flat: np.ndarray, budget: float) -> tuple[np.ndarray, np.ndarr
 
 
 def _cut(flat: np.ndarray) -> np.ndarray | None:
-    """Triangles (t 3) that fill one polygon (k 2) without overlaps, None if there are none."""
+    """Triangles (t 3) that fill one polygon (k 2) without overlaps; None if there is no such triangulation."""
     import mapbox_earcut
 
     triangles = mapbox_earcut.triangulate_float64(flat, np.array([len(flat)], np.uint32))

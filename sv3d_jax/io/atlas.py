@@ -1,4 +1,4 @@
-"""The surfaces of a mesh file as one mesh, with all their pictures in one texture."""
+"""Merging the surfaces of a mesh file into one mesh, with all their textures packed into one atlas."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _WRAP = {"repeat": REPEAT, "clamp": CLAMP, "mirror": MIRROR}
 
 
 def merge_parts(parts: list[Part], world_from_file: np.ndarray, source: Source) -> Mesh:
-    """One mesh of all surfaces, turned by the rotation (4 4) into the world.
+    """One mesh of all surfaces, rotated into the world by a matrix (4 4).
 
     Raises InputError for faces that name absent vertices and for texture coordinates that are not finite.
     """
@@ -46,7 +46,7 @@ def _check(part: Part) -> None:
 
 
 def _colors(part: Part) -> np.ndarray:
-    """Red, green, blue in linear light and alpha of every vertex (v 4), in [0, 1]."""
+    """Linear red, green, blue and alpha of every vertex (v 4) in [0, 1]: material colour times vertex colour."""
     colors = np.tile(np.asarray(part.material.color, np.float64), (len(part.vertices), 1))
     if part.colors is not None:
         colors[:, : part.colors.shape[1]] *= part.colors
@@ -65,7 +65,7 @@ def _normals(parts: list[Part], turn: np.ndarray) -> np.ndarray | None:
 
 
 class _Packed(NamedTuple):
-    """A picture and the column and row where it stands in the texture."""
+    """A texture and its position in the atlas, in texels."""
 
     picture: np.ndarray
     left: int
@@ -73,7 +73,7 @@ class _Packed(NamedTuple):
 
 
 def _with_materials(mesh: Mesh, parts: list[Part], colors: np.ndarray, source: Source) -> Mesh:
-    """The mesh with texture, uv and materials, as far as it has any; colours (v 4) are linear."""
+    """The mesh with atlas, uv and materials, as far as its parts have any; colours (v 4) are linear."""
     alpha = colors[:, 3]
     rows = {id(part.material): part.material for part in parts}
     index = {key: row for row, key in enumerate(rows)}
@@ -122,7 +122,7 @@ def _with_materials(mesh: Mesh, parts: list[Part], colors: np.ndarray, source: S
 
 
 def _cutoff(material: Material, least_alpha: float) -> float:
-    """As `Materials.cutoff`; a material that cuts nothing, or is opaque wherever it is, counts as opaque."""
+    """The value for `Materials.cutoff`. Materials whose alpha has no effect count as opaque."""
     if material.alpha == "opaque" or (material.alpha == "mask" and material.cutoff <= 0):
         return OPAQUE
     if material.alpha == "mask":
@@ -133,7 +133,7 @@ def _cutoff(material: Material, least_alpha: float) -> float:
 
 
 def _least_alphas(parts: list[Part], alpha: np.ndarray) -> dict[int, float]:
-    """The smallest alpha of the vertices of each material, by its identity."""
+    """The smallest vertex alpha of each material, by the material's id()."""
     least, start = {}, 0
     for part in parts:
         stop, key = start + len(part.vertices), id(part.material)
@@ -143,7 +143,10 @@ def _least_alphas(parts: list[Part], alpha: np.ndarray) -> dict[int, float]:
 
 
 def _uv(part: Part) -> np.ndarray:
-    """Texture coordinates, zeros where there are none, moved by whole periods towards 0, where float32 is finer."""
+    """Texture coordinates (v 2), zeros if there are none.
+
+    Repeating ones are shifted by whole periods towards 0, where float32 is more precise.
+    """
     if part.uv is None or part.material.picture is None:
         return np.zeros((len(part.vertices), 2))
     uv = np.nan_to_num(np.asarray(part.uv, np.float64))
@@ -156,7 +159,7 @@ def _uv(part: Part) -> np.ndarray:
 
 
 def _is_plain(materials: Materials, uv: np.ndarray, faces: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether all faces show the whole texture once, bilinear and opaque, so that no materials need be kept."""
+    """Whether all faces use the whole texture once, bilinear and opaque: then the mesh needs no `materials`."""
     used = uv[used_vertices(faces, len(uv))[0]]
     return bool(
         (materials.cutoff == OPAQUE).all()
@@ -167,13 +170,13 @@ def _is_plain(materials: Materials, uv: np.ndarray, faces: np.ndarray, size: tup
 
 
 def _inside(uv: np.ndarray, size: tuple[int, int]) -> bool:
-    """Whether bilinear samples never reach beyond the middle of the outermost texels."""
+    """Whether uv stay at least half a texel inside the texture, so that bilinear samples never wrap."""
     half = 0.5 / np.array(size[::-1])
     return bool((uv >= half - 1e-6).all() and (uv <= 1 - half + 1e-6).all())
 
 
 def _pack(pictures: list[np.ndarray], source: Source) -> tuple[dict[int, _Packed], tuple[int, int]]:
-    """Places of pictures on shelves, by their identity, and the height and width of all."""
+    """Positions of textures in the atlas (shelf packing), by their id(), and its height and width."""
     if not pictures:
         return {}, (0, 0)
     small = {id(picture): picture for picture in pictures}

@@ -1,4 +1,4 @@
-"""Views with their cameras from a COLMAP model: cameras and images, as text or binary."""
+"""Reading COLMAP models (cameras and images, as text or binary) with their pictures."""
 
 import re
 import struct
@@ -8,14 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sv3d_jax.cameras.pose import rigid_pose
+from sv3d_jax.cameras.pose import quaternion_rotations, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import Picture, masked, read_picture
-from sv3d_jax.io.lens import MODELS, Lens, View
+from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
 
-MODEL_FOLDERS = ("sparse/0", "sparse", ".", "colmap/sparse/0")  # where a scene's folder may hold its model
-# Of the binary form: name and number of parameters by the model's number.
+MODEL_FOLDERS = (
+    "sparse/0",
+    "sparse",
+    ".",
+    "colmap/sparse/0",
+)  # where the model may lie in the folder of a scene
+# Camera models of the binary format, by their id: name and number of parameters.
 MODEL_IDS = (
     *(
         (name, len(MODELS[name]))
@@ -32,7 +37,7 @@ MODEL_IDS = (
     ("EUCM", 6),
     ("EQUIRECTANGULAR", 2),
 )
-OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # COLMAP's cameras look along z with y down
+OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # COLMAP's cameras look along +z with y down
 
 
 class _Image(NamedTuple):
@@ -43,7 +48,7 @@ class _Image(NamedTuple):
 
 
 def find_colmap(folder: Path) -> Path | None:
-    """The folder of the model that belongs to a scene's folder, if there is one."""
+    """The folder of the COLMAP model in the folder of a scene; None if there is none."""
     for place in MODEL_FOLDERS:
         model = folder / place
         if any(
@@ -53,13 +58,11 @@ def find_colmap(folder: Path) -> Path | None:
     return None
 
 
-def read_colmap(model: Path) -> tuple[list[View], list[str]]:
-    """The views of a model in the order of their names, and what is to be said of images without a picture.
+def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
+    """The views of a model sorted by name (numbers in names by value), and messages about images without a picture.
 
-    Numbers in names count as numbers.
-
-    Pictures are looked for in `images` beside the model or above it, masks as COLMAP has them: masks/NAME.png.
-    Raises InputError for what cannot be read, CameraError for cameras.
+    Pictures are searched in a folder `images` next to the model or above it, masks in `masks/NAME.png`, as in COLMAP.
+    Raises InputError for files that cannot be read and CameraError for invalid cameras.
     """
     end = ".txt" if exists(model / "cameras.txt") and exists(model / "images.txt") else ".bin"
     read_lenses, read_images = (
@@ -87,37 +90,32 @@ def read_colmap(model: Path) -> tuple[list[View], list[str]]:
             continue
         picture = _picture(folder, image.name, where)
         height, width = picture.rgb.shape[:2]
-        views.append(View(image.name, picture, pose, lenses[image.camera].fitted(width, height, where)))
+        views.append(
+            PosedPicture(image.name, picture, pose, lenses[image.camera].fitted(width, height, where))
+        )
     return views, absent
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key by which view 2 comes before view 10; numbers of any length compare by theirs, then by their digits."""
+    """A sort key by which view 2 comes before view 10; numbers are compared by length, then digit by digit."""
     parts = re.split(r"([0-9]+)", name)  # text and numbers in turn
     parts[1::2] = [number.lstrip("0") for number in parts[1::2]]
     return [(len(part) if index % 2 else 0, part) for index, part in enumerate(parts)]
 
 
 def _pose(image: _Image, where: str) -> np.ndarray:
-    w, x, y, z = quaternion = np.array(image.quaternion)
+    quaternion = np.array(image.quaternion)
     length = np.linalg.norm(quaternion)
     if not 0.5 < length < 2 or not np.isfinite(image.translation).all():
         raise CameraError(f"{where}: its rotation must be a quaternion of length 1, and its position finite")
-    w, x, y, z = quaternion / length
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+    rotation = quaternion_rotations(quaternion / length)
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = rotation.T, -rotation.T @ image.translation
     return rigid_pose(pose @ OPENGL_FROM_OPENCV, where)
 
 
 def _picture_folder(model: Path, names: list[str], where: str) -> Path:
-    """Where pictures of these names lie: in `images` or openly, beside the model or in the scene's folder above it."""
+    """The folder that holds the named pictures: next to the model or above it, in `images` or directly."""
     bases = [model.absolute(), model.absolute().parent]
     while bases[-1].name in ("sparse", "colmap"):
         bases.append(bases[-1].parent)
@@ -125,7 +123,7 @@ def _picture_folder(model: Path, names: list[str], where: str) -> Path:
         if any(exists(named_file(place, name, where)) for name in names):
             return place
     looked = ", ".join(str(base / "images") for base in bases)
-    raise InputError(f"{where} names {names[0]}, and nothing of what it names lies in {looked}")
+    raise InputError(f"{where} names {names[0]}, and none of its pictures lies in {looked}")
 
 
 def _picture(folder: Path, name: str, where: str) -> Picture:
@@ -181,7 +179,7 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 
 def _lens(model: str, size: tuple[float, float], values: list[float], where: str) -> Lens:
-    if model not in MODELS:  # refused by name when its picture is to be undistorted
+    if model not in MODELS:  # `undistorted` refuses it by name
         return Lens((1.0, 1.0), (0.0, 0.0), size, model)
     if len(values) != len(MODELS[model]):
         raise CameraError(
@@ -219,17 +217,19 @@ def _binary_images(file: Path) -> Iterator[_Image]:
 
 
 class _Bytes:
-    """Little-endian values out of a file, one after the other."""
+    """Reads little-endian values from a file, one after the other."""
 
     def __init__(self, file: Path):
         self.file, self.data, self.place = file, file.read_bytes(), 0
 
     def take(self, kinds: str) -> tuple:
+        """The next values, by struct's format characters."""
         start = self.place
         self.skip(struct.calcsize(f"<{kinds}"))
         return struct.unpack_from(f"<{kinds}", self.data, start)
 
     def text(self) -> str:
+        """The next null-terminated string."""
         end = self.data.find(b"\0", self.place)
         if end < 0:
             raise self._cut_short()
@@ -238,6 +238,7 @@ class _Bytes:
         return text
 
     def skip(self, count: int) -> None:
+        """Skip bytes."""
         if self.place + count > len(self.data):
             raise self._cut_short()
         self.place += count

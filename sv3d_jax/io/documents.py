@@ -1,4 +1,4 @@
-"""JSON files as users bring them."""
+"""Reading JSON files that users provide."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,8 @@ from sv3d_jax.errors import InputError
 def read_json(path: Path, absent_hint: str | None = None) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
-    Raises InputError, which names the file, where it is absent (with `absent_hint`), cannot be opened, is no JSON,
-    is nested too deep or has integers too long to be read.
+    Raises InputError, which names the file, if it does not exist (with `absent_hint`), cannot be opened, is not JSON,
+    or is nested too deeply or has too long integers for the parser.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
@@ -25,3 +25,15 @@ def read_json(path: Path, absent_hint: str | None = None) -> Any:
         ) from None
     except (ValueError, RecursionError):
         raise InputError(f"{path} is not JSON that can be read") from None
+
+
+def read_frames(path: Path, absent_hint: str | None = None) -> dict[str, Any]:
+    """The content of a JSON file that must be an object with a list "frames" of at least one view.
+
+    Nothing else is checked. Raises InputError, which names the file.
+    """
+    document = read_json(path, absent_hint)
+    frames = document.get("frames") if isinstance(document, dict) else None
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise InputError(f'{path} needs a list "frames" of at least one view')
+    return document

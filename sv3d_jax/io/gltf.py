@@ -1,4 +1,4 @@
-"""GLB files, written."""
+"""Writing GLB files."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
 from sv3d_jax.io.surfaces import FILE_FROM_WORLD, png, refuse_materials
 
-# Numbers of glTF, as OpenGL has them.
+# Constants of glTF, which are those of OpenGL.
 _COMPONENT_TYPES = {"<u2": 5123, "<u4": 5125, "<f4": 5126}
 _VERTICES, _INDICES = 34962, 34963
 # Bilinear, clamped at the edges.
@@ -20,11 +20,11 @@ _SAMPLER = {"magFilter": 9729, "minFilter": 9987, "wrapS": 33071, "wrapT": 33071
 
 
 def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
-    """Write a mesh as GLB: vertices z up, the node turns them to y up. The same mesh gives the same bytes.
+    """Write a mesh as GLB. The same mesh gives the same bytes.
 
-    The material does not shine; colours of vertices are linear, as glTF has them, in 16 bits. Without `normals` (v 3)
-    of the vertices, each gets the mean of its own faces: vertices at one place, as at the seams of a texture, are then
-    shaded apart.
+    Vertices are stored with z up, and the node rotates them to y up. The material is diffuse; vertex colours are stored
+    as linear 16-bit values. Without vertex normals (v 3), each vertex gets the mean normal of its own faces, so
+    shading has a seam where vertices are duplicated along the seams of a texture.
     """
     refuse_materials(mesh)
     glb = _Glb()
@@ -64,7 +64,7 @@ def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
 
 
 class _Glb:
-    """The binary chunk of a GLB that is being written, and what its parts are."""
+    """A GLB under construction: its binary chunk, with buffer views and accessors."""
 
     def __init__(self) -> None:
         self.binary = bytearray()
@@ -72,11 +72,11 @@ class _Glb:
         self.accessors: list[dict[str, Any]] = []
 
     def vertices(self, rows: np.ndarray, bounds: bool = False) -> int:
-        """The accessor of a value for each vertex (v c); whole numbers stand for [0, 1]."""
+        """Add a vertex attribute (v c); returns the index of its accessor. Integers are normalized to [0, 1]."""
         return self.accessor(rows, self.view(rows, _VERTICES), bounds)
 
     def accessor(self, rows: np.ndarray, view: int, bounds: bool = False) -> int:
-        """The accessor of rows (n c), or of numbers (n), that fill a view."""
+        """Add an accessor of rows (n c), or of numbers (n), that fill a buffer view; returns its index."""
         accessor: dict[str, Any] = {
             "bufferView": view,
             "componentType": _COMPONENT_TYPES[rows.dtype.str],
@@ -91,7 +91,7 @@ class _Glb:
         return len(self.accessors) - 1
 
     def view(self, data: bytes | np.ndarray, target: int | None = None) -> int:
-        """The buffer view of some bytes."""
+        """Add bytes to the binary chunk; returns the index of their buffer view."""
         data = data if isinstance(data, bytes) else data.tobytes()
         view = {"buffer": 0, "byteOffset": len(self.binary), "byteLength": len(data)}
         self.views.append(view if target is None else view | {"target": target})
@@ -99,7 +99,7 @@ class _Glb:
         return len(self.views) - 1
 
     def packed(self, document: dict[str, Any]) -> bytes:
-        """The file."""
+        """The content of the file."""
         document |= {"accessors": self.accessors, "bufferViews": self.views}
         document["buffers"] = [{"byteLength": len(self.binary)}]
         text = json.dumps(document, separators=(",", ":")).encode()

@@ -1,4 +1,4 @@
-"""The data of a glTF document: objects, accessors and pictures, checked before they are believed (glTF 2.0, 3.6)."""
+"""The data of a glTF document: objects, accessors and images, with all indices and sizes checked (glTF 2.0, 3.6)."""
 
 import base64
 import binascii
@@ -29,22 +29,22 @@ _MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 
 @dataclass(eq=False)
 class Document:
-    """A glTF document with what belongs to it."""
+    """A glTF document with its buffers, accessors and images, which are read on demand and kept."""
 
     json: dict[str, Any]
-    binary: memoryview | None  # the second chunk of a GLB
+    binary: memoryview | None  # the binary chunk of a GLB
     source: Source
     _buffers: dict[int, memoryview] = field(default_factory=dict)
     _accessors: dict[int, np.ndarray] = field(default_factory=dict)
     _pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    _without_data: int = 0  # numbers that accessors claim and no byte stands for
+    _without_data: int = 0  # elements of accessors without a buffer view, in total
 
     def count(self, kind: str) -> int:
-        """How many of these objects there are: nodes, meshes, accessors ..."""
+        """The number of objects of a kind: nodes, meshes, accessors ..."""
         return len(self._list(kind))
 
     def item(self, kind: str, index: Any, user: str = "the document") -> dict[str, Any]:
-        """One of the document's objects. Raises InputError where there is no such."""
+        """One object of a kind, for a user that messages name. Raises InputError if it does not exist."""
         items = self._list(kind)
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(items):
             raise InputError(
@@ -53,7 +53,7 @@ class Document:
         return as_object(items[index], f"{kind}[{index}]")
 
     def accessor(self, index: int, user: str) -> np.ndarray:
-        """Values of an accessor (n or n c): float32 where they are real or normalized numbers, else integers."""
+        """The elements of an accessor (n or n c): float32 if they are floats or normalized, else integers."""
         accessor = self.item("accessors", index, user)
         if index not in self._accessors:
             self._accessors[index] = self._read_accessor(accessor, f"accessors[{index}]")
@@ -78,11 +78,14 @@ class Document:
         return data[start : start + length]
 
     def picture(self, index: Any, user: str, among: int = 1) -> np.ndarray:
-        """A picture as uint8 (h w 3 or h w 4), one `among` so many; the same array whenever it is asked for."""
+        """An image as uint8 (h w 3 or h w 4); the same array every time.
+
+        It is downscaled to its share of the memory limit if it is one of `among` images.
+        """
         image, where = self.item("images", index, user), f"images[{index}]"
         in_view, name = "bufferView" in image, image.get("name")
         uri = image.get("uri")
-        if in_view:  # views of the same bytes are one picture
+        if in_view:  # images with the same bytes are one image
             view = self.item("bufferViews", image["bufferView"], where)
             key = str([view.get(field) for field in ("buffer", "byteOffset", "byteLength")])
         elif isinstance(uri, str):
@@ -103,7 +106,7 @@ class Document:
         return items
 
     def _has_data(self, index: Any, user: str) -> bool:
-        """Whether a buffer is there, and not only announced for what a compressed view unpacks to."""
+        """Whether a buffer has data; a meshopt fallback buffer may have none."""
         buffer = self.item("buffers", index, user)
         announced = any(name in as_object(buffer.get("extensions", {}), user) for name in _MESHOPT)
         return "uri" in buffer or (index == 0 and self.binary is not None and not announced)
@@ -169,7 +172,7 @@ class Document:
         return np.ndarray((count, width), kind, data, start, (stride, kind.itemsize))
 
     def _sparse(self, sparse: dict[str, Any], where: str, values: np.ndarray) -> np.ndarray:
-        """3.6.2.3: some elements are replaced."""
+        """Replace some elements by those of a sparse accessor (3.6.2.3)."""
         count = whole(sparse, "count", f"{where}.sparse")
         places, news = (
             as_object(sparse.get(name), f"{where}.sparse.{name}") for name in ("indices", "values")
@@ -207,7 +210,7 @@ def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
 
 
 def parse_document(text: bytes, binary: memoryview | None, source: Source) -> Document:
-    """A document out of its JSON."""
+    """Parse the JSON of a document. Raises InputError if it is not JSON."""
     try:
         document = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
@@ -216,19 +219,19 @@ def parse_document(text: bytes, binary: memoryview | None, source: Source) -> Do
 
 
 def as_object(value: Any, where: str) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
+    """The value, if it is a JSON object. Raises InputError for anything else."""
     if not isinstance(value, dict):
         raise InputError(f"is damaged: {where} is not an object")
     return value
 
 
 def extensions_of(record: dict[str, Any], where: str) -> dict[str, Any]:
-    """The extensions of one of the document's objects."""
+    """The extensions of a JSON object, by name."""
     return as_object(record.get("extensions", {}), f"{where}.extensions")
 
 
 def whole(record: dict[str, Any], name: str, where: str, default: int | None = None) -> int:
-    """A whole number that is not negative."""
+    """A non-negative integer of a JSON object. Raises InputError for anything else."""
     value = record.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**53:
         raise InputError(f"is damaged: {where}.{name} is {str(value)[:50]}, a whole number is needed")
@@ -236,7 +239,7 @@ def whole(record: dict[str, Any], name: str, where: str, default: int | None = N
 
 
 def numbers(record: dict[str, Any], name: str, where: str, default: list[float]) -> np.ndarray:
-    """As many finite numbers as the default has."""
+    """A list of finite numbers, as long as the default. Raises InputError for anything else."""
     value = record.get(name, default)
     if not (isinstance(value, list) and len(value) == len(default) and all(map(_is_finite, value))):
         raise InputError(f"is damaged: {where}.{name} needs {len(default)} finite numbers")
@@ -244,19 +247,19 @@ def numbers(record: dict[str, Any], name: str, where: str, default: list[float])
 
 
 def number(record: dict[str, Any], name: str, where: str, default: float) -> float:
-    """A finite number."""
+    """A finite number of a JSON object. Raises InputError for anything else."""
     return float(numbers({name: [record.get(name, default)]}, name, where, [default])[0])
 
 
 def known(table: dict[Any, Any], key: Any) -> Any:
-    """What a table holds for a key out of a file, None for what it does not know."""
+    """The table's value for a key from a file, None for unknown keys and keys of a wrong type."""
     return table.get(key) if isinstance(key, (int, str)) else None
 
 
 def _is_finite(value: Any) -> bool:
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # a whole number that no float64 reaches
+    except OverflowError:  # an integer beyond float64
         return False
 
 

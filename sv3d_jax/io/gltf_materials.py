@@ -1,4 +1,4 @@
-"""Materials of a glTF document: what the renderer takes of their colours, pictures and alpha (glTF 2.0, 3.9)."""
+"""Materials of a glTF document: base colour, textures, alpha and emission, for the renderer (glTF 2.0, 3.9)."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,40 +14,41 @@ _WRAP = {10497: "repeat", 33071: "clamp", 33648: "mirror"}
 _NEAREST = 9728
 
 
-class Look(NamedTuple):
-    """A material, the set of texture coordinates that its picture is looked up by, and what is done to them."""
+class TexturedMaterial(NamedTuple):
+    """A glTF material, with the set of texture coordinates that its texture uses and their transform."""
 
     material: Material
-    set: int
-    transform: np.ndarray  # 3 3, of (u, v, 1) with v downwards
+    set: int  # n of TEXCOORD_n
+    transform: np.ndarray  # (3, 3), applied to (u, v, 1), v pointing down
 
 
 class MaterialReader:
-    """A glTF material on its way to what the renderer takes of it (3.9)."""
+    """Converts one glTF material."""
 
     def __init__(self, document: Document, material: dict[str, Any], where: str, num_pictures: int):
         self.document, self.material, self.where = document, material, where
         self.num_pictures = num_pictures
         self.extensions = extensions_of(material, where)
 
-    def look(self) -> Look:
+    def read(self) -> TexturedMaterial:
+        """The material as the renderer uses it."""
         factor, texture = self._base()
-        look = self._textured(Material(color=tuple(np.clip(factor, 0.0, 1.0))), texture)
-        look = self._with_emission(look)
+        textured = self._textured(Material(color=tuple(np.clip(factor, 0.0, 1.0))), texture)
+        textured = self._with_emission(textured)
         alpha = self.material.get("alphaMode", "OPAQUE")
         if alpha in ("MASK", "BLEND"):
             cutoff = number(self.material, "alphaCutoff", self.where, 0.5)
             one_sided = self.material.get("doubleSided") is not True
             changes = {"alpha": alpha.lower(), "cutoff": cutoff, "one_sided": one_sided}
-            look = look._replace(material=replace(look.material, **changes))
+            textured = textured._replace(material=replace(textured.material, **changes))
         for name in ("KHR_materials_transmission", "KHR_materials_diffuse_transmission"):
             share = as_object(self.extensions.get(name, {}), self.where)
             if any(share.get(key) for key in ("transmissionFactor", "diffuseTransmissionFactor")):
-                self.document.source.remark(f"{name}: what light passes through is drawn opaque")
-        return look
+                self.document.source.remark(f"{name}: transmission is not rendered, the surface is opaque")
+        return textured
 
     def _base(self) -> tuple[np.ndarray, Any]:
-        """Base colour and its texture: of specular-glossiness the diffuse ones."""
+        """Base colour factor and textureInfo; with KHR_materials_pbrSpecularGlossiness, the diffuse ones."""
         name = "KHR_materials_pbrSpecularGlossiness"
         if name in self.extensions:
             values, where = as_object(self.extensions[name], self.where), f"{self.where}.{name}"
@@ -55,32 +56,32 @@ class MaterialReader:
         values = as_object(self.material.get("pbrMetallicRoughness", {}), self.where)
         return numbers(values, "baseColorFactor", self.where, [1.0] * 4), values.get("baseColorTexture")
 
-    def _with_emission(self, look: Look) -> Look:
-        """Where the base is black, what the surface emits is its colour; elsewhere emission is left out."""
+    def _with_emission(self, textured: TexturedMaterial) -> TexturedMaterial:
+        """The material with emission as its colour where the base colour is black; emission elsewhere is ignored."""
         factor = np.clip(numbers(self.material, "emissiveFactor", self.where, [0.0] * 3), 0.0, None)
         strength = as_object(self.extensions.get("KHR_materials_emissive_strength", {}), self.where)
         factor = np.clip(factor * number(strength, "emissiveStrength", self.where, 1.0), 0.0, 1.0)
         if not factor.any():
-            return look
-        base = look.material
+            return textured
+        base = textured.material
         emission = self._textured(
             Material(color=(*factor, base.color[3])), self.material.get("emissiveTexture")
         )
         glow = emission.material.picture
         if glow is not None and not glow[..., :3].any():
-            return look
+            return textured
         is_black = not any(base.color[:3]) or (base.picture is not None and not base.picture[..., :3].any())
         if is_black and (base.picture is None or base.picture.shape[2] == 3):
             return emission
-        merged = _merged_emission(look, emission)
+        merged = _merged_emission(textured, emission)
         if merged is None:
-            self.document.source.remark(f"{self.where}: emission is left out, the base colour is drawn")
-        return merged or look
+            self.document.source.remark(f"{self.where}: emission is ignored, the base colour is used")
+        return merged or textured
 
-    def _textured(self, material: Material, info: Any) -> Look:
-        """The material with a picture, as a textureInfo says."""
+    def _textured(self, material: Material, info: Any) -> TexturedMaterial:
+        """The material with the texture of a textureInfo; without one if `info` is None."""
         if info is None:
-            return Look(material, 0, np.eye(3))
+            return TexturedMaterial(material, 0, np.eye(3))
         info = as_object(info, f"{self.where}: its texture")
         texture = self.document.item("textures", info.get("index"), self.where)
         where = f"textures[{info.get('index')}]"
@@ -93,11 +94,11 @@ class MaterialReader:
         picture = self.document.picture(_picture_index(texture, where), where, self.num_pictures)
         nearest = sampler.get("magFilter") == _NEAREST
         material = replace(material, picture=picture, wrap=wrap, nearest=nearest)
-        return Look(material, coordinates, _texture_transform(transform, where))
+        return TexturedMaterial(material, coordinates, _texture_transform(transform, where))
 
 
-def _merged_emission(base: Look, emission: Look) -> Look | None:
-    """The base with the emission where its picture is black; None where that cannot be said texel by texel."""
+def _merged_emission(base: TexturedMaterial, emission: TexturedMaterial) -> TexturedMaterial | None:
+    """The base with emission in its black texels; None if the two textures do not match texel by texel."""
     ours, theirs = base.material.picture, emission.material.picture
     if ours is None or theirs is None or ours.shape[:2] != theirs.shape[:2]:
         return None
@@ -118,7 +119,7 @@ def _merged_emission(base: Look, emission: Look) -> Look | None:
 
 
 def _picture_index(texture: dict[str, Any], where: str) -> Any:
-    """The image of a texture: of an extension's format where that is read, else the plain one."""
+    """Index of a texture's image: WebP or AVIF of an extension if there is one, else the ordinary one."""
     extensions = extensions_of(texture, where)
     for name in ("EXT_texture_webp", "EXT_texture_avif"):
         if name in extensions:
@@ -133,7 +134,7 @@ def _picture_index(texture: dict[str, Any], where: str) -> Any:
 
 
 def _texture_transform(extension: dict[str, Any], where: str) -> np.ndarray:
-    """KHR_texture_transform as a matrix: offset, then rotation (counter-clockwise in the picture), then scale."""
+    """KHR_texture_transform as a matrix (3 3): offset times rotation (counter-clockwise in the image) times scale."""
     offset, scale = (
         numbers(extension, "offset", where, [0.0, 0.0]),
         numbers(extension, "scale", where, [1.0, 1.0]),
@@ -147,7 +148,7 @@ def _texture_transform(extension: dict[str, Any], where: str) -> np.ndarray:
 
 
 def count_pictures(document: Document) -> int:
-    """How many textures materials may show: of base colour and emission."""
+    """Number of textures used for base colour, diffuse colour or emission, at least 1."""
     used = set()
     for index in range(document.count("materials")):
         material = document.item("materials", index)

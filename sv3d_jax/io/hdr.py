@@ -1,4 +1,4 @@
-"""Environment maps: Radiance .hdr pictures."""
+"""Reading environment maps in Radiance .hdr files."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ MAX_SIDE = 1 << 15
 
 
 def read_hdr(path: str | Path) -> np.ndarray:
-    """Radiance float32 `h w 3` of a Radiance RGBE file, plain or run-length encoded, top row first."""
+    """Radiance, float32 (h w 3), of an RGBE file, plain or run-length encoded; top row first. Raises InputError."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -32,13 +32,15 @@ def read_hdr(path: str | Path) -> np.ndarray:
         rgbe = _pixels(np.frombuffer(data, np.uint8, offset=header.end()), height, width)
     except (IndexError, ValueError):
         raise InputError(f"{path} is damaged: its {width}x{height} pixels are not all there") from None
-    scale = np.ldexp(1.0, rgbe[..., 3:].astype(np.int32) - 136)  # 128 of the exponent, 8 bits of the mantissa
+    scale = np.ldexp(
+        1.0, rgbe[..., 3:].astype(np.int32) - 136
+    )  # bias of the exponent 128, plus 8 bits of mantissa
     return (rgbe[..., :3] * np.where(rgbe[..., 3:] == 0, 0.0, scale)).astype(np.float32)
 
 
 def _pixels(data: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bytes `h w 4`."""
-    start = bytes([2, 2, width >> 8, width & 255])  # of each row that is run-length encoded
+    """RGBE bytes (h w 4)."""
+    start = bytes([2, 2, width >> 8, width & 255])  # marker of a run-length encoded row
     if not (8 <= width < 1 << 15 and data[:4].tobytes() == start):
         if len(data) != height * width * 4:
             raise ValueError("neither plain pixels nor rows of runs")
@@ -54,7 +56,7 @@ def _pixels(data: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _unpack_runs(data: np.ndarray, place: int, channel: np.ndarray) -> int:
-    """Fill one channel of a row; returns the place behind its bytes."""
+    """Decode one channel of a row into `channel`; returns the offset after its bytes."""
     filled = 0
     while filled < len(channel):
         count = int(data[place])

@@ -1,4 +1,4 @@
-"""Pictures in and out: any common file to 8-bit sRGB with a separate alpha, arrays to PNG."""
+"""Reading pictures of any common format as 8-bit sRGB with a separate alpha, and writing PNG."""
 
 import importlib
 import io
@@ -16,7 +16,9 @@ from sv3d_jax.io.outputs import write_atomic
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 200_000_000
 MIN_SIDE = 32
-_GREY_TOLERANCE = 24  # levels between the channels of a grey picture that JPEG has coloured
+_GREY_TOLERANCE = (
+    24  # largest difference between the channels of a grey picture that JPEG compression may cause
+)
 
 _TIFF = "a TIFF that is damaged or of a kind that is not read (colours as floats or 32-bit numbers, say)"
 _SIGNATURES = (
@@ -32,48 +34,47 @@ _SIGNATURES = (
     (b"mm\x00*", _TIFF),
 )
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# Largest values that numbers in files mean by white: 1 for floats only, then 8, 16, 24, 31 and 32 bits.
+# Values that may mean white: 1 (only for floats), then the largest of 8, 16, 24, 31 and 32 bits.
 _WHITES = (1, 255, 65535, 2**24 - 1, 2**31 - 1, 2**32 - 1)
-# None of these readers starts a program. A phone's MPO file is opened as JPEG.
+# None of these decoders runs another program. MPO files of phones are opened as JPEG.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An upright 8-bit sRGB picture; alpha is None where the file carries no cut-out."""
+    """An 8-bit sRGB picture; alpha is None if the file has no transparency."""
 
     rgb: np.ndarray  # (h, w, 3) uint8, not multiplied by alpha
     alpha: np.ndarray | None = None  # (h, w) uint8
-    notes: list[str] = field(default_factory=list)  # what was converted on the way, for run.json
-    name: str = "the picture"  # its file, for messages
+    notes: list[str] = field(default_factory=list)  # conversions that were made, for run.json
+    name: str = "the picture"  # file name, for messages
 
 
 @dataclass(frozen=True)
 class Mask:
-    """What of a picture is its object: 255 or True where it is, between where it is in part."""
+    """The object's coverage of a picture: 255 or True is object, 0 background, in between partly covered."""
 
     coverage: np.ndarray  # (h, w) uint8 or bool
-    name: str = "the mask"  # its file, for messages
+    name: str = "the mask"  # file name, for messages
 
 
 def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = True) -> Picture:
-    """Decode a picture file; sizes are checked before any pixel is.
+    """Read a picture file; its size is checked before pixels are decoded.
 
-    With `upright` False the pixels stay as they are stored, whatever EXIF says of which side is up.
-    Raises InputError for what is missing, is no picture, is too large, or is smaller than `min_side`. An alpha
-    that is 255 everywhere says nothing and is dropped.
+    With `upright` the EXIF orientation is applied. An alpha that is 255 everywhere is dropped. Raises InputError if the
+    file is missing, not a picture, too large, or smaller than `min_side`.
     """
     path = Path(path)
     data = _read_bytes(path)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our own limits are lower than those that Pillow warns at
+        warnings.simplefilter("ignore")  # this package's limits are below those of Pillow's warnings
         try:
             image = _open(data)
         except Image.DecompressionBombError:
             raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from None
         except MemoryError:
             raise
-        except Exception:  # decoders meet damage with errors of any kind
+        except Exception:  # decoders raise errors of any kind on damaged data
             raise InputError(
                 f"{path} is not a picture that can be read: found {_describe(data)}", hint=_hint(data)
             ) from None
@@ -92,10 +93,10 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = Tru
 
 
 def read_mask(path: str | Path, upright: bool = True) -> Mask:
-    """The mask in a file: its alpha where it has one, else its grey, white where the object is.
+    """Read a mask file: its alpha channel if it has one, else its grey values; white is object.
 
-    A file whose values are 0 and 1 means 0 and 255. `upright` as in `read_picture`. Raises InputError for what
-    `read_picture` refuses, and for a mask in colour.
+    Values of only 0 and 1 are taken as 0 and 255. `upright` as in `read_picture`. Raises InputError like
+    `read_picture`, and for masks in colour.
     """
     picture = read_picture(path, min_side=1, upright=upright)
     if picture.alpha is not None:
@@ -110,9 +111,9 @@ def read_mask(path: str | Path, upright: bool = True) -> Mask:
 
 
 def masked(picture: Picture, mask_file: Path) -> Picture:
-    """The picture with a mask's file, as both are stored, as its alpha, or as a limit to the one that it has.
+    """The picture with the mask in a file as its alpha, or the minimum of both if it has an alpha.
 
-    0 is masked out. Raises InputError for a mask of another size.
+    EXIF orientation of the mask is not applied. Raises InputError for a mask of another size.
     """
     mask = read_mask(mask_file, upright=False).coverage
     if mask.shape != picture.rgb.shape[:2]:
@@ -122,19 +123,19 @@ def masked(picture: Picture, mask_file: Path) -> Picture:
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 (h, w), (h, w, 3) or (h, w, 4) as PNG, in one piece or not at all."""
+    """Write uint8 (h, w), (h, w, 3) or (h, w, 4) as PNG, atomically."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
 
 
 def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """Composite 8-bit colours over white as the published preparation does: float64, then truncated to 8 bits.
+    """Composite 8-bit colours over white like the published preprocessing: in float64, then truncated to 8 bits.
 
-    The grouping rgb * a + (1 - a) matters: any other changes about one byte in a thousand by one.
+    The order of operations, rgb * a + (1 - a), matters: others change about one byte in a thousand by one.
     """
     result = np.empty_like(rgb)
-    for row, (colors, opacity) in enumerate(zip(rgb, alpha, strict=True)):  # by rows, as float64 takes room
+    for row, (colors, opacity) in enumerate(zip(rgb, alpha, strict=True)):  # row by row, to save memory
         weight = (opacity / 255.0)[:, None]
         result[row] = ((colors / 255.0 * weight + (1.0 - weight)) * 255.0).astype(np.uint8)
     return result
@@ -148,16 +149,16 @@ def _read_bytes(path: Path) -> bytes:
         if size > MAX_BYTES:
             raise InputError(f"{path} has {size / 1e6:.0f} MB, the limit is {MAX_BYTES // 10**6} MB")
         return path.read_bytes()
-    except (FileNotFoundError, ValueError):  # no file's name has a null byte
+    except (FileNotFoundError, ValueError):  # ValueError: a null byte in the name
         raise InputError(f"{path} does not exist") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _open(data: bytes) -> Image.Image:
-    """The picture with its size known and its pixels not yet decoded.
+    """Open a picture without decoding its pixels.
 
-    HEIC is read by a class of pi-heif; its registration would open it to every other user of Pillow.
+    HEIC is read by pi-heif's class directly: registering it with Pillow would affect other users of Pillow.
     """
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -206,7 +207,7 @@ def _describe(data: bytes) -> str:
 
 
 def _convert(image: Image.Image, upright: bool) -> Picture:
-    """Any Pillow mode to 8-bit sRGB and alpha, upright if so wished."""
+    """Convert any Pillow mode to 8-bit sRGB and alpha; apply the EXIF orientation if `upright`."""
     notes = []
     file = image
     num_frames = getattr(image, "n_frames", 1)
@@ -234,10 +235,10 @@ def _convert(image: Image.Image, upright: bool) -> Picture:
 
 
 def _grey_8bit(image: Image.Image, file: Image.Image, notes: list[str]) -> np.ndarray:
-    """Grey of more than 8 bits, of an image that came from `file`; Pillow's own conversion would clip it.
+    """8-bit levels of grey with more than 8 bits, which Pillow's own conversion would clip.
 
-    16 bits are what they say. Numbers of 32 bits and floats do not say what white is, and files hold any range in
-    them: it is the smallest of the usual ones that reaches the largest value.
+    16-bit values use their full range. 32-bit integers and floats do not state which value is white: it is taken as the
+    smallest of the usual values that is not below the largest value of the picture.
     """
     values = np.asarray(image, np.float64)
     if image.mode.startswith("I;16") or (image.mode == "I" and file.format != "TIFF"):
@@ -248,12 +249,14 @@ def _grey_8bit(image: Image.Image, file: Image.Image, notes: list[str]) -> np.nd
     if image.mode == "F":
         kind, whites = "float", _WHITES
         values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
-        if 1 < values.max() <= 2:  # highlights: a picture of 0 to 255 is not that dark
+        if (
+            1 < values.max() <= 2
+        ):  # bright highlights of a 0 to 1 picture, as a 0 to 255 picture is not that dark
             values = np.minimum(values, 1.0)
     elif tags.get(258) == (16,):
         kind, whites = "signed 16-bit", (255, 2**15 - 1)
     elif set(tags.get(339, (1,))) == {1}:
-        values = values % 2.0**32  # numbers without a sign, which Pillow reads as having one
+        values = values % 2.0**32  # unsigned numbers, which Pillow reads as signed
     highest = values[np.isfinite(values)].max(initial=0.0)
     white = next((white for white in whites if highest <= white), highest)
     notes.append(f"{kind} grey: 0 is taken as black, {white:.10g} as white")
@@ -261,7 +264,7 @@ def _grey_8bit(image: Image.Image, file: Image.Image, notes: list[str]) -> np.nd
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:
-    """8-bit RGB without alpha; colours go through the file's ICC profile if it has a usable one."""
+    """8-bit RGB without alpha, converted by the file's ICC profile if it has a usable one."""
     source = image
     if source.mode in ("P", "PA", "RGBA", "RGBa", "1", "La"):
         source = source.convert("RGBA").convert("RGB")

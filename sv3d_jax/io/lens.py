@@ -1,6 +1,6 @@
-"""Lenses as nerfstudio, instant-ngp and COLMAP describe them; what distorts is undone in the picture.
+"""Camera models of COLMAP, nerfstudio and instant-ngp, and undistortion of their pictures to pinhole cameras.
 
-Pixels: the centre of row i, column j is (j + 0.5, i + 0.5), in these programs as here.
+The pixel in row i, column j has its centre at (j + 0.5, i + 0.5), in these programs as in this package.
 """
 
 from dataclasses import dataclass, field, replace
@@ -11,7 +11,7 @@ import numpy as np
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import Picture
 
-# Parameters in COLMAP's order; where one focal length or radial term stands alone, it is both or the first.
+# Parameters in COLMAP's order; f is both focal lengths.
 MODELS = {
     "SIMPLE_PINHOLE": ("f", "cx", "cy"),
     "PINHOLE": ("fl_x", "fl_y", "cx", "cy"),
@@ -27,45 +27,48 @@ MODELS = {
 }
 TERMS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # in OpenCV's order
 FISHEYE_TERMS = ("k1", "k2", "k3", "k4")
-FAR_OUTSIDE = -1e4  # a coordinate that no picture has
+FAR_OUTSIDE = -1e4  # a coordinate outside any picture
 
 
 @dataclass(frozen=True)
-class View:
-    """A picture and the camera that took it, as another program's files give them."""
+class PosedPicture:
+    """A picture with the camera pose and lens that another program's file gives for it."""
 
     name: str  # for messages
     picture: Picture
-    camera_to_world: np.ndarray  # (4, 4), x right, y up, looking along -z; of the file's own world
-    lens: "Lens"  # for the picture as it is stored
+    camera_to_world: np.ndarray  # (4, 4), camera x right, y up, looking along -z; in the file's own world
+    lens: "Lens"  # for the size of the stored picture
 
 
 @dataclass(frozen=True)
 class Lens:
-    """How a camera maps directions to pixels."""
+    """Intrinsics of a camera: how it maps directions to pixels."""
 
     focal_px: tuple[float, float]
     center_px: tuple[float, float]
-    size: tuple[float, float]  # width and height of the picture that these numbers are for
-    model: str = "PINHOLE"  # a name of MODELS; others are refused by it
-    terms: dict[str, float] = field(default_factory=dict)  # of distortion, by name; 0 is none
+    size: tuple[float, float]  # width and height of the picture that the intrinsics are for
+    model: str = "PINHOLE"  # other names than those of MODELS are refused by `undistorted`
+    terms: dict[str, float] = field(
+        default_factory=dict
+    )  # distortion coefficients by name; absent ones are 0
 
     @property
     def is_fisheye(self) -> bool:
+        """Whether the model is a fisheye."""
         return self.model.endswith("FISHEYE")
 
     @property
     def distortion(self) -> str | None:
-        """The terms that are not zero with their values, and the model where it distorts by itself; None without."""
+        """For messages: the model if it is a fisheye or unknown, and the coefficients that are not 0; else None."""
         named = [f"{name} = {value:g}" for name, value in self.terms.items() if value]
         if self.is_fisheye or self.model not in MODELS:
             named.insert(0, self.model)
         return ", ".join(named) or None
 
     def fitted(self, width: int, height: int, where: str) -> "Lens":
-        """The lens for the picture as stored, which may be smaller or larger than its numbers say.
+        """The lens scaled to the size of the stored picture.
 
-        Raises CameraError for pictures of another shape and for numbers that no camera has.
+        Raises CameraError if the picture has another aspect ratio, or for impossible intrinsics.
         """
         numbers = [*self.focal_px, *self.center_px, *self.size]
         if not np.isfinite(numbers).all() or min(*self.focal_px, *self.size) <= 0:
@@ -86,10 +89,10 @@ class Lens:
 
 
 def undistorted(picture: Picture, lens: Lens, where: str) -> Picture:
-    """The picture that a pinhole with the lens' focal lengths and centre takes; it is of the same size.
+    """The picture resampled to a pinhole camera with the lens' focal lengths and principal point, at the same size.
 
-    What the picture does not show is transparent, or white where it has no alpha. Raises CameraError, which names the
-    terms, where the model is not one of MODELS, has terms of another one, or OpenCV is not installed.
+    Where the original shows nothing, the result is transparent, or white if it has no alpha. Raises CameraError, which
+    names the coefficients, if the model is not in MODELS, does not have these coefficients, or OpenCV is not installed.
     """
     if lens.distortion is None:
         return picture
@@ -134,7 +137,7 @@ def _check_terms(lens: Lens, where: str) -> None:
 
 
 def _sources(cv2: Any, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
-    """Column and row of the given picture for each pixel of the pinhole's, in OpenCV's count from pixel centres."""
+    """Column and row in the original for each pixel of the result; in OpenCV's convention, centres at integers."""
     focal, center = np.array(lens.focal_px), np.array(lens.center_px) - 0.5
     matrix = np.array([[focal[0], 0.0, center[0]], [0.0, focal[1], center[1]], [0.0, 0.0, 1.0]])
     size = int(lens.size[0]), int(lens.size[1])
@@ -150,9 +153,9 @@ def _sources(cv2: Any, lens: Lens) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fold_radius(lens: Lens, terms: np.ndarray, reach: float) -> float:
-    """Tangent of the angle to the axis from which on the model's polynomial turns back, infinity if it never does.
+    """Tangent of the angle to the optical axis where the distortion stops growing, infinity if it never does.
 
-    Beyond it the model sends directions to places that other directions have already.
+    Beyond that angle the model maps different directions to the same pixel.
     """
     tangent = np.linspace(0.0, reach, 4097)
     if lens.is_fisheye:

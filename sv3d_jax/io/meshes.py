@@ -1,7 +1,7 @@
-"""Mesh files: GLB, glTF, OBJ and PLY in, GLB, OBJ, PLY and USDZ out.
+"""Mesh files: GLB, glTF, OBJ and PLY are read; GLB, OBJ, PLY and USDZ are written.
 
-Files are y up unless told otherwise, a `Mesh` in memory is z up. Reading opens no file but those that the mesh names
-beside itself or below, and its cost is bounded by limits whatever a header claims.
+Files have y up unless told otherwise; a `Mesh` in memory has z up. Readers open only files in the folder of the mesh
+or below it, and limit time and memory whatever sizes a damaged header claims.
 """
 
 from pathlib import Path
@@ -17,7 +17,8 @@ from sv3d_jax.io.gltf_scene import read_gltf
 from sv3d_jax.io.obj import write_obj
 from sv3d_jax.io.obj_reader import read_obj
 from sv3d_jax.io.ply import stated_axes, write_ply
-from sv3d_jax.io.ply_reader import MAX_HEADER_BYTES, read_ply
+from sv3d_jax.io.ply_data import MAX_HEADER_BYTES
+from sv3d_jax.io.ply_reader import read_ply
 from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Part, Source, Up, world_from_file
 from sv3d_jax.io.usd import write_usdz
 
@@ -32,17 +33,18 @@ __all__ = [
     "write_usdz",
 ]
 
-MAX_COORDINATE = 1e100  # whose square is still a number
+MAX_COORDINATE = 1e100  # its square does not overflow float64
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
 
 
 def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
-    """All surfaces of a mesh file as one mesh, z up, node transforms applied.
+    """All surfaces of a mesh file as one mesh, with z up and node transforms applied.
 
-    Textures, vertex colours and material colours are kept; several textures become one. The mesh's `remarks` name what
-    was approximated or skipped. Raises InputError for files that are damaged, too large or empty, that need what is
-    not read, or that refer to files elsewhere than beside themselves or below. A PLY of ours says its axes: `up` is for
-    other files.
+    Textures, vertex colours and material colours are kept; several textures become one atlas. The mesh's `remarks` say
+    what was approximated or skipped. PLY files of this package state their axes; `up` is the up axis of all others.
+
+    Raises InputError for files that are damaged, too large or empty, that require unsupported features, or that refer
+    to files outside their own folder.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -57,21 +59,21 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     source = Source(path)
     try:
-        with np.errstate(all="ignore"):  # what overflows is found in the result
+        with np.errstate(all="ignore"):  # overflow shows later as vertices that are not finite
             parts = _drawn(_read_parts(data, suffix, source))
             return _checked(merge_parts(parts, world_from_mesh_file(path, up), source))
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from None
     except MemoryError:
         raise
-    except Exception as error:  # whatever a damaged file trips us over
+    except Exception as error:  # a damaged file can raise errors of any kind
         raise InputError(
             f"{path} is damaged: it does not follow its format", hint="-v shows where"
         ) from error
 
 
 def world_from_mesh_file(path: str | Path, up: Up = "y") -> np.ndarray:
-    """The rotation (4, 4) that `read_mesh` turns a file's coordinates by: what the file states, else as `up` says."""
+    """The rotation (4, 4) that `read_mesh` applies: from the axes stated in the file, else from the axis `up`."""
     path = Path(path)
     if path.suffix.lower() == ".ply":
         with path.open("rb") as file:
@@ -94,7 +96,7 @@ def _read_parts(data: bytes, suffix: str, source: Source) -> list[Part]:
 
 
 def _drawn(parts: list[Part]) -> list[Part]:
-    """The parts that have faces, if they are not too many."""
+    """The parts that have faces. Raises InputError if there are none, or too many faces."""
     parts = [part for part in parts if len(part.faces)]
     count = sum(len(part.faces) for part in parts)
     if count == 0:

@@ -1,21 +1,23 @@
-"""Material libraries of OBJ files (MTL) and their pictures."""
+"""Material libraries of OBJ files (MTL) and their textures."""
 
 import os
 import posixpath
 import re
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 
 from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.surfaces import Material, Source
+from sv3d_jax.io.names import outside_reason
+from sv3d_jax.io.surfaces import Material, Source, outside_error
 from sv3d_jax.io.textures import decode_picture
 
 MAX_LIBRARY_BYTES = 1 << 26
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z")
-# Options of a picture and how many values each takes; those of three may take fewer numbers.
+# Options of texture statements and their number of values; those with three may have fewer.
 _OPTIONS = {
     "-blendu": 1,
     "-blendv": 1,
@@ -34,20 +36,20 @@ _OPTIONS = {
 }
 
 
-class Look(NamedTuple):
-    """A material, and what becomes of texture coordinates before its picture is looked up: `uv * scale + offset`."""
+class MtlMaterial(NamedTuple):
+    """A material of an MTL file; its texture is sampled at `uv * scale + offset`."""
 
     material: Material = Material()
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
-    has_color: bool = False  # the library says one
+    has_color: bool = False  # whether the MTL file gives a colour or a texture
 
 
-PLAIN = Look()  # of faces without a material, and of materials that no library has
+DEFAULT_MATERIAL = MtlMaterial()  # for faces without a material, and for names that no MTL file defines
 
 
 class _Map(NamedTuple):
-    """A picture of a material as its line names it."""
+    """A texture statement of a material."""
 
     name: str
     scale: tuple[float, float] = (1.0, 1.0)
@@ -57,7 +59,7 @@ class _Map(NamedTuple):
 
 @dataclass
 class _Record:
-    """A material as its library says it."""
+    """The statements of one material."""
 
     name: str
     library: str
@@ -67,29 +69,29 @@ class _Record:
 
 
 class Libraries:
-    """The materials of all libraries that an OBJ file names. Pictures are opened when a material is asked for.
+    """The materials of all MTL files that an OBJ file names. Textures are read when a material is asked for.
 
-    Colours are display values, as writers mean them. Where there is a picture (map_Kd), it alone is the colour, as in
-    Blender and most viewers: writers leave Kd at a default of theirs, often black. The format's text and three.js
-    multiply both, so a Kd other than white is remarked. d, else 1 - Tr, times map_d is the alpha, composited; the
-    alpha of map_Kd counts for nothing without them. Where Kd is black, or absent, what the material emits (Ke, map_Ke)
-    is its colour. illum, Ka, Ks, bumps and the like are left out.
+    Colours are taken as sRGB, as exporters write them. With a texture (map_Kd), Kd is ignored, as in Blender and most
+    viewers, because exporters leave it at a default that is often black. The specification and three.js multiply the
+    two, so a Kd other than white is reported as a remark. Alpha is d, or else 1 - Tr, times map_d, and is blended;
+    without these the alpha channel of map_Kd is ignored. Where Kd is black or absent, the emission (Ke, map_Ke) is used
+    as colour. illum, Ka, Ks, bump maps and others are ignored.
     """
 
     def __init__(self, source: Source):
         self.source = source
         self._records: dict[str, _Record] = {}
-        self._folded: dict[str, _Record] = {}  # by names without case
-        self._looks: dict[str, Look] = {}
-        self._folders: dict[str, list[str]] = {}  # what lies in each
+        self._folded: dict[str, _Record] = {}  # by case-folded name
+        self._materials: dict[str, MtlMaterial] = {}
+        self._folders: dict[str, list[str]] = {}  # files in each folder
         self._pictures: dict[str, np.ndarray] = {}
         self._read: set[str] = set()
         self._absent: list[str] = []
-        self._cut: dict[str, np.ndarray] = {}  # pictures with the alpha of others, by the names of both
+        self._cut: dict[str, np.ndarray] = {}  # textures combined with an alpha map, by the names of both
         self._not_multiplied: list[str] = []
 
     def read(self, name: str) -> bool:
-        """Take the materials of the library of that name beside the file; False if there is none."""
+        """Read the materials of an MTL file; False if there is no such file."""
         located = self._located(name, "")
         if located is None:
             return False
@@ -102,24 +104,24 @@ class Libraries:
         return True
 
     def knows(self, name: str) -> bool:
-        """Whether a library has the material, whatever its case."""
+        """Whether a material of that name was read; upper and lower case count as equal."""
         return self._record(name) is not None
 
-    def look(self, name: str) -> Look:
-        """The material of that name; white if no library has it."""
+    def material(self, name: str) -> MtlMaterial:
+        """The material of that name; the default one, white, if no MTL file defines it."""
         record = self._record(name)
         if record is None:
             self._absent.append(shown(name))
-            return PLAIN
-        if record.name not in self._looks:
-            self._looks[record.name] = self._made(record)
-        return self._looks[record.name]
+            return DEFAULT_MATERIAL
+        if record.name not in self._materials:
+            self._materials[record.name] = self._made(record)
+        return self._materials[record.name]
 
     def remark(self) -> None:
-        """Tell the source what was left out of all materials that were asked for."""
+        """Record what was ignored in all materials asked for, as remarks of the source."""
         for names, what in (
-            (self._absent, "materials that no library has are drawn white"),
-            (self._not_multiplied, "Kd is left out where there is a picture"),
+            (self._absent, "materials that no MTL file defines are drawn white"),
+            (self._not_multiplied, "Kd is ignored where there is a texture"),
         ):
             if names:
                 others = f" and {len(names) - 3} others" if len(names) > 3 else ""
@@ -153,7 +155,7 @@ class Libraries:
                 if picture.name:
                     record.maps[keyword] = picture
                 if "-mm" in rest.lower().split():
-                    self.source.remark(f"{shown(record.name)}: base and gain of a picture (-mm) are left out")
+                    self.source.remark(f"{shown(record.name)}: base and gain of a texture (-mm) are ignored")
 
     def _color(self, text: str, where: str, record: _Record) -> tuple[float, float, float] | None:
         words = text.split("#")[0].split()
@@ -163,7 +165,7 @@ class Libraries:
         values = [_number(word, where) for word in words[:3]] or [_number("", where)]
         return tuple(np.clip((values * 3)[:3] if len(values) == 1 else (values + [0.0, 0.0])[:3], 0.0, 1.0))
 
-    def _made(self, record: _Record) -> Look:
+    def _made(self, record: _Record) -> MtlMaterial:
         kd, ke = record.colors.get("kd"), record.colors.get("ke")
         base, picture = self._picture(record, "map_kd")
         emits = bool(ke and any(ke)) or "map_ke" in record.maps
@@ -171,7 +173,7 @@ class Libraries:
             base, picture = self._picture(record, "map_ke")
             kd = ke if ke and any(ke) else kd
         elif ke and any(ke):
-            self.source.remark(f"{shown(record.name)}: what it emits (Ke) is left out")
+            self.source.remark(f"{shown(record.name)}: emission (Ke) is ignored")
         has_color = kd is not None or picture is not None
         color = kd or (1.0, 1.0, 1.0)
         if picture is not None:
@@ -195,13 +197,13 @@ class Libraries:
             wrap=("clamp", "clamp") if placed.clamps else ("repeat", "repeat"),
             alpha="blend" if is_blended else "opaque",
         )
-        return Look(material, placed.scale, placed.offset, has_color)
+        return MtlMaterial(material, placed.scale, placed.offset, has_color)
 
     def _alpha(self, record: _Record) -> float:
         alpha = record.numbers.get("d")
         if alpha is None:
             alpha = 1.0 - record.numbers.get("tr", 0.0)
-            if alpha <= 0.0:  # many writers mean opaque
+            if alpha <= 0.0:  # many exporters write Tr 1 for opaque materials
                 self.source.remark(
                     f"{shown(record.name)}: Tr {record.numbers['tr']:g} without d is taken as opaque"
                 )
@@ -209,7 +211,7 @@ class Libraries:
         return float(np.clip(alpha, 0.0, 1.0))
 
     def _picture(self, record: _Record, kind: str) -> tuple[_Map | None, np.ndarray | None]:
-        """The line of a material that names a picture, and the picture; None both where it is missing."""
+        """A texture statement of a material and its texture; None for both where the file is missing."""
         line = record.maps.get(kind)
         if line is None:
             return None, None
@@ -224,17 +226,15 @@ class Libraries:
         return line, self._pictures[located]
 
     def _located(self, name: str, folder: str) -> str | None:
-        """Where a file that is named in a folder lies, relative to the mesh file; None if it is missing.
+        """The path of a file that an MTL file in `folder` names, relative to the mesh file; None if it is missing.
 
-        Case may differ. As in Blender the name is also looked up beside the mesh, with spaces for underscores, and
+        Case may differ. As in Blender, the name is also tried relative to the mesh, with spaces for underscores, and
         without its folders. Raises InputError for names that lead out of the mesh's folder.
         """
         given, name = name, name.replace("\\", "/")
-        if posixpath.isabs(name) or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
-            self.source.beside(given)
+        if outside_reason(name, climb=len(PurePosixPath(folder).parts)):
+            raise outside_error(given)
         plain = posixpath.normpath(posixpath.join(folder, name))
-        if plain.split("/")[0] == "..":
-            self.source.beside(given)
         others = [
             posixpath.normpath(name),
             plain.replace("_", " "),
@@ -246,7 +246,7 @@ class Libraries:
         return None
 
     def _present(self, name: str) -> str | None:
-        """The name of a file as it is spelled on disk."""
+        """The spelling on disk of a file's path, ignoring case; None if there is no such file."""
         folder = os.fspath(self.source.path.parent)
         if os.path.isfile(os.path.join(folder, name)):
             return name
@@ -269,7 +269,7 @@ class Libraries:
 
 
 def decoded(text: bytes) -> str:
-    """Names are UTF-8 or, where they cannot be, Latin-1."""
+    """Text that is UTF-8 or, if it is not valid UTF-8, Latin-1."""
     try:
         return text.decode()
     except UnicodeDecodeError:
@@ -283,7 +283,7 @@ def unquoted(name: str) -> str:
 
 
 def shown(name: str) -> str:
-    """A name as it can stand in a message."""
+    """A name for messages: shortened, without control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in name[:200])
 
 
@@ -294,7 +294,7 @@ def _number(word: str, where: str) -> float:
 
 
 def _map(text: str, where: str) -> _Map:
-    """A picture's name, which may have spaces, after its options."""
+    """Parse a texture statement: options, then a file name, which may contain spaces."""
     placed: dict[str, list[float]] = {"-s": [1.0, 1.0], "-o": [0.0, 0.0], "-t": []}
     clamps, rest = False, text.strip()
     while (words := rest.split(None, 1)) and len(words) == 2 and words[0].lower() in _OPTIONS:
@@ -314,7 +314,7 @@ def _map(text: str, where: str) -> _Map:
 
 
 def _masked(picture: np.ndarray | None, mask: np.ndarray) -> np.ndarray:
-    """A picture, else white, with the alpha of another: its own alpha if it has one, else its brightness."""
+    """A texture (white if None) with an alpha map: the alpha channel of `mask` if it has one, else its brightness."""
     if mask.shape[2] == 4 and (mask[..., 3] < 255).any():
         alpha = mask[..., 3]
     elif picture is mask:

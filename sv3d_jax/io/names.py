@@ -1,4 +1,4 @@
-"""Files that other files name: where they lie, and which names are not followed."""
+"""File names inside other files (a texture in a mesh, a frame in cameras.json): which may be opened, and where."""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -7,33 +7,42 @@ from sv3d_jax.errors import InputError
 
 
 class AbsentFile(InputError):
-    """A file that another one names and that is not there."""
+    """A file that another file names does not exist."""
+
+
+def outside_reason(name: str, climb: int = 0) -> str | None:
+    """Why a name must not be opened from the folder of the file that names it; None if it may be.
+
+    Only files in that folder, below it, or up to `climb` folders above it may be opened: no URLs, no absolute paths, no
+    `..` that leads further up. Backslashes separate folders as slashes do. Symbolic links are not looked at.
+    """
+    path = PurePosixPath(name.replace("\\", "/"))
+    if re.match(r"(file|data|https?):|[a-z][a-z0-9+.-]+://", name.replace("\\", "/"), re.IGNORECASE):
+        return "is an address"
+    if path.is_absolute() or re.match(r"[A-Za-z]:", name):
+        return "is absolute"
+    depth = lowest = 0
+    for part in path.parts:
+        depth += -1 if part == ".." else 1
+        lowest = min(lowest, depth)
+    return "lies outside the folder" if lowest < -climb else None
 
 
 def named_file(folder: Path, name: str, where: str, climb: int = 0) -> Path:
-    """The path that a name relative to `folder` means; backslashes separate folders as slashes do.
+    """The path of a file that is named relative to `folder`, if `outside_reason` allows it.
 
-    `climb` is how many folders above `folder` the name may reach. Raises InputError, which begins with `where`, for
-    addresses, absolute names, names that lead further out and those of folders, such as ".".
+    Raises InputError, which begins with `where`, for names that are not allowed and for names of folders, such as ".".
     """
+    if reason := outside_reason(name, climb):
+        raise InputError(f"{where} {reason}: {name}", hint=f"give a file name relative to {folder}")
     plain = name.replace("\\", "/")
-    if re.match(r"(file|data|https?):|[a-z][a-z0-9+.-]+://", plain, re.IGNORECASE):
-        raise InputError(f"{where} is an address, a file name relative to {folder} is needed: {name}")
-    if PurePosixPath(plain).is_absolute() or re.match(r"[A-Za-z]:", plain):
-        raise InputError(f"{where} is absolute, a file name relative to {folder} is needed: {name}")
-    depth = lowest = 0
-    for part in PurePosixPath(plain).parts:
-        depth += -1 if part == ".." else 1
-        lowest = min(lowest, depth)
-    if lowest < -climb:
-        raise InputError(f"{where} lies outside the folder: {name}", hint=f"expected below {folder}")
     if PurePosixPath(plain).name in ("", ".."):
         raise InputError(f"{where} names a folder, a file is needed: {name}")
     return folder / plain
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file; no name is too long or too odd to ask."""
+    """Whether there is such a file. False, not an error, for names that no file can have."""
     try:
         return path.is_file()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""OBJ files and the materials beside them."""
+"""Writing OBJ files with their materials."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from sv3d_jax.io.surfaces import png, refuse_materials, y_up
 
 
 def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
-    """Write a mesh as OBJ, y up, with a material and its picture beside it if it has a texture.
+    """Write a mesh as OBJ with y up; a texture goes to an MTL and a PNG file of the same name.
 
-    Without `normals` (v 3) of the vertices, each gets the mean of its own faces. Places and normals that several
-    vertices share are written once, so that programs see one connected surface across the seams of a texture.
+    Without vertex normals (v 3), each vertex gets the mean normal of its own faces. Positions and normals shared by
+    several vertices are written once, so that other programs see a connected surface across the seams of a texture.
     """
     refuse_materials(mesh)
     path = Path(path)
@@ -21,7 +21,7 @@ def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
     rows = y_up(mesh.vertices)
     if mesh.vertex_colors is not None:
         rows = np.column_stack([rows, mesh.vertex_colors])
-    lines, corners = [], [mesh.faces]  # corners: numbers of place, texture coordinates and normal
+    lines, corners = [], [mesh.faces]  # corners: indices of texture coordinates, position and normal
     if mesh.texture is not None:
         material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
         write_atomic(picture, png(mesh.texture))
@@ -42,7 +42,7 @@ def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
 
 
 def _different(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different rows in the order in which they first come, and where among them each row is."""
+    """Unique rows in order of first occurrence, and the index of every row among them."""
     _, first, place = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)
     return rows[first[order]], np.argsort(order)[place.reshape(-1)]

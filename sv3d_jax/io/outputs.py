@@ -1,4 +1,4 @@
-"""Output folders: whole files only, one run at a time, resumed by stages, `run.json` last."""
+"""Output folders: files are written atomically, one run at a time, resumable by stages; `run.json` comes last."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ LOCK_FILE = ".lock"
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write a whole file: `name.tmp`, flushed to disk, then renamed; a reader never sees a part of it."""
+    """Write a file atomically: to `name.tmp`, flushed to disk, then renamed. Readers never see a partial file."""
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -47,7 +47,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def check_output_parent(directory: Path | str) -> None:
-    """Raise an OutputError where `directory` cannot be made or written, before any work has gone into it."""
+    """Raise OutputError if `directory` cannot be created or written; to be called before long work."""
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise OutputError(f"{directory} is a file, not a folder")
@@ -61,7 +61,7 @@ def check_output_parent(directory: Path | str) -> None:
 
 
 class OutputFolder:
-    """The folder of one run, held by a lock from `with` to its end.
+    """The output folder of one run, locked inside its `with` block.
 
         with OutputFolder(directory, {"verb": "generate", **config.settings()}) as folder:
             if not folder.done:
@@ -70,11 +70,11 @@ class OutputFolder:
                     folder.finish_stage("orbit", files)
                 folder.write_run_json(seeds=[23])
 
-    Making the object checks the place without writing (all that a dry run needs); entering makes the folder,
-    takes the lock and compares settings. The same settings as before: finished stages are kept, and `done` is
-    true if all of them are. Other settings: an InputError that says what differs, unless `overwrite`, which
-    removes the files of the earlier run. `parents` allows missing parent folders (DIR of DIR/<stem>). `renamed` says
-    by which names settings are known now that earlier versions recorded under others.
+    The constructor checks that the folder can be written, without writing (all that a dry run needs). Entering creates
+    it, takes the lock and compares the settings with those of an earlier run. If they are the same, finished stages are
+    kept, and `done` is true if the run is complete. If not, an InputError says what differs, unless `overwrite`, which
+    removes the files of the earlier run. `parents` allows missing parent folders (DIR of DIR/<stem>). `renamed` maps
+    names of settings that earlier versions recorded to those of today.
     """
 
     def __init__(
@@ -118,16 +118,16 @@ class OutputFolder:
 
     @property
     def done(self) -> bool:
-        """The run is whole: `run.json` and every file of every stage are there."""
+        """Whether the run is complete: `run.json` and every file of every stage exist."""
         return (self.directory / RUN_FILE).is_file() and all(map(self.stage_done, self._stages))
 
     def path(self, name: str) -> Path:
-        """Where the file `name` of this run goes."""
+        """The path of a file of this run."""
         return self.directory / name
 
     @property
     def scratch(self) -> Path:
-        """A folder for what a resumed run needs and a whole one does not; gone when `run.json` is written."""
+        """A folder for intermediate results, removed when `run.json` is written."""
         path = self.directory / SCRATCH_FOLDER
         path.mkdir(exist_ok=True)
         return path
@@ -155,7 +155,7 @@ class OutputFolder:
         self._save()
 
     def write_run_json(self, **facts: Any) -> None:
-        """Close the run: settings, versions, devices, timings, memory and `facts` (seeds, weights, notes)."""
+        """Write run.json and finish the run: settings, versions, devices, timings, memory and `facts`."""
         timings = {name: stage["seconds"] for name, stage in self._stages.items()}
         stage_facts = {name: stage["facts"] for name, stage in self._stages.items() if stage["facts"]}
         record = {
@@ -194,7 +194,7 @@ class OutputFolder:
         write_json(self.directory / STAGES_FILE, {"config": self.config, "stages": self._stages})
 
     def _clear(self) -> None:
-        """Remove what the earlier run recorded, and nothing else."""
+        """Remove the files that the earlier run recorded, and nothing else."""
         root = self.directory.resolve()
         for stage in self._record().get("stages", {}).values():
             for name in stage["files"]:
@@ -251,14 +251,14 @@ def platform_facts() -> dict[str, Any]:
 
 
 def free_bytes(path: Path) -> int:
-    """Space left where `path` lies or will lie."""
+    """Free bytes of the disk where `path` lies or will lie."""
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free
 
 
 def peak_memory() -> int | None:
-    """Most bytes that this process has held, None where the system does not tell."""
+    """Peak memory of this process in bytes; None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

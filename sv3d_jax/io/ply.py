@@ -1,4 +1,4 @@
-"""PLY files, written, and the axes that they state."""
+"""Writing PLY files, and the comment in their header that states their axes."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
 from sv3d_jax.io.surfaces import Up, refuse_materials, to_uint8, world_from_file
 
-# What a header says of the axes, and the way from them to the world. With z up a program that maps glTF's axes
-# (x, y, z) to its own (x, -z, y), as Blender does, shows the file the same way round as a GLB.
+# The comment in the header, and the rotation from these axes to the world. With z up, programs that import glTF's
+# (x, y, z) as (x, -z, y), such as Blender, show the file in the same orientation as a GLB.
 AXES = {
     "y": ("comment axes: +Y up, +Z front", world_from_file("y")),
     "z": (
@@ -20,10 +20,10 @@ AXES = {
 
 
 def write_ply(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None, up: Up = "y") -> None:
-    """Write a mesh as binary PLY with normals and vertex colours; a comment says its axes.
+    """Write a mesh as binary PLY with normals and vertex colours; a comment states its axes.
 
-    Without `normals` (v 3) of the vertices, each gets the mean of its own faces. `up`: "y", with the front at +z as in
-    a GLB, or "z", with the front at -y, as Blender has them.
+    Without vertex normals (v 3), each vertex gets the mean normal of its own faces. `up` is "y", with the front at +z
+    as in a GLB, or "z", with the front at -y as in Blender.
     """
     refuse_materials(mesh)
     axes, world_from_ply = AXES[up]
@@ -46,7 +46,7 @@ def write_ply(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None, u
 
 
 def stated_axes(data: bytes) -> np.ndarray | None:
-    """The rotation (4, 4) to the world from the coordinates of a PLY file whose header says its axes; else None."""
+    """The rotation (4, 4) to the world if the header of a PLY file states its axes; None if it does not."""
     header = data[: data.find(b"end_header")].splitlines()
     for comment, world_from_ply in AXES.values():
         if comment.encode() in header:

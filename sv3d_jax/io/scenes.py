@@ -1,4 +1,4 @@
-"""Pictures of an object with cameras that other programs found: transforms.json and COLMAP, read as orbits are."""
+"""Scenes of other programs, pictures with cameras from transforms.json or COLMAP, read like orbits."""
 
 import os
 import warnings
@@ -10,31 +10,34 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.cameras_file import CAMERAS_FILE
 from sv3d_jax.io.colmap import find_colmap, read_colmap
 from sv3d_jax.io.images import Picture, over_white
 from sv3d_jax.io.lens import undistorted
 from sv3d_jax.io.names import exists
-from sv3d_jax.io.orbits import CAMERAS_FILE, Frame, OrbitFrames, read_orbit, stack_frames
+from sv3d_jax.io.orbits import Frame, OrbitFrames, read_orbit, stack_frames
 from sv3d_jax.io.surfaces import world_from_file
 from sv3d_jax.io.transforms import TRANSFORMS_FILES, read_transforms
 
 Up = Literal["auto", "y", "z"]
 KNOWN = f"{CAMERAS_FILE}, transforms.json, or a COLMAP model (cameras.txt and images.txt in sparse/0, sparse or openly)"
-SCATTERED = 0.02  # of the squares of the cameras' x axes off one plane; below, the plane is the horizon
+SCATTERED = (
+    0.02  # mean squared distance of the x axes from their best plane, up to which that plane is the horizon
+)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Pictures of one size with the pinhole cameras that took them, in a world of their own."""
+    """Undistorted pictures of one size with their cameras, in the coordinates of the file."""
 
     source: Path  # the transforms file, or the folder of the COLMAP model
     names: list[str]  # of the views, for messages
-    pictures: list[Picture]  # without distortion
+    pictures: list[Picture]  # undistorted
     camera_to_scene: np.ndarray  # (f, 4, 4), x right, y up, looking along -z
     focal_px: np.ndarray  # (f, 2)
     center_px: np.ndarray  # (f, 2)
-    absent: list[str]  # what is to be said of each view whose picture is not there
-    undistorted: str | None  # the distortion that was undone in the first picture that had some
+    absent: list[str]  # a message for each view whose picture does not exist
+    undistorted: str | None  # the distortion of the first distorted picture, None if there was none
 
     @property
     def size(self) -> tuple[int, int]:
@@ -43,9 +46,9 @@ class Scene:
         return height, width
 
     def world_from_scene(self, up: Up = "auto") -> np.ndarray:
-        """The rotation (4, 4) that makes an axis of the scene point up, as z does in our world.
+        """The rotation (4, 4) that turns an axis of the scene to the world's z.
 
-        `auto`: z of a transforms.json; a COLMAP model has an up only by luck, and takes the cameras' common one.
+        `auto` is z for a transforms.json. COLMAP's axes are arbitrary, so its up is estimated from the cameras.
         """
         if up == "auto":
             return np.eye(4) if self.source.is_file() else _upright(self.camera_to_scene, str(self.source))
@@ -53,11 +56,11 @@ class Scene:
 
 
 def read_views(path: str | Path, up: Up = "auto") -> OrbitFrames:
-    """Read an orbit's folder, or the pictures and cameras of another program: its folder, or its transforms file.
+    """Read an orbit folder, or a scene of another program: its folder or its transforms file.
 
-    Cameras of other programs are turned as `Scene.world_from_scene` says, and the last view is the input view. Views
-    whose picture is not there are left out, as these programs do, and said. Raises InputError for what cannot be read
-    and CameraError for cameras.
+    Scenes are rotated by `Scene.world_from_scene`; their last view counts as the input view. Views without a picture
+    are left out with a warning, as in these programs. Raises InputError for files that cannot be read and CameraError
+    for invalid cameras.
     """
     path = Path(path)
     if path.name == CAMERAS_FILE and path.is_file():
@@ -92,10 +95,10 @@ def read_views(path: str | Path, up: Up = "auto") -> OrbitFrames:
 
 
 def find_scene(path: Path) -> Path | None:
-    """What `read_scene` can read of a path: a transforms file, or the folder of a COLMAP model; else None.
+    """What `read_scene` can read at a path: a transforms file, or the folder of a COLMAP model; else None.
 
-    A folder with a cameras.json is an orbit of ours and no scene. Of several files with transforms a folder's first
-    one counts, in the order of `TRANSFORMS_FILES`.
+    A folder with a cameras.json is an orbit, not a scene. If a folder has several transforms files, the first one in
+    the order of `TRANSFORMS_FILES` is used.
     """
     if path.is_file():
         return path if path.suffix.lower() == ".json" else None
@@ -106,7 +109,7 @@ def find_scene(path: Path) -> Path | None:
 
 
 def find_scenes(path: Path) -> list[Path]:
-    """Scenes in a folder at any depth, in order; what lies in the folder of a scene belongs to it."""
+    """All scenes below a folder, in order; folders inside a scene's folder are not searched."""
     source = find_scene(path)
     if source is not None or not path.is_dir():
         return [source] if source is not None else []
@@ -120,10 +123,7 @@ def find_scenes(path: Path) -> list[Path]:
 
 
 def read_scene(source: Path) -> Scene:
-    """The pictures and cameras of what `find_scene` found, lens distortion undone.
-
-    Raises InputError and CameraError, which name the file and the view.
-    """
+    """Read what `find_scene` found and undistort its pictures. Raises InputError and CameraError, naming the view."""
     views, absent = read_transforms(source) if source.is_file() else read_colmap(source)
     if not views:
         raise InputError(absent[0], hint="none of the pictures is there")
@@ -160,13 +160,12 @@ def _frame(picture: Picture) -> Frame:
 
 
 def _upright(poses: np.ndarray, where: str) -> np.ndarray:
-    """The smallest rotation (4, 4) that makes the cameras' x axes as level as can be, their y axes pointing up."""
+    """The smallest rotation (4, 4) that makes the cameras' x axes as horizontal as possible, y axes pointing up."""
     right, up = poses[:, :3, 0], poses[:, :3, 1].mean(0)
     _, spread, axes = np.linalg.svd(right, full_matrices=True)
     spread = np.append(spread, np.zeros(3 - len(spread))) ** 2 / len(right)
-    direction = (
-        axes[2] if spread[1] > SCATTERED > spread[2] else up
-    )  # cameras side by side tell a plane badly
+    # Cameras side by side do not determine a plane: then take the mean of their y axes.
+    direction = axes[2] if spread[1] > SCATTERED > spread[2] else up
     if np.linalg.norm(up) < 0.1 or abs(direction @ up) < 0.1 * np.linalg.norm(up):
         raise CameraError(f"{where}: its cameras have no common up", hint="name an axis: --up y or --up z")
     direction = direction / np.linalg.norm(direction) * np.sign(direction @ up)
@@ -175,7 +174,9 @@ def _upright(poses: np.ndarray, where: str) -> np.ndarray:
     if z < -1 + 1e-9:
         turn[:3, :3] = np.diag([1.0, -1.0, -1.0])
         return turn
-    cross = np.array([[0.0, 0.0, -x], [0.0, 0.0, -y], [x, y, 0.0]])  # of the axis that turns it to z
+    cross = np.array(
+        [[0.0, 0.0, -x], [0.0, 0.0, -y], [x, y, 0.0]]
+    )  # cross-product matrix of the rotation axis
     turn[:3, :3] = np.eye(3) + cross + cross @ cross / (1 + z)
     return turn
 

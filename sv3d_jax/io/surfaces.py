@@ -1,102 +1,100 @@
-"""What mesh formats have in common: axes, limits, files beside a file, and surfaces on their way to one mesh."""
+"""What all mesh formats share: axes, size limits, files next to a mesh file, and the surfaces that readers return."""
 
 import io
-import re
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.names import outside_reason
 
 Up = Literal["y", "z"]
 Wrap = Literal["repeat", "clamp", "mirror"]
 
 MAX_FILE_BYTES = 1 << 30
 MAX_FACES = 10_000_000
-MAX_TEXTURE_PIXELS = 64_000_000  # of one that is made here
+MAX_TEXTURE_PIXELS = 64_000_000  # of a texture that this package makes
 
-# The world's +x, from where the input view looks, becomes +z: the front of glTF and of what opens such files.
+# The world's +x, where the camera of the input view stands, becomes +z, the front of an object in glTF and its viewers.
 FILE_FROM_WORLD = np.array([[0.0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """How a surface is coloured: `color` times the picture, in linear light; alpha likewise."""
+    """How a surface is coloured: colour and alpha are those of `color` times those of `picture`, in linear light."""
 
-    color: tuple[float, float, float, float] = (
-        1.0,
-        1.0,
-        1.0,
-        1.0,
-    )  # red, green, blue in linear light, and alpha
-    picture: np.ndarray | None = (
-        None  # uint8, h w 3 or h w 4: display values and alpha; one array for all users
-    )
-    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")  # beyond the picture's edges, along u and v
-    nearest: bool = False  # texels with hard edges instead of bilinear ones
+    color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)  # linear red, green, blue, and alpha
+    # Texture: uint8, h w 3 or h w 4, sRGB and alpha. Materials with the same texture share the array.
+    picture: np.ndarray | None = None
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")  # along u and v
+    nearest: bool = False  # nearest-neighbour instead of bilinear filtering
     alpha: Literal["opaque", "mask", "blend"] = "opaque"
-    cutoff: float = 0.5  # of "mask": where alpha is less there is a hole
-    one_sided: bool = False  # of "blend": not seen from behind
+    cutoff: float = 0.5  # with "mask": where alpha is less, the surface has a hole
+    one_sided: bool = False  # with "blend": back faces are not drawn
 
 
 @dataclass(eq=False)
 class Part:
-    """A surface of one material, in the axes of its file."""
+    """A surface with one material, in the axes of its file."""
 
     vertices: np.ndarray  # float64, v 3
     faces: np.ndarray  # integer, t 3, counter-clockwise from outside
     material: Material = field(default_factory=Material)
-    # Float, v 3. A vertex with zeros has the normal of each face; None: the mean of the faces around each vertex.
+    # Float, v 3. Zeros mean flat shading at that vertex; None means smooth shading (area-weighted face normals).
     normals: np.ndarray | None = None
-    colors: np.ndarray | None = None  # float, v 3 or v 4, in linear light
-    uv: np.ndarray | None = None  # float, v 2, origin at the bottom left of the picture
+    colors: np.ndarray | None = None  # float, v 3 or v 4, linear
+    uv: np.ndarray | None = None  # float, v 2, origin at the bottom left of the texture
 
 
 @dataclass(eq=False)
 class Source:
-    """A mesh file that is being read: what lies beside it, and what of it was approximated or skipped."""
+    """A mesh file that is being read: access to files next to it, and remarks on what was approximated or skipped."""
 
     path: Path
     remarks: list[str] = field(default_factory=list)
 
     def remark(self, text: str) -> None:
-        """Take note, once, of what was approximated or skipped."""
+        """Record what was approximated or skipped; the same text only once."""
         if text not in self.remarks:
             self.remarks.append(text)
 
     def beside(self, name: str) -> bytes:
-        """The content of a file in the folder of the mesh file or below.
+        """The content of a file in the folder of the mesh file or in a folder below it.
 
-        Raises InputError for absolute paths, URLs, `..`, links that lead out of the folder, and for files that are
-        absent or too large.
+        Raises InputError for URLs, paths and symbolic links that lead out of the folder, and for files that do not
+        exist or are too large.
         """
-        parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", name):
-            raise InputError(
-                f"refers to another place: {name[:200]}",
-                hint="only files beside the mesh or in folders below it are opened",
-            )
-        folder, file = self.path.parent, self.path.parent / parts
+        if outside_reason(name):
+            raise outside_error(name)
+        folder, file = self.path.parent, self.path.parent / name.replace("\\", "/")
         try:
             if not file.resolve().is_relative_to(folder.resolve()):
                 raise InputError(
                     f"refers to {name[:200]}, a link that leads out of the mesh's folder",
-                    hint="only files beside the mesh or in folders below it are opened",
+                    hint=_ONLY_BELOW,
                 )
             if not file.is_file():
                 raise InputError(f"refers to {name[:200]}, which is not beside it")
             if (size := file.stat().st_size) > MAX_FILE_BYTES:
                 raise InputError(f"refers to {name[:200]} of {size} bytes, more than {MAX_FILE_BYTES}")
             return file.read_bytes()
-        except (OSError, ValueError, RuntimeError):  # a name that no file can have, a ring of links
+        except (OSError, ValueError, RuntimeError):  # impossible file names, cycles of links
             raise InputError(f"refers to {name[:200]}, which cannot be read") from None
 
 
+def outside_error(name: str) -> InputError:
+    """The error for a file name that leads out of the folder of the mesh file."""
+    return InputError(f"refers to another place: {name[:200]}", hint=_ONLY_BELOW)
+
+
+_ONLY_BELOW = "only files beside the mesh or in folders below it are opened"
+
+
 def used_vertices(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The vertices, of so many, that faces name, in order, and the faces with their new numbers."""
+    """Sorted indices of the vertices that faces use, out of `count`, and the faces with indices into these."""
     if 8 * faces.size < count:  # a few of many
         used, index = np.unique(faces, return_inverse=True)
         return used, index.reshape(faces.shape)
@@ -106,20 +104,20 @@ def used_vertices(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def world_from_file(up: Up) -> np.ndarray:
-    """The rotation (4, 4) from coordinates of a file with this axis up to the world, which is z up.
+    """The rotation (4, 4) from the axes of a file to the world, where z is up.
 
-    With y up, the file's +z becomes the world's +x.
+    A file with y up has its front at +z, which becomes the world's +x.
     """
     return FILE_FROM_WORLD.T if up == "y" else np.eye(4)
 
 
 def y_up(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (n 3) of the world in the axes of a file with y up: (x, y, z) becomes (y, z, x)."""
+    """World vectors (n 3) in the axes of a file with y up: (x, y, z) becomes (y, z, x)."""
     return vectors @ FILE_FROM_WORLD[:3, :3].T
 
 
 def refuse_materials(mesh: Mesh) -> None:
-    """Raise InputError for a mesh whose materials a written file would lose."""
+    """Raise InputError for a mesh with `materials`, which the writers do not support."""
     if mesh.materials is not None:
         raise InputError(
             "a mesh with materials of a file that was read cannot be written",
@@ -128,14 +126,14 @@ def refuse_materials(mesh: Mesh) -> None:
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] as whole numbers up to 255; whole numbers as they are."""
+    """Values in [0, 1] as 8-bit levels; uint8 arrays as they are."""
     if values.dtype == np.uint8:
         return values
     return np.round(255.0 * np.clip(values, 0.0, 1.0)).astype(np.uint8)
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture (h w 3) in [0, 1] as a PNG file."""
+    """The content of a PNG file with an image (h w 3), uint8 or in [0, 1]."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Pictures on surfaces, as mesh files hold them: raw values, without a look at colour profiles or orientation."""
+"""Textures of mesh files, decoded as they are stored: colour profiles and EXIF orientation are ignored."""
 
 import io
 import warnings
@@ -10,11 +10,11 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.io.surfaces import Source
 
 MAX_DECODED_PIXELS, MAX_DECODED_SIDE = 8192**2, 16384
-MAX_KEPT_PIXELS, MAX_KEPT_SIDE = 4096**2, 8192  # of one picture; larger ones are reduced
-MAX_ATLAS_PIXELS = 4 * MAX_KEPT_PIXELS  # of all pictures of a file
-_STRIP = 256  # rows that are converted at once
+MAX_KEPT_PIXELS, MAX_KEPT_SIDE = 4096**2, 8192  # of one texture; larger ones are downscaled
+MAX_ATLAS_PIXELS = 4 * MAX_KEPT_PIXELS  # of all textures of a file together
+_STRIP = 256  # rows converted at a time
 
-# What cannot be decoded, by how it begins.
+# Formats that are not supported, by their first bytes.
 _FOREIGN = (
     (b"\xabKTX 20\xbb\r\n\x1a\n", "KTX2"),
     (b"\xabKTX 11\xbb\r\n\x1a\n", "KTX"),
@@ -25,11 +25,11 @@ _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "BMP", "GIF", "TGA", "PPM")
 
 
 def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np.ndarray:
-    """A picture as uint8 `h w 3`, or `h w 4` where it has an alpha; reduced if it is large.
+    """Decode a texture to uint8 (h w 3), or (h w 4) if it has an alpha; large ones are downscaled with a remark.
 
-    Of one picture 4096x4096 texels are kept, of more than four, `among` so many, their share of four times that; and
-    8192 along a side. `name` stands for it in messages. Raises InputError for what is no picture, and for more than
-    8192x8192 texels or 16384 along a side.
+    At most 4096x4096 texels are kept, or, of more than four textures (`among`), an equal share of four times as many;
+    at most 8192 along a side. `name` is for messages. Raises InputError for data that is no supported picture, and for
+    more than 8192x8192 texels or 16384 along a side.
     """
     from PIL import Image
 
@@ -38,13 +38,13 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
             raise InputError(f"{name} is a {form} picture, which is not read", hint="use PNG, JPEG or WebP")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the limit below is lower than those that Pillow warns at
+            warnings.simplefilter("ignore")  # the limit below is lower than that of Pillow's warnings
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError:
         raise InputError(f"{name} has more than {MAX_DECODED_PIXELS} pixels") from None
     except MemoryError:
         raise
-    except Exception:  # each decoder has errors of its own
+    except Exception:  # every decoder raises its own kinds of errors
         raise InputError(f"{name} is no picture that can be read", hint="use PNG, JPEG or WebP") from None
     with image:
         width, height = image.size
@@ -58,7 +58,9 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
             smaller = f"{width // across}x{height // down}"
             source.remark(f"{name}: {width}x{height} texels are reduced to {smaller}")
         try:
-            image.draft("RGB", (width // across, height // down))  # a JPEG is decoded at an eighth to a half
+            image.draft(
+                "RGB", (width // across, height // down)
+            )  # JPEG can be decoded at 1/2 to 1/8 of its size
             image.load()
             scale = image.size[0] / width
             return _pixels(image, *(max(1, round(factor * scale)) for factor in (down, across)))
@@ -69,7 +71,7 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
 
 
 def reduced(picture: np.ndarray, down: int, across: int) -> np.ndarray:
-    """The means of so many texels down and across; what is left over at the right and the bottom goes."""
+    """Means over blocks of `down` x `across` texels; incomplete blocks at the right and bottom are dropped."""
     height, width = picture.shape[0] // down, picture.shape[1] // across
     cut = picture[: height * down, : width * across]
     blocks = cut.reshape(height, down, width, across, -1)
@@ -77,7 +79,7 @@ def reduced(picture: np.ndarray, down: int, across: int) -> np.ndarray:
 
 
 def _pixels(image: Any, down: int, across: int) -> np.ndarray:
-    """uint8 texels, made strip by strip: Pillow's own conversion would take four bytes for every texel."""
+    """uint8 texels, downscaled. Converted strip by strip, because Pillow takes four bytes per texel for the whole."""
     has_alpha = image.has_transparency_data
     width, height = image.size[0] // across, image.size[1] // down
     pixels = np.empty((height, width, 4 if has_alpha else 3), np.uint8)
@@ -94,6 +96,6 @@ def _pixels(image: Any, down: int, across: int) -> np.ndarray:
 
 
 def _grey(strip: Any) -> np.ndarray:
-    """Grey of 16 bits; Pillow's own conversion would clip it to black and white."""
+    """8-bit levels of 16-bit or float grey, which Pillow's own conversion would clip."""
     values = np.asarray(strip, np.float64) * (255.0 if strip.mode == "F" else 1 / 257.0)
     return np.clip(np.rint(np.nan_to_num(values)), 0, 255).astype(np.uint8)

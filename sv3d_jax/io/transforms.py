@@ -1,4 +1,4 @@
-"""Views with their cameras from transforms.json: NeRF's synthetic scenes, BlenderNeRF, instant-ngp, nerfstudio."""
+"""Reading transforms.json with its pictures: NeRF's synthetic scenes, BlenderNeRF, instant-ngp, nerfstudio."""
 
 import math
 import warnings
@@ -10,29 +10,29 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cameras.pose import finite_number, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.documents import read_frames
 from sv3d_jax.io.images import Picture, masked, read_picture
-from sv3d_jax.io.lens import Lens, View
+from sv3d_jax.io.lens import Lens, PosedPicture
 from sv3d_jax.io.names import AbsentFile, exists, named_file
 
-# In the order in which a folder is looked through; the siblings of one that is read are views held back for tests.
+# In order of preference; only one is read, the others usually hold views for testing.
 TRANSFORMS_FILES = ("transforms.json", "transforms_train.json", "transforms_test.json", "transforms_val.json")
 SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
-CLIMB = 1  # instant-ngp's scripts name ../images/0001.jpg
-SAME_FOCAL = 1e-3  # relative; further apart two values contradict each other
+CLIMB = 1  # folders up that names may lead: instant-ngp writes ../images/0001.jpg
+SAME_FOCAL = 1e-3  # relative difference from which two focal lengths contradict each other
 TERMS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "p3", "p4")
-# Metashape's and OpenCV's others, and those of instant-ngp's ftheta lenses.
+# Further coefficients of Metashape, OpenCV and instant-ngp's ftheta lenses; refused if not zero.
 OTHER_TERMS = ("b1", "b2", "s1", "s2", "s3", "s4", "sx1", "sy1", "skew", *(f"ftheta_p{i}" for i in range(5)))
 
 
-def read_transforms(path: Path) -> tuple[list[View], list[str]]:
-    """The views of a transforms.json in the order of the file, and what is to be said of frames without a picture.
+def read_transforms(path: Path) -> tuple[list[PosedPicture], list[str]]:
+    """The views of a transforms.json in the order of the file, and messages about frames without a picture.
 
-    What a frame says of its lens wins over what the file says for all, focal lengths in pixels win over angles, and a
-    CameraWarning names values that contradict each other. Poses are those of the file: nerfstudio's
-    applied_transform is in them already. Raises InputError for what cannot be read, CameraError for cameras.
+    Intrinsics of a frame take precedence over those of the whole file, focal lengths in pixels over angles; a
+    CameraWarning names values that contradict each other. Poses already include nerfstudio's applied_transform. Raises
+    InputError for files that cannot be read and CameraError for invalid cameras.
     """
-    document = _read(path)
+    document = read_frames(path)
     frames = document["frames"]
     poses = [_pose(frame, f"{path}: frames[{index}]") for index, frame in enumerate(frames)]
     views, absent, contradictions = [], [], []
@@ -47,23 +47,15 @@ def read_transforms(path: Path) -> tuple[list[View], list[str]]:
         lens, contradiction = _lens(document, frame, width, height, where)
         if contradiction:
             contradictions.append(f"frames[{index}]: {contradiction}")
-        views.append(View(f"frames[{index}]", picture, pose, lens.fitted(width, height, where)))
+        views.append(PosedPicture(f"frames[{index}]", picture, pose, lens.fitted(width, height, where)))
     if contradictions:
         others = f", and so in {len(contradictions) - 1} more" if len(contradictions) > 1 else ""
         warnings.warn(f"{path}: {contradictions[0]}{others}", CameraWarning, stacklevel=2)
     return views, absent
 
 
-def _read(path: Path) -> dict[str, Any]:
-    document = read_json(path)
-    frames = document.get("frames") if isinstance(document, dict) else None
-    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
-        raise InputError(f'{path} needs a list "frames" of at least one view')
-    return document
-
-
 def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
-    """World-from-camera; the cameras of these files look along -z with y up, as ours do."""
+    """World-from-camera matrix (4, 4). As in this package, cameras look along -z with y up."""
     try:
         matrix = np.array(frame["transform_matrix"], np.float64)
     except (KeyError, TypeError, ValueError, OverflowError):
@@ -72,14 +64,14 @@ def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
 
 
 def _picture(folder: Path, frame: dict[str, Any], where: str) -> Picture:
-    """The picture of a frame before any lens is undone, with the mask that the frame names as its alpha."""
+    """The picture of a frame, still distorted, with the frame's mask as its alpha."""
     file = _file(folder, frame, "file_path", where)
     picture = read_picture(file, min_side=1, upright=False)
     if frame.get("mask_path") is None:
         return picture
     try:
         return masked(picture, _file(folder, frame, "mask_path", where))
-    except AbsentFile as error:  # without it the picture would be another one
+    except AbsentFile as error:  # a frame without its mask must not be used
         raise InputError(error.message) from None
 
 
@@ -95,7 +87,7 @@ def _file(folder: Path, frame: dict[str, Any], key: str, where: str) -> Path:
 
 
 def _lens(document, frame, width: int, height: int, where: str) -> tuple[Lens, str | None]:
-    """The lens of a frame, and which values contradict those that are taken."""
+    """The lens of a frame, and a message if other values contradict those that are used."""
     levels = [(frame, "the frame's"), (document, "the file's")]
 
     def number(name: str) -> float | None:
@@ -113,7 +105,7 @@ def _lens(document, frame, width: int, height: int, where: str) -> tuple[Lens, s
             f"{where} has no focal length",
             hint="fl_x (pixels) or camera_angle_x (radians) is needed, in the frame or for the whole file",
         )
-    # Both come from the frame if it says anything of either, as its lens may not be that of the rest.
+    # If the frame gives one focal length, the other is not taken from the file, which may be for another lens.
     nearest = min(claim[0] for claim in across + down)
     own_across, own_down = ([claim for claim in of if claim[0] == nearest] for of in (across, down))
     taken = (own_across or own_down)[0], (own_down or own_across)[0]
@@ -128,7 +120,7 @@ Claim = tuple[int, str, float]  # level, name, focal length in pixels
 
 
 def _focal_lengths(levels, axis: str, extent: float, where: str) -> list[Claim]:
-    """All that a frame and its file say of one focal length, the best first."""
+    """All values that a frame and its file give for one focal length, in order of precedence."""
     claims = []
     for level, (record, owner) in enumerate(levels):
         names = f"fl_{axis}", f"camera_angle_{axis}", f"{axis}_fov"

@@ -1,4 +1,4 @@
-"""USDZ files."""
+"""Writing USDZ files."""
 
 import os
 import tempfile
@@ -11,11 +11,11 @@ from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.outputs import write_atomic
 from sv3d_jax.io.surfaces import png, refuse_materials, y_up
 
-_USDZ_TIME = 946_728_000  # 1 January 2000, noon: such packages know no time before 1980
+_USDZ_TIME = 946_728_000  # 1 January 2000, noon: zip archives cannot store times before 1980
 
 
 def write_usdz(path: str | Path, mesh: Mesh, normals: np.ndarray) -> None:
-    """Write a mesh with a texture as USDZ, y up. The same mesh gives the same bytes.
+    """Write a textured mesh as USDZ with y up. The same mesh gives the same bytes.
 
     Raises InputError if the mesh has no texture or the extra `usd` is not installed.
     """
@@ -33,7 +33,7 @@ def write_usdz(path: str | Path, mesh: Mesh, normals: np.ndarray) -> None:
         picture.write_bytes(png(mesh.texture))
         _write_usd(scene, mesh, normals, f"./{picture.name}")
         for file in (scene, picture):
-            os.utime(file, (_USDZ_TIME, _USDZ_TIME))  # the package records it
+            os.utime(file, (_USDZ_TIME, _USDZ_TIME))  # modification times are stored in the package
         with Sdf.ZipFileWriter.CreateNew(str(package)) as writer:
             for file in (scene, picture):  # the scene must be the first
                 writer.AddFile(str(file), file.name)
@@ -41,7 +41,7 @@ def write_usdz(path: str | Path, mesh: Mesh, normals: np.ndarray) -> None:
 
 
 def _write_usd(path: Path, mesh: Mesh, normals: np.ndarray, picture: str) -> None:
-    """Write a USD scene of one surface with a material; `picture` is the path of its texture from there."""
+    """Write a USD scene of one mesh with a material; `picture` is the path of its texture relative to the scene."""
     from pxr import Sdf, Usd, UsdGeom, UsdShade, Vt  # pyright: ignore[reportMissingImports]
 
     stage, types = Usd.Stage.CreateInMemory(), Sdf.ValueTypeNames

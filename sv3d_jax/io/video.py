@@ -19,7 +19,10 @@ _BT709 = 1  # FFmpeg's number for it as matrix, primaries and transfer
 
 
 def available_format(wanted: str = "mp4") -> str:
-    """The wanted video format if it can be written here, else gif with a warning; ask before sampling."""
+    """The wanted video format if it can be encoded here, else gif with a warning. To be called before sampling.
+
+    Raises InputError for unknown formats.
+    """
     if wanted not in VIDEO_FORMATS:
         raise InputError(f"video format must be one of {', '.join(VIDEO_FORMATS)}, got {wanted!r}")
     if wanted == "mp4" and not _has_h264():
@@ -29,9 +32,9 @@ def available_format(wanted: str = "mp4") -> str:
 
 
 def write_video(path: str | Path, frames_uint8: np.ndarray, fps: float = FRAMES_PER_SECOND) -> None:
-    """Write frames (f, h, w, 3) as a video in the format that the suffix names, in one piece.
+    """Write frames (f, h, w, 3) as a video in the format of the suffix, atomically.
 
-    mp4 is H.264, yuv420p with even sides and square pixels, without metadata; gif and webp loop.
+    mp4 is H.264 in yuv420p, padded to even sides, with square pixels and without metadata; gif and webp loop.
     """
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in VIDEO_FORMATS:
@@ -48,9 +51,9 @@ def frame_labels(azimuths_deg: Sequence[float], elevations_deg: Sequence[float])
 def contact_sheet(
     frames_uint8: np.ndarray, labels: Sequence[str], columns: int | None = None, min_cell: int = 128
 ) -> np.ndarray:
-    """All frames (f, h, w, 3) in one picture, row by row, each with its label printed under it.
+    """All frames (f, h, w, 3) in one picture, row by row, each with its label below.
 
-    Frames narrower than min_cell are enlarged by a whole factor, so that labels stay readable.
+    Frames narrower than `min_cell` are enlarged by an integer factor, so that labels stay readable.
     """
     if len(frames_uint8) != len(labels):
         raise InputError(f"got {len(frames_uint8)} frames and {len(labels)} labels")
@@ -75,7 +78,7 @@ def contact_sheet(
 
 
 def _columns(count: int) -> int:
-    """A divisor of the count near a landscape layout if there is one: 21 frames make 7 columns."""
+    """Number of columns for a landscape layout, a divisor of `count` if possible: 7 for 21 frames."""
     ideal = max(1, round((count * 2) ** 0.5))
     divisors = [n for n in range(ideal, 2 * ideal) if count % n == 0]
     return divisors[0] if divisors else ideal
@@ -97,7 +100,9 @@ def _mp4(frames: np.ndarray, fps: float, suffix: str) -> bytes:
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    with tempfile.TemporaryDirectory() as folder:  # faststart reads the file again, so a buffer does not do
+    with (
+        tempfile.TemporaryDirectory() as folder
+    ):  # +faststart reads the file again, so a memory buffer does not work
         path = Path(folder) / f"video.{suffix}"
         with av.open(str(path), "w", options=options) as container:
             _encode_h264(container, frames, fps)
@@ -115,7 +120,7 @@ def _encode_h264(container: Any, frames: np.ndarray, fps: float) -> None:
     context = stream.codec_context
     context.sample_aspect_ratio = 1
     context.colorspace = context.color_primaries = context.color_trc = _BT709
-    # Unit type 6 is where x264 writes its version and settings.
+    # x264 writes its version and settings into units of type 6; without them files are reproducible.
     strip_settings = BitStreamFilterContext("filter_units=remove_types=6", stream)
 
     def mux(packets):

@@ -9,14 +9,14 @@ from sv3d_jax.config import CommonConfig, check_range, short
 
 @dataclass(frozen=True, kw_only=True)
 class EvalOrbitConfig(CommonConfig):
-    """Compare the frames of two orbits of the same cameras, one by one: PSNR, SSIM and, with its weights, LPIPS."""
+    """Compare two orbits with the same cameras frame by frame: PSNR, SSIM and, if its weights are given, LPIPS."""
 
     pred: Path
-    """orbit folder to judge"""
+    """orbit folder to evaluate"""
     target: Path
-    """orbit folder to compare with"""
+    """orbit folder of the reference"""
     lpips: Path | None = None
-    """safetensors file with the weights of LPIPS (VGG16 and heads), to compare by it too"""
+    """safetensors file with the weights of LPIPS (VGG16 and linear heads), to compute it as well"""
     output: Annotated[Path | None, short("-o")] = None
     """file for the result as JSON"""
 
@@ -25,27 +25,27 @@ class EvalOrbitConfig(CommonConfig):
 class EvalMeshConfig(CommonConfig):
     """Compare two meshes: distances between their surfaces, F-score, and overlap of their volumes.
 
-    Lengths are in units of the target's largest box side. Meshes are compared where they stand; a reconstruction
-    stands in the world of its orbit, and --orbit brings the mesh that was rendered there too. For how they look,
-    render both (sv3d data render) and compare the orbits (sv3d eval orbit).
+    Lengths are in units of the longest side of the target's bounding box. Meshes are not aligned: a reconstruction is
+    in the world coordinates of its orbit, and --orbit moves the mesh that was rendered there as well. To compare
+    appearance, render both (sv3d data render) and compare the orbits (sv3d eval orbit).
     """
 
     pred: Path
-    """mesh to judge (GLB, glTF, OBJ, PLY), y up, as sv3d writes it"""
+    """mesh to evaluate (GLB, glTF, OBJ, PLY), y up, as sv3d writes it"""
     target: Path
-    """mesh to compare with"""
+    """mesh of the reference"""
     orbit: Path | None = None
-    """rendered orbit of the target: its cameras.json says where the target stood"""
+    """rendered orbit of the target, whose cameras.json has the target's transform to the world"""
     up: Literal["y", "z"] = "y"
-    """axis of the target's file that points up; not needed with --orbit"""
+    """up axis of the target's file; not used with --orbit"""
     points: int = 100_000
     """points sampled on each surface"""
     threshold: float = 0.01
-    """distance up to which a point counts as met in the F-score"""
+    """distance threshold of the F-score"""
     voxels: int = 128
-    """side of the grid for the overlap of volumes"""
+    """resolution of the grid for the overlap of volumes"""
     seed: int = 0
-    """seed of the points"""
+    """seed of the sampled points"""
     output: Annotated[Path | None, short("-o")] = None
     """file for the result as JSON"""
 

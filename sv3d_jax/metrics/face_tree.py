@@ -1,24 +1,23 @@
-"""The nearest point of many triangles: a tree of discs around them. Plain NumPy, in bounded memory."""
+"""Nearest points on many triangles, by a binary tree of bounding discs. Plain NumPy, in bounded memory."""
 
 import numpy as np
 
 from sv3d_jax.arrays import Float
 
-CHUNK = 2**15  # pairs of a point and a disc at a time
-LEAF = 4  # triangles at least
+CHUNK = 2**15  # pairs of point and disc processed at a time
+LEAF = 4  # minimum number of triangles in a leaf
 
 
 class FaceTree:
-    """Triangles, halved by the place of their centres until few are left in each group."""
+    """A binary tree over triangles, split at the median of their centres along the longest axis."""
 
     def __init__(self, triangles: Float[np.ndarray, "t 3 3"]):
         centers = triangles.mean(axis=1)
         self.triangles = triangles
         depth = max(len(triangles) // LEAF, 1).bit_length() - 1
         leaf = -(-len(triangles) // 2**depth)
-        order = np.resize(
-            np.arange(len(triangles)), leaf * 2**depth
-        )  # some triangles twice, to fill the groups
+        # Some triangles appear twice, so that all leaves have the same size.
+        order = np.resize(np.arange(len(triangles)), leaf * 2**depth)
         self.levels = []
         for level in range(depth + 1):
             groups = order.reshape(2**level, -1)
@@ -31,10 +30,10 @@ class FaceTree:
         self.levels.append(_discs(triangles[order]))
 
     def nearest(self, points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
-        """The exact point of the triangles that is nearest to each point.
+        """The exact nearest point on the triangles to each point.
 
-        A disc begins no farther away than all its triangles, and its centre lies on one of them: only discs that
-        begin nearer than the nearest such centre are opened.
+        Branch and bound: the distance to a disc is a lower bound for its triangles, and the distance to its centre,
+        which lies on one of them, an upper bound. Discs whose lower bound exceeds the best upper bound are skipped.
         """
         bound, best = np.full((2, len(points)), np.inf)
         found = np.zeros(len(points), np.intp)
@@ -66,7 +65,7 @@ class FaceTree:
 def nearest_of_triangles(
     points: Float[np.ndarray, "n 3"], triangles: Float[np.ndarray, "n 3 3"]
 ) -> Float[np.ndarray, "n 3"]:
-    """The point of its triangle nearest to each point: its foot on the plane if that lies inside, else of an edge."""
+    """The nearest point on its triangle to each point: the projection onto the plane if inside, else onto an edge."""
     a, b, c = np.moveaxis(triangles, 1, 0)
     normal = np.cross(b - a, c - a)
     inside = _dot(normal, normal) > 0
@@ -89,7 +88,7 @@ def nearest_of_triangles(
 def distance_to_triangles(
     points: Float[np.ndarray, "n 3"], triangles: Float[np.ndarray, "n 3 3"]
 ) -> Float[np.ndarray, "n"]:
-    """Distance of each point to its triangle: to the plane where the foot lies inside, else to an edge."""
+    """Distance of each point to its triangle: to the plane if the projection lies inside, else to an edge."""
     a, b, c = np.moveaxis(triangles, 1, 0)
     normal = np.cross(b - a, c - a)
     length = np.linalg.norm(normal, axis=-1)
@@ -106,10 +105,10 @@ def distance_to_triangles(
 
 
 def _discs(vertices: np.ndarray) -> np.ndarray:
-    """Thick discs (n 8) around the triangles that vertices (n k 3) make: centre, axis, radius, half the thickness.
+    """Bounding discs (n 8) of groups of triangles, given by their vertices (n k 3).
 
-    A disc is centred on a triangle and thinnest across the direction in which the vertices spread least, so that one
-    around a flat patch lies close to it from wherever it is seen.
+    A disc is a flat cylinder: centre, axis, radius, half the thickness. It is centred on a triangle, and its axis is
+    the direction in which the vertices spread least, so that it fits tightly around a flat patch.
     """
     middle = 0.5 * (vertices.min(axis=1) + vertices.max(axis=1))
     centers = vertices.reshape(len(vertices), -1, 3, 3).mean(axis=2)
@@ -124,7 +123,7 @@ def _discs(vertices: np.ndarray) -> np.ndarray:
 
 
 def _bounds(points: np.ndarray, discs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances of points (n 3), each to its disc (less what may be rounding) and to the middle of the disc."""
+    """Distances of points (n 3), each to its disc (minus a margin for rounding) and to the centre of the disc."""
     x, y, z = points.T
     cx, cy, cz, ax, ay, az, radius, half_thickness = discs.T
     x, y, z = x - cx, y - cy, z - cz

@@ -1,4 +1,4 @@
-"""Comparison of surfaces and volumes, and the verb `eval mesh`. Plain NumPy, in bounded memory."""
+"""Geometry metrics (Chamfer distance, F-score, volume IoU, colour error) and the verb `eval mesh`."""
 
 import warnings
 from dataclasses import replace
@@ -17,12 +17,12 @@ from sv3d_jax.metrics.face_tree import FaceTree
 from sv3d_jax.progress import Progress
 from sv3d_jax.render.appearance import appearance_of, seen_colors
 
-CHUNK = 2**19  # voxel columns at a time
-MAX_PIECE = 1 / 64  # of the largest box side: longer faces are cut, as their discs would lie near most points
+CHUNK = 2**19  # voxel columns processed at a time
+MAX_PIECE = 1 / 64  # of the largest box side: longer faces are subdivided, as their bounds would be too loose
 
 
 def sample_surface(mesh: Mesh, count: int, seed: int) -> Float[np.ndarray, "n 3"]:
-    """Points spread evenly at random over the surface."""
+    """Points distributed uniformly at random over the surface."""
     chosen, weights = _places(mesh, count, seed)
     return np.einsum("nk,nkc->nc", weights, mesh.vertices[mesh.faces[chosen]])
 
@@ -30,10 +30,9 @@ def sample_surface(mesh: Mesh, count: int, seed: int) -> Float[np.ndarray, "n 3"
 def color_error(prediction: Mesh, target: Mesh, points: int, seed: int = 0) -> dict[str, float] | None:
     """Mean absolute difference of the surfaces' colours, in display values of [0, 1]; None unless both have some.
 
-    Each point of the prediction is compared with where the target is nearest, as the nearest of four times as many
-    points tells its colour;
-    `color_error_scaled` after one factor on all predicted colours, the median ratio, as light and albedo are known
-    up to one.
+    Each sampled point of the prediction is compared with the nearest place of the target, whose colour is that of the
+    nearest among four times as many sampled points. `color_error_scaled` is the difference after scaling all predicted
+    colours by one factor, the median ratio, because albedo is only known up to the brightness of the light.
     """
     from scipy.spatial import cKDTree
 
@@ -46,7 +45,7 @@ def color_error(prediction: Mesh, target: Mesh, points: int, seed: int = 0) -> d
         ),
         strict=True,
     )
-    # Of the nearest points of the surface: from far away a search among points takes long.
+    # Project to the surface first: searching sampled points from far away is slow.
     true = true[cKDTree(theirs).query(_nearest_of_surface(ours, target))[1]]
     scale = np.median(true.sum(axis=1) / np.maximum(seen.sum(axis=1), 1e-3))
     return {
@@ -56,16 +55,16 @@ def color_error(prediction: Mesh, target: Mesh, points: int, seed: int = 0) -> d
 
 
 def distance_to_surface(points: Float[np.ndarray, "n 3"], mesh: Mesh) -> Float[np.ndarray, "n"]:
-    """Exact distance of each point to the nearest point of the surface."""
+    """Exact distance of each point to the surface."""
     return np.linalg.norm(points - _nearest_of_surface(points, mesh), axis=1)
 
 
 def occupancy(mesh: Mesh, low: np.ndarray, cell: float, voxels: int) -> Bool[np.ndarray, "n n n"]:
     """Voxels (x y z) whose centre lies inside a closed mesh; `low` is the corner of the grid.
 
-    Counts faces below each centre, up-facing ones against down-facing ones, so parts may overlap.
+    Counts the faces below each centre, upward ones minus downward ones, so parts of the mesh may overlap.
     """
-    # Off-centre by a hair, so that no column runs exactly through an edge.
+    # A tiny offset, so that no column of voxel centres passes exactly through an edge.
     corners = (mesh.vertices[mesh.faces] - low) / cell - 0.5 + np.array([1.3e-6, 2.1e-6, 0])
     crossings = np.zeros((voxels, voxels, voxels + 1), np.int32)
     first = np.clip(np.ceil(corners[..., :2].min(axis=1)).astype(int), 0, voxels)
@@ -100,7 +99,10 @@ def volume_iou(first: Mesh, second: Mesh, voxels: int = 128) -> float:
 
 
 def is_closed(mesh: Mesh) -> bool:
-    """Every edge is run through as often one way as the other; vertices at one place count as one."""
+    """Whether the mesh is closed: each edge is used equally often in both directions.
+
+    Vertices at the same position count as one.
+    """
     _, merged = np.unique(mesh.vertices, axis=0, return_inverse=True)
     faces = merged.reshape(-1)[mesh.faces].astype(np.int64)
     faces = faces[(faces != np.roll(faces, 1, axis=1)).all(axis=1)]
@@ -142,7 +144,7 @@ def compare_meshes(
 
 
 def run_eval_mesh(config: EvalMeshConfig, progress: Progress) -> dict[str, Any]:
-    """The verb `eval mesh`."""
+    """The verb `eval mesh`: compare two mesh files. Raises InputError for files that cannot be compared."""
     progress.stage("load")
     prediction, target = read_mesh(config.pred), _target(config)
     remarks = {"pred": list(prediction.remarks), "target": list(target.remarks)}
@@ -167,7 +169,7 @@ def run_eval_mesh(config: EvalMeshConfig, progress: Progress) -> dict[str, Any]:
 
 
 def _places(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Faces (n) and weights (n 3) of their vertices, of points spread evenly at random over the surface."""
+    """Uniformly random points on the surface: their faces (n) and barycentric coordinates (n 3)."""
     rng = np.random.default_rng(seed)
     corners = mesh.vertices[mesh.faces]
     areas = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
@@ -180,14 +182,14 @@ def _places(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _colored_points(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the surface and their colours: vertex colour times texture, as far as there are any."""
+    """Random points on the surface (n 3) and their sRGB colours (n 3)."""
     chosen, weights = _places(mesh, count, seed)
     colors, _ = seen_colors(appearance_of(mesh), mesh.faces, chosen, weights.astype(np.float32))
     return np.einsum("nk,nkc->nc", weights, mesh.vertices[mesh.faces[chosen]]), np.asarray(colors)
 
 
 def _target(config: EvalMeshConfig) -> Mesh:
-    """The target in the world of the prediction."""
+    """The target mesh in the world coordinates of the prediction."""
     if config.orbit is None:
         return read_mesh(config.target, config.up)
     matrix = read_orbit(config.orbit).object_to_world
@@ -196,7 +198,9 @@ def _target(config: EvalMeshConfig) -> Mesh:
             f"{config.orbit} does not say where the object stood (object_to_world)",
             hint="only rendered orbits do: sv3d data render",
         )
-    matrix = matrix @ world_from_mesh_file(config.target).T  # from the coordinates of the file as they are
+    matrix = (
+        matrix @ world_from_mesh_file(config.target).T
+    )  # object_to_world starts from the coordinates in the file
     mesh = read_mesh(config.target)
     return replace(mesh, vertices=mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])
 
@@ -216,7 +220,7 @@ def _nearest_of_surface(points: np.ndarray, mesh: Mesh) -> np.ndarray:
 
 
 def _cut(triangles: np.ndarray, side: float) -> np.ndarray:
-    """Triangles (t 3 3) halved at their longest edges until no edge is longer than `side`."""
+    """Triangles (t 3 3) bisected at their longest edges until no edge is longer than `side`."""
     small = []
     while len(triangles):
         edges = np.linalg.norm(triangles - np.roll(triangles, -1, axis=1), axis=2)  # a-b, b-c, c-a

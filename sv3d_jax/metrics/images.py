@@ -1,4 +1,4 @@
-"""Comparison of pictures, and the verb `eval orbit`."""
+"""Image metrics (PSNR, SSIM) and the verb `eval orbit`."""
 
 import warnings
 from functools import partial
@@ -19,19 +19,19 @@ from sv3d_jax.progress import Progress
 SSIM_WINDOW = 11
 SSIM_SIGMA = 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for values in [0, 1]
-MAX_PSNR = 100.0  # of equal pictures, so that means stay finite
+MAX_PSNR = 100.0  # for identical images, so that means stay finite
 
 
 def psnr(prediction: Float[Array, "*f h w c"], target: Float[Array, "*f h w c"]) -> Float[Array, "*f"]:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1], at most 100."""
+    """Peak signal-to-noise ratio of images in [0, 1] in dB, at most 100."""
     error = jnp.mean(jnp.square(prediction - target), axis=(-3, -2, -1))
     return -10.0 * jnp.log10(jnp.maximum(error, 10 ** (-MAX_PSNR / 10)))
 
 
 def ssim(prediction: Float[Array, "*f h w c"], target: Float[Array, "*f h w c"]) -> Float[Array, "*f"]:
-    """Structural similarity of pictures in [0, 1]: Gaussian window 11x11, sigma 1.5, whole windows only.
+    """Structural similarity of images in [0, 1] (Wang et al. 2004, equation 13), averaged over pixels and channels.
 
-    Wang et al. 2004, per channel, averaged over channels and places.
+    Gaussian window of 11x11 pixels with sigma 1.5; only where the whole window lies inside the image.
     """
     x, y = prediction, target
     mean_x, mean_y = _blur(x), _blur(y)
@@ -43,7 +43,7 @@ def ssim(prediction: Float[Array, "*f h w c"], target: Float[Array, "*f h w c"])
 
 
 def run_eval_orbit(config: EvalOrbitConfig, progress: Progress) -> dict[str, Any]:
-    """The verb `eval orbit`."""
+    """The verb `eval orbit`: compare two orbit folders frame by frame. Raises InputError if they do not match."""
     progress.stage("load")
     prediction, target = read_orbit(config.pred), read_orbit(config.target)
     _check_comparable(prediction, target)
@@ -69,7 +69,7 @@ def run_eval_orbit(config: EvalOrbitConfig, progress: Progress) -> dict[str, Any
 
 
 def _blur(images: Float[Array, "*f h w c"]) -> Float[Array, "*f h2 w2 c"]:
-    # As matrix products: on a CPU several times as fast, there and back, as sums of shifted pictures.
+    # Matrix products are several times as fast on a CPU, forward and backward, as sums of shifted images.
     rows, columns = (_window_matrix(size) for size in images.shape[-3:-1])
     return jnp.einsum("ih,jw,...hwc->...ijc", rows, columns, images, precision="highest")
 

@@ -1,4 +1,4 @@
-"""LPIPS of pictures, and its weights from a user's file."""
+"""LPIPS, with weights from a file that the user provides."""
 
 from pathlib import Path
 
@@ -18,7 +18,10 @@ _HINT = (
 def lpips(
     prediction: Float[Array, "*f h w 3"], target: Float[Array, "*f h w 3"], params: Params
 ) -> Float[Array, "*f"]:
-    """LPIPS (VGG16, version 0.1) of pictures in [0, 1]; 0 for equal ones. `params` are those of a weights file."""
+    """LPIPS (VGG16, version 0.1) of images in [0, 1]; 0 if identical. `params` are from `read_lpips_weights`.
+
+    Raises InputError for images that are too small.
+    """
     *frames, height, width, _ = prediction.shape
     if min(height, width) < MIN_SIZE:
         raise InputError(f"LPIPS needs pictures of at least {MIN_SIZE} pixels a side, got {width}x{height}")
@@ -29,8 +32,8 @@ def lpips(
 def read_lpips_weights(path: Path | str) -> Params:
     """Parameters for `lpips` from a safetensors file with VGG16's trunk and the linear heads.
 
-    Other tensors, such as VGG16's classifier, may stand in the file. Raises WeightsError, which names what is missing
-    or of another shape.
+    Other tensors in the file, such as VGG16's classifier, are ignored. Raises WeightsError, which names tensors that
+    are missing, of a wrong shape or not finite.
     """
     file, shapes = SafetensorsFile(path), lpips_shapes()
     missing = [name for name in shapes if name not in file.tensors]

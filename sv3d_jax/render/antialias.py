@@ -1,13 +1,13 @@
-"""Antialiasing at silhouettes: two neighbouring pixels are blended by where an edge of the mesh runs between them.
+"""Differentiable antialiasing: neighbouring pixels are blended by where a silhouette edge passes between them.
 
-A rasterized picture jumps where one surface hides another, so visibility has no gradient. The blend has one: the
-crossing of the silhouette with the line between two pixel centres moves with the two vertices of the edge. After
-Laine et al. 2020 (Modular Primitives for High-Performance Differentiable Rendering), who look for the crossing at
-the edges of the visible triangle; here all silhouette edges of the mesh are drawn, so that triangles smaller than
-a pixel lose none.
+A rasterized image is discontinuous at silhouettes, so visibility has no gradient. The blend has one: the crossing of
+the silhouette with the line between two pixel centres moves with the two vertices of the edge. This follows Laine et
+al. 2020 (Modular Primitives for High-Performance Differentiable Rendering), who search for crossings at the edges of
+the visible triangle. Here all silhouette edges of the mesh are rasterized, so that edges of triangles smaller than a
+pixel are not missed.
 
-Which edge passes between two pixels is found without gradient by a loop of data-dependent length over all
-crossings, so no capacity can overflow; the crossing is then computed once more, differentiably, from that edge.
+Which edge passes between two pixels is found without gradient, by a loop of data-dependent length over all crossings
+(no fixed-size buffer can overflow). The crossing is then computed again, differentiably, from that edge.
 """
 
 from typing import NamedTuple
@@ -20,22 +20,22 @@ from einops import reduce
 from sv3d_jax.arrays import Array, Bool, Float, Int
 from sv3d_jax.render.rasterize import NEAR, TIE, Fragments
 
-CHUNK = 1 << 14  # crossings per step of the loop: enough for an accelerator, milliseconds of a CPU
+CHUNK = 1 << 14  # crossings per step of the loop: enough for an accelerator, some milliseconds on a CPU
 
 
 class Edges(NamedTuple):
-    """Edges of a mesh with the two faces that meet there; in rows that hold no edge both faces are -1."""
+    """Edges of a mesh with their two faces. Unused rows have -1 for both faces."""
 
     vertices: Int[Array, "e 2"]
-    faces: Int[Array, "e 2"]  # the second is -1 at a border
+    faces: Int[Array, "e 2"]  # the second one is -1 at a border
 
 
 def mesh_edges(faces: Int[Array, "t 3"], point_ids: Int[Array, "v"] | None = None) -> Edges:
-    """The edges of the faces, in 3 t rows, not all of which hold one.
+    """The edges of the faces, in 3 t rows, some of them unused.
 
-    Vertices of equal `point_ids` lie at one position, so edges between them are one edge; without it every vertex
-    is a point of its own. Faces with two corners at one point have no edges. Where k > 2 faces meet, k - 1 rows
-    hold the edge, each with two faces that follow one another in the list.
+    Vertices with equal `point_ids` are at the same position, so their edges are the same; without it all vertices are
+    different points. Faces with two corners at one point have no edges. An edge of k > 2 faces takes k - 1 rows, each
+    with two consecutive faces.
     """
     start = faces if point_ids is None else point_ids[faces]
     end = jnp.roll(start, -1, axis=1)
@@ -54,10 +54,10 @@ def mesh_edges(faces: Int[Array, "t 3"], point_ids: Int[Array, "v"] | None = Non
 
 
 def closed_mesh_edges(faces: Int[Array, "t 3"], num_vertices: int) -> Edges:
-    """The same for faces that each meet exactly one other at each side, in 3 t / 2 rows.
+    """The edges of a closed mesh, each with exactly two faces, in 3 t / 2 rows; faster than `mesh_edges`.
 
-    Both ends are packed into one number where they fit. A CPU sorts plain numbers eight times as fast as rows of
-    them, and finds the place of each side among them in less.
+    Both ends are packed into one integer if they fit, because a CPU sorts integers eight times as fast as rows, and
+    searching them is faster still.
     """
     if num_vertices > 2**16:
         return mesh_edges(faces)
@@ -87,10 +87,10 @@ def antialias(
 ) -> Float[Array, "n h w c"]:
     """The rasterized colours (or a mask) blended at silhouettes, differentiable in colours and vertices.
 
-    A silhouette edge has one face, or one that is seen from the front and one from behind (faces must be wound
-    alike). Steep edges blend pixels beside one another, flat ones pixels above one another, so that no edge
-    counts twice. The gradient of a crossing goes to the two vertices that `edges` names. Parts that no pixel
-    centre sees stay unseen, and lines where surfaces pass through one another stay sharp.
+    A silhouette edge has one face, or a front and a back face (all faces must be wound alike). Edges that are more
+    vertical blend horizontal neighbours, others vertical neighbours, so that no edge counts twice. The gradient of a
+    crossing goes to the two vertices in `edges`. Surfaces that cover no pixel centre stay invisible, and intersections
+    of surfaces stay aliased.
     """
     fixed = jax.lax.stop_gradient(screen)
     facing = _facing(fixed, faces)
@@ -109,12 +109,12 @@ def antialias(
 
 
 def box_filter(pixels: Float[Array, "n h w c"], factor: int) -> Float[Array, "n h2 w2 c"]:
-    """Means over blocks of `factor` squared pixels."""
+    """Means over blocks of `factor` x `factor` pixels."""
     return reduce(pixels, "n (h s) (w r) c -> n h w c", "mean", s=factor, r=factor)
 
 
 def _facing(screen: Float[Array, "n v 3"], faces: Int[Array, "t 3"]) -> Float[Array, "n t_plus_1"]:
-    """1 for faces seen from the front, -1 from behind, 0 for those not drawn and for one more, which is missing."""
+    """1 for front faces, -1 for back faces, 0 for those not drawn; and a last 0, which index -1 selects."""
     corners = screen[:, faces]
     first, second = (corners[:, :, i, :2] - corners[:, :, 0, :2] for i in (1, 2))
     doubled_area = first[..., 0] * second[..., 1] - second[..., 0] * first[..., 1]
@@ -131,21 +131,21 @@ def _row_gains(
     edge_vertices: Int[Array, "e 2"],
     chosen: Bool[Array, "n e"],
 ) -> Float[Array, "n h w c"]:
-    """What the pixels gain where chosen edges pass between them and their neighbours in the row."""
+    """The change of each pixel by the chosen edges between it and its neighbours in the row."""
     num_views, height, width = face_id.shape
     edge, edge_depth = _nearest_crossings(
         jax.lax.stop_gradient(screen)[:, edge_vertices], chosen, height, width
     )
     seen = (edge >= 0) & (face_id[:, :, 1:] != face_id[:, :, :-1])
-    # An edge behind both surfaces is hidden. The factor leaves room for their slope within a pixel.
+    # An edge behind both surfaces is hidden. The factor allows for their slope within a pixel.
     seen &= edge_depth <= jnp.maximum(depth[:, :, 1:], depth[:, :, :-1]) * (1.0 + 1.0 / width)
     view = jnp.arange(num_views)[:, None, None, None]
     ends = screen[view, edge_vertices[jnp.maximum(edge, 0)]]  # n h w-1 2 3
-    # Masked before use: vertices of edges that nobody sees may be infinite.
+    # Masked before use: vertices of hidden edges may be infinite.
     ends = jnp.where(seen[..., None, None], ends, 0.0)
     crossing = _column_at(ends, jnp.arange(height, dtype=screen.dtype)[:, None] + 0.5)
     middle = jnp.arange(1, width, dtype=screen.dtype)
-    # The left colour reaches to the crossing: beyond the middle it takes from the right pixel, else it gives.
+    # The left colour extends to the crossing: beyond the middle the right pixel changes, before it the left one.
     shift = jnp.where(seen, crossing - middle, 0.0)[..., None]
     gain = shift * (colors[:, :, :-1] - colors[:, :, 1:])
     to_right = jnp.where(shift > 0, gain, 0.0)
@@ -156,12 +156,12 @@ def _row_gains(
 def _nearest_crossings(
     ends: Float[Array, "n e 2 3"], chosen: Bool[Array, "n e"], height: int, width: int
 ) -> tuple[Int[Array, "n h w_minus_1"], Float[Array, "n h w_minus_1"]]:
-    """Id and depth of the nearest chosen edge between each pixel centre and the next in its row; -1 where none is.
+    """Id and depth of the nearest chosen edge between each pixel centre and the next one in its row; -1 if none.
 
-    Of edges at equal depth it is the one of the lower id.
+    At equal depth the edge with the lower id wins.
     """
     num_views, num_edges = chosen.shape
-    # The lower end does not count, so a row through a vertex crosses one of two edges that go on there.
+    # Half-open ranges, so that a row through a vertex crosses only one of the two edges that continue there.
     first, stop = (
         jnp.clip(jnp.ceil(y - 0.5), 0, height).astype(jnp.int32)
         for y in (ends[..., 1].min(-1), ends[..., 1].max(-1))
@@ -172,7 +172,7 @@ def _nearest_crossings(
     shape = (num_views, height, width - 1)
 
     def crossings(step):
-        """Place, depth and edge of one chunk of crossings; the place is outside the picture where there is none."""
+        """Pixel, depth and edge of one chunk of crossings; pixels outside the image where there is none."""
         number = step * CHUNK + jnp.arange(CHUNK)
         index = jnp.minimum(jnp.searchsorted(stops, number, side="right"), stops.size - 1)
         row = number + row_offset[index]
@@ -199,13 +199,13 @@ def _nearest_crossings(
 
 
 def _column_at(ends: Float[Array, "*n 2 3"], row: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Where an edge crosses a row."""
+    """Column where an edge crosses a row."""
     start, end = ends[..., 0, :], ends[..., 1, :]
     return start[..., 0] + _share_at(ends, row) * (end[..., 0] - start[..., 0])
 
 
 def _depth_at(ends: Float[Array, "*n 2 3"], row: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """Depth of an edge where it crosses a row; its inverse is linear on the screen."""
+    """Depth of an edge where it crosses a row; inverse depth is linear in screen space."""
     inverse, share = 1.0 / ends[..., 2], _share_at(ends, row)
     return 1.0 / (inverse[..., 0] + share * (inverse[..., 1] - inverse[..., 0]))
 

@@ -1,4 +1,4 @@
-"""What a mesh looks like at any point of it: vertex colours times texture, in linear light, and how opaque it is."""
+"""Colour and alpha at any point of a mesh: vertex colours times texture, in linear light."""
 
 from typing import NamedTuple
 
@@ -13,14 +13,16 @@ from sv3d_jax.render.texture import bilinear_taps
 
 
 class Appearance(NamedTuple):
-    """The colours of a mesh on the device; what it has none of is None."""
+    """The colours of a mesh, as arrays for the device; parts that the mesh does not have are None."""
 
     vertex_colors: Float[Array, "v 3"] | None  # in linear light
     vertex_alpha: Float[Array, "v"] | None
     uv: Float[Array, "v 2"] | None
     texture: Num[Array, "h w 3"] | None  # float: linear light; uint8: display values
     texture_alpha: Num[Array, "h w"] | None  # uint8
-    of_face: Int[Array, "t"] | None  # the rest as in `Materials`; None: one material
+    of_face: (
+        Int[Array, "t"] | None
+    )  # this and the following as in `Materials`; None: all faces have one material
     region: Int[Array, "k 4"] | None
     wrap: Int[Array, "k 2"] | None
     nearest: Bool[Array, "k"] | None
@@ -29,7 +31,7 @@ class Appearance(NamedTuple):
 
     @property
     def see_through(self) -> bool:
-        """Whether there is an alpha that counts."""
+        """Whether the mesh has an alpha that is not ignored."""
         return self.vertex_alpha is not None or self.texture_alpha is not None
 
 
@@ -62,10 +64,10 @@ def seen_colors(
     weights: Float[Array, "*n 3"],
     from_behind: Bool[Array, "*n"] | None = None,
 ) -> tuple[Float[Array, "*n 3"], Float[Array, "*n"]]:
-    """Display colour and alpha of points on faces, given by the weights of the faces' vertices.
+    """sRGB colour and alpha of points on faces, given by barycentric weights.
 
-    Alpha is 1 on opaque faces, and 0 or 1 where a material has a cutoff. A negative face id counts as face 0.
-    Where a face is seen `from_behind` and its material has one side, alpha is 0.
+    Alpha is 1 on opaque faces, and 0 or 1 where a material has a cutoff. It is 0 where a face of a one-sided material
+    is seen `from_behind`. Negative face ids are treated as face 0.
     """
     look, faces = jax.tree.map(jnp.asarray, (look, faces))
     face_id, weights = jnp.maximum(face_id, 0), jnp.asarray(weights)
@@ -86,7 +88,7 @@ def seen_colors(
         alpha = alpha * texel_alpha
     if look.see_through:
         cutoff = look.cutoff[material]
-        # Weights of texels and corners add up to 1 up to rounding, which must cut nothing.
+        # Weights add up to 1 only up to rounding, which must not cut holes.
         alpha = jnp.where(cutoff == BLEND, alpha, (alpha >= cutoff - 1e-4).astype(alpha.dtype))
         if from_behind is not None:
             alpha = jnp.where(look.one_sided[material] & from_behind, 0.0, alpha)
@@ -96,7 +98,7 @@ def seen_colors(
 
 
 def _texels(look: Appearance, material: Int[Array, "*n"], uv: Float[Array, "*n 2"]):
-    """Linear colour and alpha of the texture: white and 1 for materials without a picture."""
+    """Linear colour and alpha of the texture; white and 1 for materials without a texture."""
     region, wrap = look.region[material], look.wrap[material]
     left, top, width, height = (region[..., i] for i in range(4))
     sharp = look.nearest[material]
@@ -117,7 +119,7 @@ def _texels(look: Appearance, material: Int[Array, "*n"], uv: Float[Array, "*n 2
 
 
 def _wrapped(index: Int[Array, "*n"], size: Int[Array, "*n"], way: Int[Array, "*n"]) -> Int[Array, "*n"]:
-    """Indices of texels within [0, size)."""
+    """Texel indices brought into [0, size) by the wrap mode."""
     size = jnp.maximum(size, 1)
     twice = index % (2 * size)
     mirrored = jnp.where(twice < size, twice, 2 * size - 1 - twice)

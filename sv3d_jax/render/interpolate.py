@@ -1,4 +1,4 @@
-"""Attributes of vertices at the points that pixels see."""
+"""Vertex attributes and normals interpolated at pixels."""
 
 import jax.numpy as jnp
 
@@ -9,19 +9,19 @@ from sv3d_jax.render.rasterize import Fragments
 def interpolate(
     attributes: Float[Array, "v c"], faces: Int[Array, "t 3"], fragments: Fragments
 ) -> Float[Array, "n h w c"]:
-    """Attributes of the three vertices of each pixel's face, weighted by its barycentrics; 0 on the background."""
+    """Vertex attributes interpolated at each pixel by its barycentrics."""
     corners = faces[jnp.maximum(fragments.face_id, 0)]
     weights = fragments.barycentrics
     return sum(weights[..., i, None] * attributes[corners[..., i]] for i in range(3))
 
 
 def face_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"]) -> Float[Array, "t 3"]:
-    """Unit normals of the faces, outwards where they run counter-clockwise; 0 where a face has no area."""
+    """Unit normals of faces, outward if counter-clockwise seen from outside; 0 for faces without area."""
     return _normalize(_area_vectors(vertices, faces))
 
 
 def vertex_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"]) -> Float[Array, "v 3"]:
-    """Unit normals of the vertices: the mean of the adjacent faces' normals, weighted by their areas."""
+    """Unit vertex normals: the area-weighted mean of the adjacent faces' normals."""
     area_vectors = jnp.repeat(_area_vectors(vertices, faces), 3, axis=0)
     return _normalize(jnp.zeros_like(vertices).at[faces.ravel()].add(area_vectors))
 
@@ -29,7 +29,7 @@ def vertex_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"]) -> F
 def seen_face_normals(
     vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"], fragments: Fragments
 ) -> Float[Array, "n h w 3"]:
-    """Unit normal of the face that each pixel sees; 0 on the background."""
+    """Unit normal of the face at each pixel; 0 on the background."""
     normals = face_normals(vertices, faces)[jnp.maximum(fragments.face_id, 0)]
     return jnp.where(fragments.face_id[..., None] >= 0, normals, 0.0)
 
@@ -37,7 +37,7 @@ def seen_face_normals(
 def seen_shading_normals(
     normals: Float[Array, "v 3"], faces: Int[Array, "t 3"], fragments: Fragments
 ) -> Float[Array, "n h w 3"]:
-    """Interpolated vertex normals, made unit again, at each pixel; 0 on the background."""
+    """Interpolated and renormalized vertex normals at each pixel; 0 on the background."""
     return _normalize(interpolate(normals, faces, fragments))
 
 
@@ -48,5 +48,5 @@ def _area_vectors(vertices, faces):
 
 def _normalize(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
     squared = (vectors**2).sum(-1, keepdims=True)
-    # The inner where keeps the gradient of the root finite at 0.
+    # The inner where keeps the gradient of the square root finite at 0.
     return jnp.where(squared > 0, vectors / jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)

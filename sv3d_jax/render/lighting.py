@@ -1,4 +1,4 @@
-"""Light that rendered objects stand in."""
+"""Distant lights on diffuse surfaces: a soft sky, spherical harmonics, spherical Gaussians. No shadows."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from sv3d_jax.arrays import Array, Float
 
 
 class SoftLight(NamedTuple):
-    """An overcast sky: brightest for normals along `axis`, never darker than `ambient`, without shadows."""
+    """An overcast sky: shading is 1 for normals along `axis` and `ambient` for the opposite ones."""
 
     axis: Float[np.ndarray, "3"]
     ambient: float
@@ -21,7 +21,7 @@ class SoftLight(NamedTuple):
 
 
 def soft_light(seed: int, max_tilt_deg: float = 12.0) -> SoftLight:
-    """A sky that is tilted at random from straight up, with an ambient part in [0.6, 0.75]."""
+    """A random soft light: axis tilted from straight up by at most `max_tilt_deg`, ambient in [0.6, 0.75]."""
     rng = np.random.default_rng([seed, 0x11647])
     tilt = np.radians(max_tilt_deg) * np.sqrt(rng.uniform())
     azimuth = rng.uniform(0.0, 2.0 * np.pi)
@@ -30,10 +30,11 @@ def soft_light(seed: int, max_tilt_deg: float = 12.0) -> SoftLight:
 
 
 class SHLight(NamedTuple):
-    """Coloured light from afar by spherical harmonics up to order 2, fixed in the world.
+    """Coloured distant light as spherical harmonics up to order 2, fixed in the world.
 
-    `coefficients` are those of the light that a white Lambertian surface reflects, over the normals: the light's own
-    times 1, 2/3 and 1/4 for the three orders (Ramamoorthi and Hanrahan 2001, equation 8, divided by pi).
+    `coefficients` expand the radiance reflected by a white Lambertian surface, as a function of its normal: those of
+    the incoming light times 1, 2/3 and 1/4 for the three orders (Ramamoorthi and Hanrahan 2001, equation 8, divided by
+    pi).
     """
 
     coefficients: Float[Array, "9 3"]
@@ -63,9 +64,9 @@ def sh_basis(directions: Float[Any, "*n 3"]) -> Float[Any, "*n 9"]:
 
 
 def environment_light(radiance: Float[np.ndarray, "h w 3"], turn_deg: float = 0.0) -> SHLight:
-    """The light of an equirectangular picture (top row: straight up), turned about the vertical.
+    """The light of an equirectangular environment map (top row: straight up), rotated about the vertical axis.
 
-    Scaled so that the mean over all normals is 1: pictures of the sky differ in exposure by factors of thousands.
+    Scaled to a mean of 1 over all normals, because environment maps differ in exposure by factors of thousands.
     """
     height, width = radiance.shape[:2]
     polar = (np.arange(height) + 0.5) * np.pi / height
@@ -79,7 +80,7 @@ def environment_light(radiance: Float[np.ndarray, "h w 3"], turn_deg: float = 0.
 
 
 def random_sh_light(seed: int) -> SHLight:
-    """A sky of mean 1 that is brighter from above, with random gradients and a tint."""
+    """A random light of mean 1: brighter from above, with random gradients and tint."""
     rng = np.random.default_rng([seed, 0x5B])
     coefficients = np.zeros((9, 3))
     coefficients[0] = rng.uniform(0.85, 1.15, 3)
@@ -95,15 +96,15 @@ def _of_mean_one(coefficients: np.ndarray) -> SHLight:
     return SHLight(jnp.asarray(coefficients / max(mean, 1e-12), jnp.float32))
 
 
-# The cosine of the angle to a normal, zero behind the surface, as a spherical Gaussian around the normal (SV3D).
+# The clamped cosine around the normal, approximated by a spherical Gaussian (constants of SV3D).
 COSINE_SHARPNESS, COSINE_AMPLITUDE = 2.133, 1.17
 INITIAL_SHARPNESS_PER_LOBE, INITIAL_AMPLITUDE = 0.45, 0.832
 
 
 class SGLight(NamedTuple):
-    """White light from afar, fixed in the world: a sum of spherical Gaussians a exp(s (mu . x - 1)).
+    """White distant light, fixed in the world: a sum of spherical Gaussians a exp(s (mu . x - 1)).
 
-    Parameters are free numbers for an optimiser: mu is the axis made unit, s and a are softplus of the raw values.
+    Parameters are unconstrained for optimization: mu is the normalized axis, s and a are softplus of the raw values.
     """
 
     axis: Float[Array, "k 3"]
@@ -124,9 +125,9 @@ class SGLight(NamedTuple):
 
 
 def init_sg_light(num_lobes: int = 24) -> SGLight:
-    """Equal lobes on a Fibonacci lattice, whose shading has mean 1 over all normals.
+    """Equal lobes on a Fibonacci lattice; their shading has mean 1 over all normals.
 
-    Neighbouring lobes cross at about half their height: 24 of them have sharpness 10.8.
+    Neighbouring lobes intersect at about half their amplitude: 24 of them have sharpness 10.8.
     """
     index = np.arange(num_lobes)
     height = 1.0 - (2.0 * index + 1.0) / num_lobes
@@ -139,18 +140,18 @@ def init_sg_light(num_lobes: int = 24) -> SGLight:
 
 
 def random_sg_light(seed: int) -> "SGLight":
-    """One to three lamps of different widths, most of them above, and a wide one from everywhere."""
+    """A random light: one to three lobes of different widths, mostly above, and a nearly uniform one."""
     rng = np.random.default_rng([seed, 0x56])
     lamps = int(rng.integers(1, 4))
     azimuth, height = rng.uniform(0.0, 2.0 * np.pi, lamps), rng.uniform(-0.2, 1.0, lamps)
     ring = np.sqrt(1.0 - height**2)
     axis = np.stack([ring * np.cos(azimuth), ring * np.sin(azimuth), height], axis=-1)
     sharpness = np.exp(rng.uniform(np.log(2.0), np.log(40.0), lamps))
-    power = rng.dirichlet(np.full(lamps, 2.0)) * rng.uniform(0.4, 0.7)  # the lamps' part of the light
+    power = rng.dirichlet(np.full(lamps, 2.0)) * rng.uniform(0.4, 0.7)  # the lamps' share of the light
     axis = np.concatenate([axis, [[0.0, 0.0, 1.0]]])
     sharpness, power = np.append(sharpness, 1e-3), np.append(power, 1.0 - power.sum())
-    # A lobe of sharpness s and amplitude 1 has the mean (1 - exp(-2 s)) / (2 s) over all directions, the light's as
-    # well as the cosine's, and the mean shading, here 1, is 4 times the product.
+    # A lobe of sharpness s and amplitude 1 has the mean (1 - exp(-2 s)) / (2 s) over all directions. The mean shading,
+    # which shall be 1, is 4 times the product of the means of the light's lobe and the cosine's lobe.
     amplitude = power / (4.0 * COSINE_AMPLITUDE * _lobe_mean(sharpness) * _lobe_mean(COSINE_SHARPNESS))
     raws = (jnp.asarray(np.log(np.expm1(values)), jnp.float32) for values in (sharpness, amplitude))
     return SGLight(jnp.asarray(axis, jnp.float32), *raws)
@@ -166,21 +167,21 @@ def sg_shading(
     amplitude: Float[Array, "k"],
     normals: Float[Array, "*n 3"],
 ) -> Float[Array, "*n"]:
-    """Light that a white Lambertian surface reflects, (1 / pi) sum_i max(I_i, 0), for unit axes and normals.
+    """Shading of a white Lambertian surface, (1 / pi) sum_i max(I_i, 0), for unit axes and normals.
 
-    I is the integral of the product of a light's lobe and the cosine's: with d = |s1 mu1 + s2 mu2|,
-    I = 2 pi a1 a2 exp(d - s1 - s2) (1 - exp(-2 d)) / d. The SV3D paper prints a difference in place of the sum.
+    I is the integral of the product of the light's lobe and the cosine's lobe: with d = |s1 mu1 + s2 mu2|,
+    I = 2 pi a1 a2 exp(d - s1 - s2) (1 - exp(-2 d)) / d. The SV3D paper prints a difference instead of the sum in d.
     """
     cosine = jnp.einsum("...c,kc->...k", normals, axis, precision="highest")
-    # A product with ones: its gradient is one product too, where that of a broadcast is many slow sums on a CPU.
+    # A matrix product with ones instead of a broadcast, whose gradient would be many slow sums on a CPU.
     sharpness = jnp.matmul(jnp.ones_like(normals[..., :1]), sharpness[None], precision="highest")
     total, product = sharpness + COSINE_SHARPNESS, sharpness * COSINE_SHARPNESS
     squared = jnp.square(sharpness - COSINE_SHARPNESS) + 2.0 * product * (1.0 + cosine)
-    # (1 - exp(-2 d)) exp(d) = 2 sinh(d), and sinh(d) / d is a power series in d^2: no root, no division by 0.
+    # (1 - exp(-2 d)) exp(d) = 2 sinh(d). For small d, sinh(d) / d is a power series in d^2: no division by 0.
     is_small = squared < 0.25
     series = 2.0 * jnp.exp(-total) * (1.0 + squared / 6.0 * (1.0 + squared / 20.0 * (1.0 + squared / 42.0)))
     d = jnp.sqrt(jnp.where(is_small, 1.0, squared))
-    # d - s1 - s2 as a quotient, for the difference of large numbers loses all digits.
+    # d - s1 - s2 as a quotient, because the difference of large numbers would lose all digits.
     exponent = -2.0 * product * (1.0 - cosine) / (d + total)
     closed = jnp.exp(exponent) * -jnp.expm1(-2.0 * d) / d
     scale = 2.0 * COSINE_AMPLITUDE * jnp.maximum(amplitude, 0.0)

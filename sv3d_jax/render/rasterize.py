@@ -1,13 +1,14 @@
-"""Triangles to pixels: which face each pixel centre sees, with barycentrics and depth, in plain JAX.
+"""Rasterization of triangles in plain JAX: the face at every pixel centre, with barycentrics and depth.
 
-Every triangle's box is cut into square tiles, and the tiles of all triangles of all views form one list that a
-loop with a data-dependent length works off in chunks: windowed scatter-min of depth, then of face id. So no
-capacity can overflow, whatever the mesh. The choice of the face carries no gradient; barycentrics and depth are
-computed afterwards from the chosen face and are differentiable in the vertices.
+The bounding box of every triangle is divided into square tiles. The tiles of all triangles in all views form one list,
+which a loop of data-dependent length processes in chunks: a windowed scatter-min of depth, then of face id. There is no
+fixed-size buffer that could overflow, whatever the mesh. The choice of the face has no gradient; barycentrics and depth
+are computed afterwards from the chosen face and are differentiable in the vertices.
 
 Pixel centres lie at (column + 0.5, row + 0.5), row 0 on top. Depth is the distance along the optical axis.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,13 +16,13 @@ import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, Int
 
-NEAR = 1e-3  # faces with a vertex nearer than this to the camera's plane are not drawn
-BEHIND = 4e-6  # relative depth by which a face must lie behind another to be seen through it
-TIE = 1e-6  # two depths nearer than this (relative; a few float32 steps) are equal, and the lower face id is seen
+NEAR = 1e-3  # near plane: faces with a vertex of smaller depth are not drawn
+BEHIND = 4e-6  # relative depth difference from which a face counts as behind `beyond` (depth peeling)
+TIE = 1e-6  # depths within this relative difference (a few float32 steps) are equal; the lower face id wins
 
 
 class Fragments(NamedTuple):
-    """What each pixel centre sees; on the background face_id is -1 and the rest 0."""
+    """What is visible at each pixel centre; on the background face_id is -1 and the rest 0."""
 
     face_id: Int[Array, "n h w"]
     barycentrics: Float[Array, "n h w 3"]  # perspective-correct weights of the face's three vertices
@@ -36,7 +37,7 @@ def project(
 ) -> Float[Array, "n v 3"]:
     """Column, row (in pixels) and depth of world points in cameras that look along -z with y up.
 
-    The vertices are shared by all cameras, or one set for each.
+    The vertices are the same for all cameras, or there is one set for each camera.
     """
     offset = vertices - camera_to_world[:, None, :3, 3]
     x, y, z = jnp.moveaxis(
@@ -51,9 +52,9 @@ def project(
 def rasterize(
     screen: Float[Array, "n v 3"], faces: Int[Array, "t 3"], height: int, width: int, *, tile: int = 4
 ) -> Fragments:
-    """Face, barycentrics and depth seen by every pixel centre; both orientations are drawn.
+    """Face, barycentrics and depth at every pixel centre; front and back faces are drawn.
 
-    `tile` is a matter of speed only: about the side in pixels of the usual triangle.
+    `tile` affects only the speed: best is about the size in pixels of a typical triangle.
     """
     face_id = visible_faces(screen, faces, height, width, tile=tile)
     barycentrics, depth = surface_points(screen, faces, face_id)
@@ -72,39 +73,20 @@ def visible_faces(
 ) -> Int[Array, "n h w"]:
     """Id of the nearest face at every pixel centre, -1 where there is none.
 
-    `cull_back` leaves out faces seen from behind: the same picture in less time if the surface is closed. With
-    `beyond`, a depth at every pixel, only faces that lie clearly farther there count.
+    `cull_back` leaves out back faces: the same result in less time if the surface is closed. With `beyond`, a depth for
+    every pixel, only faces clearly behind that depth count, as depth peeling needs.
     """
     num_views, num_faces = screen.shape[0], faces.shape[0]
     triangles = _Triangles.of(
         jax.lax.stop_gradient(screen)[:, faces].reshape(-1, 3, 3), height, width, tile, cull_back
     )
     ends = jnp.cumsum(triangles.columns * triangles.rows)
-    # Windows may reach over the right and lower border, hence the margin of one tile.
+    # Tiles may extend beyond the right and lower border by less than one tile.
     shape = (num_views, height + tile, width + tile)
-    chunk = _chunk_tiles(tile)
-    pixel = jnp.arange(tile)
     if beyond is not None:
         beyond = jnp.pad(beyond * (1.0 + BEHIND), ((0, 0), (0, tile), (0, tile)))
 
-    def tiles(step):
-        """Depth (infinite outside the triangle), face id and window origin of one chunk of tiles."""
-        number = step * chunk + jnp.arange(chunk)
-        index = jnp.minimum(jnp.searchsorted(ends, number, side="right"), ends.shape[0] - 1)
-        chosen = jax.tree.map(lambda leaf: leaf[index], triangles)
-        place = number - (ends[index] - chosen.columns * chosen.rows)
-        columns = jnp.maximum(chosen.columns, 1)
-        left = chosen.left + tile * (place % columns)
-        top = chosen.top + tile * (place // columns)
-        depth = chosen.depth_at(
-            (left[:, None] + pixel)[:, None, :] + 0.5, (top[:, None] + pixel)[:, :, None] + 0.5
-        )
-        depth = jnp.where((number < ends[-1])[:, None, None], depth, jnp.inf)
-        origin = jnp.stack([index // num_faces, top, left], axis=-1)
-        if beyond is not None:
-            passed = jax.lax.gather(beyond, origin, _WINDOW_READ, (1, tile, tile), mode="clip")
-            depth = jnp.where(depth > passed, depth, jnp.inf)
-        return depth, (index % num_faces).astype(jnp.int32), origin
+    tiles = partial(_chunk_of_tiles, triangles, ends, beyond, num_faces, tile)
 
     def keep_nearest(step, nearest):
         depth, _, origin = tiles(step)
@@ -118,7 +100,7 @@ def visible_faces(
             ids, origin, jnp.where(seen, face[:, None, None], num_faces), _WINDOW, mode="clip"
         )
 
-    steps = -(-ends[-1] // chunk)
+    steps = -(-ends[-1] // _tiles_per_step(tile))
     nearest = jax.lax.fori_loop(0, steps, keep_nearest, jnp.full(shape, jnp.inf, jnp.float32))
     limit = nearest * (1.0 + TIE)
     ids = jax.lax.fori_loop(0, steps, keep_lowest_id, jnp.full(shape, num_faces, jnp.int32))
@@ -146,25 +128,30 @@ def surface_points(
 
 
 class _Triangles(NamedTuple):
-    """Edge functions and tiled boxes of a list of triangles.
+    """Edge functions and tiled bounding boxes of a list of triangles.
 
-    Edge i runs opposite vertex i; its function is slope . (pixel - anchor), at least 0 on the inner side. Anchor
-    and direction depend on the edge alone and not on the triangle, so two triangles that share an edge get the
-    same number there with opposite sign, and no pixel falls between them.
+    Edge i is opposite vertex i; its edge function is slope . (pixel - anchor), not negative inside. Anchor and
+    direction depend only on the edge, not on the triangle, so two triangles that share an edge get the same value with
+    opposite sign, and no pixel between them is missed.
     """
 
     slope_x: Float[Array, "t 3"]
     slope_y: Float[Array, "t 3"]
     anchor_x: Float[Array, "t 3"]
     anchor_y: Float[Array, "t 3"]
-    inverse_depth: Float[Array, "t 3"]  # of the vertices, over twice the area
-    left: Int[Array, "t"]  # first column and row of the box, and its size in tiles; 0 tiles: not drawn
+    inverse_depth: Float[Array, "t 3"]  # 1 / (vertex depth times twice the area)
+    left: Int[
+        Array, "t"
+    ]  # first column and row of the bounding box, and its size in tiles; 0 tiles: not drawn
     top: Int[Array, "t"]
     columns: Int[Array, "t"]
     rows: Int[Array, "t"]
 
     @classmethod
-    def of(cls, corners, height, width, tile, cull_back):
+    def of(
+        cls, corners: Float[Array, "t 3 3"], height: int, width: int, tile: int, cull_back: bool
+    ) -> "_Triangles":
+        """Set up triangles, given by column, row and depth of their vertices."""
         x, y, z = corners[..., 0], corners[..., 1], corners[..., 2]
         doubled_area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
         start, end = jnp.array([1, 2, 0]), jnp.array([2, 0, 1])
@@ -189,7 +176,7 @@ class _Triangles(NamedTuple):
             rows=jnp.where(drawn, -(-rows // tile), 0),
         )
 
-    def depth_at(self, column, row):
+    def depth_at(self, column: Float[Array, "t 1 s"], row: Float[Array, "t s 1"]) -> Float[Array, "t s s"]:
         """Depth at pixel centres, infinite outside the triangle."""
         inverse, inside = 0.0, True
         for i in range(3):
@@ -200,16 +187,47 @@ class _Triangles(NamedTuple):
         return jnp.where(inside, 1.0 / inverse, jnp.inf)
 
 
+def _chunk_of_tiles(
+    triangles: _Triangles,
+    ends: Int[Array, "t"],
+    beyond: Float[Array, "n h_padded w_padded"] | None,
+    num_faces: int,
+    tile: int,
+    step: Int[Array, ""],
+) -> tuple[Float[Array, "k s s"], Int[Array, "k"], Int[Array, "k 3"]]:
+    """Depths (infinite outside the triangle), face id and window origin of the tiles of one step of the loop.
+
+    `ends` is the running sum of the triangles' numbers of tiles; triangles of all views follow one another.
+    """
+    chunk, pixel = _tiles_per_step(tile), jnp.arange(tile)
+    number = step * chunk + jnp.arange(chunk)
+    index = jnp.minimum(jnp.searchsorted(ends, number, side="right"), ends.shape[0] - 1)
+    chosen = jax.tree.map(lambda leaf: leaf[index], triangles)
+    place = number - (ends[index] - chosen.columns * chosen.rows)
+    columns = jnp.maximum(chosen.columns, 1)
+    left = chosen.left + tile * (place % columns)
+    top = chosen.top + tile * (place // columns)
+    depth = chosen.depth_at(
+        (left[:, None] + pixel)[:, None, :] + 0.5, (top[:, None] + pixel)[:, :, None] + 0.5
+    )
+    depth = jnp.where((number < ends[-1])[:, None, None], depth, jnp.inf)
+    origin = jnp.stack([index // num_faces, top, left], axis=-1)
+    if beyond is not None:
+        passed = jax.lax.gather(beyond, origin, _WINDOW_READ, (1, tile, tile), mode="clip")
+        depth = jnp.where(depth > passed, depth, jnp.inf)
+    return depth, (index % num_faces).astype(jnp.int32), origin
+
+
 def _pixel_range(coordinate: Float[Array, "t 3"], size: int) -> tuple[Int[Array, "t"], Int[Array, "t"]]:
-    """First pixel whose centre lies in the triangle's extent, and the number of such pixels, inside the picture."""
+    """First pixel centre within the triangle's extent, and the number of such pixels inside the image."""
     first = jnp.clip(jnp.ceil(coordinate.min(1) - 0.5), 0, size)
     last = jnp.clip(jnp.floor(coordinate.max(1) - 0.5), -1, size - 1)
     first, last = jnp.nan_to_num(first), jnp.nan_to_num(last, nan=-1.0)
     return first.astype(jnp.int32), jnp.maximum(last - first + 1, 0).astype(jnp.int32)
 
 
-def _chunk_tiles(tile: int) -> int:
-    """Tiles per step: what fits a CPU's cache, or enough to fill an accelerator."""
+def _tiles_per_step(tile: int) -> int:
+    """Tiles per step of the loop: as many as fit a CPU's cache, or enough to fill an accelerator."""
     pixels = 1 << (15 if jax.default_backend() == "cpu" else 22)
     return pixels // tile**2
 

@@ -1,4 +1,4 @@
-"""Pictures on surfaces."""
+"""Bilinear texture sampling."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from sv3d_jax.arrays import Array, Bool, Float, Int
 
 
 def sample_bilinear(texture: Float[Array, "h w c"], uv: Float[Array, "*n 2"]) -> Float[Array, "*n c"]:
-    """Colour of the texture at uv, clamped to the texels at its edge.
+    """Colour of the texture at uv, bilinear, clamped at its edges.
 
     Row 0 is on top and the origin of uv at the bottom left: texel (r, c) has its centre at
     u = (c + 0.5) / w, v = 1 - (r + 0.5) / h.
@@ -27,9 +27,9 @@ def bilinear_taps(
     height: Int[Array, "*n"],
     nearest: Bool[Array, "*n"] = False,
 ) -> Iterator[tuple[Int[Array, "*n"], Int[Array, "*n"], Float[Array, "*n"]]]:
-    """Column, row and weight of the four texels around uv in a picture, which may lie beyond its edges.
+    """Column, row and weight of the four texels around uv; columns and rows may lie beyond the texture's edges.
 
-    Where `nearest`, the texel that holds uv has all the weight.
+    Where `nearest`, the texel that contains uv has all the weight.
     """
     column, row = uv[..., 0] * width, (1.0 - uv[..., 1]) * height
     left, top = jnp.floor(column - 0.5), jnp.floor(row - 0.5)

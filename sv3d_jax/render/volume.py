@@ -1,4 +1,4 @@
-"""Compositing of samples along rays."""
+"""Volume rendering: compositing of samples along rays."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ from sv3d_jax.arrays import Array, Float
 
 
 class Composite(NamedTuple):
-    """What a ray sees."""
+    """The result of rendering rays."""
 
     color: Float[Array, "n d"]  # over the background
     depth: Float[Array, "n"]  # sum of weight * depth, not divided by opacity
     opacity: Float[Array, "n"]
-    weights: Float[Array, "n s"]  # of each sample's colour
+    weights: Float[Array, "n s"]  # of the samples: transmittance times alpha
 
 
 def composite(
@@ -25,8 +25,8 @@ def composite(
 ) -> Composite:
     """Colour, depth and opacity of rays through intervals of constant density, front to back.
 
-    With tau = density * length, a sample's weight is T (1 - exp(-tau)), where T = exp(-sum of tau before it) is
-    the transmittance up to it. A sample of length 0 takes no part.
+    With tau = density * length, a sample's weight is T (1 - exp(-tau)), where T = exp(-sum of tau before it) is the
+    transmittance (Mildenhall et al. 2020, NeRF, equation 3). Samples of length 0 have no effect.
     """
     optical_depth = density * lengths
     transmittance = jnp.exp(optical_depth - jnp.cumsum(optical_depth, axis=-1))

@@ -10,7 +10,7 @@ from PIL import Image
 from sv3d_jax.cameras.config import CamerasConfig, run_cameras
 from sv3d_jax.cameras.orbit import make_orbit
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.io.orbits import read_camera_path
+from sv3d_jax.io.cameras_file import read_camera_path
 from sv3d_jax.progress import NullProgress
 
 

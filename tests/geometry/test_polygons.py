@@ -118,7 +118,7 @@ def test_polygons_of_no_area_become_fans_without_a_word(count):
 def test_polygons_whose_sides_cross_become_fans_and_are_told(flat):
     _, _, triangles, _, remarks = cut(in_space(flat))
     assert triangles.shape == (len(flat) - 2, 3)
-    assert remarks == ["1 polygons, whose sides cross or which have very many corners, are drawn as fans"]
+    assert remarks == ["1 polygons, which intersect themselves or have very many corners, are drawn as fans"]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300, -1e308])

@@ -138,7 +138,7 @@ REFUSED = {
         (LINE.replace("1 1 0 0 0", "1 0 0 0 0"), "quaternion of length 1"),
         (LINE.replace(" 2 1 ", " nan 1 "), "position finite"),
         (LINE.replace(" 2 1 ", " 1e300 1 "), "1e.300 from the origin"),
-        (LINE.replace("0.png", "9.png"), "names 9.png, and nothing of what it names lies in .*images"),
+        (LINE.replace("0.png", "9.png"), "names 9.png, and none of its pictures lies in .*images"),
         (LINE.replace("0.png", "../../0.png"), "outside the folder"),
         (LINE.replace("0.png", "/etc/0.png"), "absolute"),
     ],

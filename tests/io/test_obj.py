@@ -88,7 +88,7 @@ def test_vertex_colors_are_display_values():
 def test_bytes_that_are_not_utf8_do_not_matter_in_comments():
     parts, remarks = read_case("latin1_comment.obj")
     assert sum(len(part.faces) for part in parts) == 12
-    assert remarks == ["has no colour: white is taken"]
+    assert remarks == ["has no colour: white is used"]
 
 
 def test_a_concave_polygon_covers_no_more_than_itself():
@@ -269,7 +269,7 @@ def test_what_is_missing_is_remarked_by_name(folder):
     assert [part.material.color for part in parts] == [(1, 0, 0, 1), (1, 1, 1, 1)]
     for name in ("gone.mtl", "lost.png", "unknown"):
         assert any(name in remark for remark in remarks)
-    assert "1 of its triangles have no colour: white is taken" in remarks
+    assert "1 of its triangles have no colour: white is used" in remarks
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_pictures_are_named_from_the_folder_of_their_library(folder):
 def test_a_picture_alone_is_the_color_and_another_kd_is_remarked(folder, kd):
     look, remarks = material(folder, kd + "map_Kd red green.png\n")
     assert look.color == (1, 1, 1, 1) and look.picture.tolist() == [[[255, 0, 0], [0, 255, 0]]]
-    assert any("Kd is left out" in remark for remark in remarks) == (kd not in ("", "Kd 1 1 1\n"))
+    assert any("Kd is ignored" in remark for remark in remarks) == (kd not in ("", "Kd 1 1 1\n"))
 
 
 def test_materials_share_a_picture(folder):
@@ -433,12 +433,12 @@ def test_indices_beyond_any_number_are_refused():
 
 
 def test_too_many_faces_are_refused(monkeypatch):
-    monkeypatch.setattr("sv3d_jax.io.obj_reader.MAX_FACES", 3)
+    monkeypatch.setattr("sv3d_jax.io.obj_data.MAX_FACES", 3)
     assert refused(SQUARE + "f 1 2 3 4\nf 1 2 3 4\n") == "has more than 3 faces"
 
 
 def test_too_many_materials_are_refused(monkeypatch):
-    monkeypatch.setattr("sv3d_jax.io.obj_reader.MAX_NAMES", 3)
+    monkeypatch.setattr("sv3d_jax.io.obj_data.MAX_NAMES", 3)
     text = TRIANGLE + "".join(f"usemtl {name}\nf 1 2 3\n" for name in "abcd")
     assert refused(text) == "names more than 3 materials or libraries"
 

@@ -8,7 +8,8 @@ from PIL import Image
 from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, dynamic_orbit, make_orbit, static_orbit
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError, SV3DError
-from sv3d_jax.io.orbits import read_camera_path, read_frame, read_orbit, write_cameras, write_orbit
+from sv3d_jax.io.cameras_file import read_camera_path, write_cameras
+from sv3d_jax.io.orbits import read_frame, read_orbit, write_orbit
 from tests.io.scene_files import CASES
 
 RNG = np.random.default_rng(0)
@@ -105,7 +106,7 @@ def test_an_opaque_alpha_beside_a_frame_counts(masked):
         ),
         (
             lambda f: Image.new("L", (16, 12)).save(f / "alphas/001.png"),
-            "alphas/001.png says that nothing is where 001.png is not white",
+            "alphas/001.png is 0 where 001.png is not white",
         ),
         (
             lambda f: Image.new("RGBA", (16, 12), (9, 9, 9, 99)).save(f / "frames/001.png"),

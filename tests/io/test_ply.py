@@ -79,7 +79,7 @@ def test_binary_files_of_either_order_and_any_types(tmp_path, order, count, inde
         / 2
     )
     assert area == pytest.approx({2: 4, 1: 4, 3: 8}[len(faces)])
-    assert remarks == ["has no colour: white is taken"]
+    assert remarks == ["has no colour: white is used"]
     assert part.normals is None
 
 

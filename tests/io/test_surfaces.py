@@ -25,7 +25,9 @@ def test_files_beside_are_read(source, name):
     assert source.beside(name) == b"beside"
 
 
-@pytest.mark.parametrize("name", ["textures/b.png", "textures\\b.png", "./textures/b.png"])
+@pytest.mark.parametrize(
+    "name", ["textures/b.png", "textures\\b.png", "./textures/b.png", "textures/../textures/b.png"]
+)
 def test_files_below_are_read_with_either_slash(source, name):
     assert source.beside(name) == b"below"
 

@@ -11,7 +11,7 @@ from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.recon.checks import CameraFitWarning, check_cameras
 from sv3d_jax.recon.views import prepare_views
-from sv3d_jax.train.data.render import render_figures
+from sv3d_jax.train.data.figure_batches import render_figures
 
 VIEWS, SIZE = 12, 64
 AZIMUTHS, ELEVATIONS = static_azimuths_deg(VIEWS), np.full(VIEWS, 15.0)

@@ -12,6 +12,7 @@ from sv3d_jax.render.lighting import (
     init_sg_light,
     random_sg_light,
     random_sh_light,
+    soft_light,
 )
 
 sg_shading = jax.jit(module.sg_shading)
@@ -171,3 +172,12 @@ def test_random_lights_have_mean_one_and_differ(make):
 def test_a_light_times_a_factor_shades_by_that_factor(factor):
     light, normals = init_sg_light(7), fibonacci(30)
     np.testing.assert_allclose(light.times(factor).shade(normals), factor * light.shade(normals), rtol=1e-5)
+
+
+def test_soft_light_never_leaves_its_range():
+    normals = np.random.default_rng(0).normal(size=(500, 3))
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    for seed in range(20):
+        light = soft_light(seed)
+        assert np.degrees(np.arccos(light.axis[2])) <= 12.0
+        assert 0.6 <= light.ambient <= light.shade(normals).min() <= light.shade(normals).max() <= 1.0

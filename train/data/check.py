@@ -10,7 +10,8 @@ import numpy as np
 
 from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.orbits import CAMERAS_FILE, camera_poses, frame_column, read_cameras, read_frame
+from sv3d_jax.io.cameras_file import CAMERAS_FILE, camera_poses, frame_column, read_cameras
+from sv3d_jax.io.orbits import read_frame
 from sv3d_jax.io.outputs import RUN_FILE, STAGES_FILE
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.config import CheckConfig

@@ -123,7 +123,7 @@ def render_objects(
     seeds: Sequence[int] | np.ndarray, orbits: Sequence[Orbit], size: int, family: str = "figures"
 ) -> np.ndarray:
     """Pictures uint8 `n f h w 3` of objects of a family, each from the cameras of its orbit."""
-    from sv3d_jax.train.data.render import render_figures
+    from sv3d_jax.train.data.figure_batches import render_figures
 
     if family != "figures":
         pairs = zip(seeds, orbits, strict=True)
@@ -134,8 +134,9 @@ def render_objects(
 
 
 def _render_object(family: str, seed: int, orbit: Orbit, size: int) -> np.ndarray:
+    from sv3d_jax.geometry.mesh import to_world
+    from sv3d_jax.render.orbit import render_orbit
     from sv3d_jax.train.data.objects import object_mesh
-    from sv3d_jax.train.data.render import render_orbit, to_world
 
     mesh, light = to_world(object_mesh(family, seed)), soft_light(seed)
     # A camera path begins at its last view, so the object and its light are turned by that view's azimuth.

@@ -16,7 +16,8 @@ from PIL import Image
 
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.orbits import CAMERAS_FILE, OrbitFrames, read_cameras, read_orbit
+from sv3d_jax.io.cameras_file import CAMERAS_FILE, read_cameras
+from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.config import PackConfig

@@ -1,4 +1,4 @@
-"""Objects to pictures: orbits of any mesh, and batches of figures for training."""
+"""The verb `data render`: renders mesh files to orbit folders, in several processes if asked to."""
 
 from __future__ import annotations
 
@@ -10,135 +10,33 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Float, UInt8
 from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_orbit
-from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, intrinsics, look_at
 from sv3d_jax.errors import InputError, OutOfMemory, SV3DError
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, moved, object_to_world
 from sv3d_jax.io.hdr import read_hdr
 from sv3d_jax.progress import NullProgress, Progress
-from sv3d_jax.render.antialias import box_filter
-from sv3d_jax.render.appearance import Appearance, appearance_of, seen_colors
-from sv3d_jax.render.interpolate import face_normals, seen_shading_normals, vertex_normals
-from sv3d_jax.render.lighting import (
-    SGLight,
-    SHLight,
-    SoftLight,
-    environment_light,
-    random_sg_light,
-    random_sh_light,
-    soft_light,
-)
-from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
+from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
+from sv3d_jax.render.orbit import Light, render_orbit
 from sv3d_jax.train.data.config import RenderConfig
-from sv3d_jax.train.data.figures import MAX_TRIANGLES, figure_mesh
 
-Light = SoftLight | SGLight | SHLight
-
-MIN_SIZE_CLASS, TEXTURE_STEP = 1024, 256  # of vertices and faces, of a texture's sides
-MAX_LAYERS = 24  # of surfaces behind each other that are looked through
-MIN_CLEARNESS = 1 / 512  # share of light below which what lies behind does not show
-FOLDERS = ("frames", "alphas")  # in that of an orbit
-OBJECT_RADIUS = 0.55  # no view of any orbit clips the ball of radius 2 sin(16.9 deg) = 0.5814
-
-
-def object_to_world(mesh: Mesh) -> Float[np.ndarray, "4 4"]:
-    """Moves the centre of the mesh's box to the origin and scales its farthest vertex to distance OBJECT_RADIUS."""
-    used = mesh.vertices[np.unique(mesh.faces)]
-    center = 0.5 * (used.min(axis=0) + used.max(axis=0))
-    scale = OBJECT_RADIUS / np.linalg.norm(used - center, axis=1).max()
-    matrix = np.diag([scale, scale, scale, 1.0])
-    matrix[:3, 3] = -scale * center
-    return matrix
-
-
-def render_orbit(
-    mesh: Mesh,
-    cameras: CameraPath,
-    size: int,
-    light: Light | None = None,
-    *,
-    supersample: int = 3,
-    background: Literal["white", "transparent"] = "white",
-) -> tuple[UInt8[np.ndarray, "f h w 3"], UInt8[np.ndarray, "f h w"]]:
-    """Pictures and alphas of a mesh that stands in the world, in its own colours where there is no light.
-
-    Each pixel is the mean of `supersample` squared points. Over a transparent background, colours at the
-    silhouette are the object's alone.
-    """
-    focal, center = intrinsics(cameras.fov_deg, size * supersample)
-    tile = int(np.clip(2.0 ** np.round(np.log2(2 * size * supersample / np.sqrt(len(mesh.faces)))), 4, 16))
-    images, alphas = _render_orbit(
-        _padded_surface(mesh),
-        jnp.asarray(cameras.camera_to_world, jnp.float32),
-        jnp.asarray(focal, jnp.float32),
-        jnp.asarray(center, jnp.float32),
-        light,
-        size=size,
-        supersample=supersample,
-        tile=tile,
-        over_white=background == "white",
-    )
-    return np.asarray(images), np.asarray(alphas)
-
-
-class FigureBatch(NamedTuple):
-    """Figures in the world, lit, padded to one number of triangles."""
-
-    corners: Float[Array, "b t 3 3"]
-    colors: Float[Array, "b t 3"]
-
-
-def pack_figures(seeds: Any) -> FigureBatch:
-    """The figures with these seeds, each in the soft light of its own seed."""
-    corners = np.zeros((len(seeds), MAX_TRIANGLES, 3, 3), np.float32)
-    colors = np.zeros((len(seeds), MAX_TRIANGLES, 3), np.float32)
-    for i, seed in enumerate(seeds):
-        mesh = to_world(figure_mesh(int(seed)))
-        triangles = mesh.vertices[mesh.faces]
-        normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-        shade = soft_light(int(seed)).shade(normals)
-        corners[i, : len(triangles)] = triangles
-        colors[i, : len(triangles)] = mesh.vertex_colors[mesh.faces[:, 0]] * shade[:, None]
-    return FigureBatch(corners, colors)
-
-
-def render_figures(
-    figures: FigureBatch | Any, azimuths_deg: Any, elevations_deg: Any, size: int, *, supersample: int = 2
-) -> UInt8[Array, "b f h w 3"]:
-    """Pictures over white of figures (a packed batch, or seeds), each from its own cameras; angles are `b f`.
-
-    What `render_orbit` shows of the same figure in the light of its seed, at many times its speed. One
-    compilation serves all batches of a shape.
-    """
-    figures = figures if isinstance(figures, FigureBatch) else pack_figures(figures)
-    angles = np.asarray(azimuths_deg, np.float64), np.asarray(elevations_deg, np.float64)
-    camera_to_world = look_at(*angles, SV3D_RADIUS)
-    return _render_figures(
-        figures, jnp.asarray(camera_to_world, jnp.float32), size=size, supersample=supersample
-    )
-
-
-def to_world(mesh: Mesh) -> Mesh:
-    """The mesh centred and scaled by `object_to_world`."""
-    return _moved(mesh, object_to_world(mesh))
+FOLDERS = ("frames", "alphas")  # folders inside an orbit folder
 
 
 def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[str, Any]:
-    """The verb `data render`. Finished orbits are left alone; of several meshes, bad ones are left out and named."""
+    """The verb `data render`. Finished orbits are not rendered again.
+
+    Of several meshes, those that cannot be rendered are left out and reported. Raises InputError for a single one.
+    """
     for path in config.hdr:
-        read_hdr(path)  # a bad one is refused before any mesh is rendered
+        read_hdr(path)  # damaged ones are refused before any mesh is rendered
     if config.frames % NUM_FRAMES:
-        make_orbit(config.orbit, config.frames, config.elevation)  # warns that it is not what SV3D sees
+        make_orbit(config.orbit, config.frames, config.elevation)  # warns about the number of frames
     tasks, twice = _tasks(config)
     for reason in twice:
         progress.note(f"left out: {reason}")
@@ -161,7 +59,7 @@ def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[
 
 
 class Task(NamedTuple):
-    """A mesh to render."""
+    """A mesh file to render, its output folder and its random seed."""
 
     mesh: Path
     directory: Path
@@ -169,11 +67,11 @@ class Task(NamedTuple):
 
 
 def _tasks(config: RenderConfig) -> tuple[list[Task], list[str]]:
-    """Each mesh file with the folder of its orbit and its seed; and why files of a folder are left out.
+    """The tasks for all meshes, and the reasons why files of a folder are left out.
 
-    Seeds count up over files that are given one by one; in a folder or a list, where others come and go, a mesh
-    keeps the seed that its name gives. Raises InputError where the folders of two are one, or one lies among the
-    frames of the other.
+    Seeds of files on the command line count up. In a folder or list the seed follows from the mesh's name, so that it
+    stays the same when others are added. Raises InputError if the output folders of two meshes are the same, or one
+    lies among the frames of the other.
     """
     tasks: dict[str, Task] = {}
     left_out = []
@@ -201,9 +99,9 @@ def _tasks(config: RenderConfig) -> tuple[list[Task], list[str]]:
 
 
 def _named_meshes(given: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """The meshes that a path means, with their names: itself, those below a folder, those that a list names.
+    """The meshes that a path stands for, with names: the file itself, files below a folder, or those in a list.
 
-    And why files of a folder are left out: it has the same mesh in another format.
+    Also the reasons why files of a folder are left out: the same mesh exists in another format.
     """
     if given.is_dir():
         return _meshes_below(given)
@@ -213,7 +111,7 @@ def _named_meshes(given: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 
 def _meshes_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
-    """Of files with one name, the one whose format is the first of MESH_SUFFIXES."""
+    """The mesh files below a folder; of files with the same name, the format that comes first in MESH_SUFFIXES."""
     from sv3d_jax.io.meshes import MESH_SUFFIXES
 
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
@@ -232,7 +130,7 @@ def _meshes_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a list of files that are not empty."""
+    """The non-empty lines of a list of files. Raises InputError."""
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -254,12 +152,12 @@ def _lines(path: Path) -> list[str]:
 
 
 def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, dict[str, Any] | SV3DError]]:
-    """Each task, as it ends, with what is to be known of its mesh or what is wrong with it."""
+    """Every task when it is finished, with facts about its mesh, or the error."""
     if not config.workers or config.dry_run:
         for task in tasks:
             yield task, _attempt(config, task)
         return
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers share the accelerator's memory
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # workers share the device's memory
     pool = ProcessPoolExecutor(
         config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
     )
@@ -295,7 +193,7 @@ def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:
 
 
 def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
-    """Render one mesh, unless that is done; the number of its faces, and what of its file was left out."""
+    """Render one mesh unless its orbit is finished; returns its number of faces and the remarks of its reader."""
     from sv3d_jax.io.meshes import read_mesh, world_from_mesh_file
     from sv3d_jax.io.outputs import RUN_FILE, OutputFolder
 
@@ -304,7 +202,7 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{task.mesh} cannot be read: {error.strerror}") from None
     settings = config.settings() | {"meshes": str(task.mesh), "seed": task.seed, "mesh_sha256": digest}
-    del settings["workers"]  # changes no picture
+    del settings["workers"]  # does not affect the result
     folder = OutputFolder(
         task.directory,
         {"verb": "data render", **settings},
@@ -315,12 +213,12 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
         with folder:
             if folder.done:
                 return folder.stage_facts("render")
-    mesh = read_mesh(task.mesh, config.up)  # before the folder is made
+    mesh = read_mesh(task.mesh, config.up)  # before the folder is created, so that a damaged mesh leaves none
     facts = {"faces": len(mesh.faces), "remarks": list(mesh.remarks)}
     if not config.dry_run:
         matrix = object_to_world(mesh)
         with folder:
-            placed = _moved(mesh, matrix)
+            placed = moved(mesh, matrix)
             _write_render(
                 config, folder, task.seed, placed, matrix @ world_from_mesh_file(task.mesh, config.up), facts
             )
@@ -332,7 +230,7 @@ def _cameras(config: RenderConfig, seed: int) -> CameraPath:
     if config.elevation_max is not None:
         elevation = np.random.default_rng([seed, 0xE1E]).uniform(elevation, config.elevation_max)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CameraWarning)  # said once, for all meshes
+        warnings.simplefilter("ignore", CameraWarning)  # already warned once for all meshes
         return make_orbit(config.orbit, config.frames, float(elevation), seed)
 
 
@@ -346,12 +244,6 @@ def _light(config: RenderConfig, seed: int) -> Light | None:
     return {"soft": soft_light, "gaussians": random_sg_light, "harmonics": random_sh_light}[config.light](
         seed
     )
-
-
-def _moved(mesh: Mesh, matrix: np.ndarray) -> Mesh:
-    from dataclasses import replace
-
-    return replace(mesh, vertices=mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])
 
 
 def _write_render(
@@ -380,151 +272,3 @@ def _write_render(
     write_png(folder.path("contact.png"), sheet)
     folder.finish_stage("render", [*files, "contact.png"], facts)
     folder.write_run_json(seeds=[seed])
-
-
-class _Surface(NamedTuple):
-    """A mesh on the device."""
-
-    faces: Array
-    vertices: Array
-    normals: Array | None
-    look: Appearance
-
-
-def _padded_surface(mesh: Mesh) -> _Surface:
-    """The mesh with sizes rounded up, so that many meshes share a compiled program: added faces have no area."""
-    vertices, faces = _size_class(len(mesh.vertices)), _size_class(len(mesh.faces))
-    look = appearance_of(mesh)
-
-    def padded(leaf, *sizes):
-        if leaf is None:
-            return None
-        sizes = [*sizes, *leaf.shape[len(sizes) :]]
-        return jnp.asarray(
-            np.pad(leaf, [(0, size - have) for size, have in zip(sizes, leaf.shape, strict=True)])
-        )
-
-    def of_vertices(leaf):
-        return None if leaf is None else padded(np.asarray(leaf, np.float32), vertices)
-
-    def of_texels(leaf):
-        return (
-            None
-            if leaf is None
-            else padded(leaf, *(-(-side // TEXTURE_STEP) * TEXTURE_STEP for side in leaf.shape[:2]))
-        )
-
-    def of_materials(leaf):
-        return None if leaf is None else padded(leaf, 1 << (len(leaf) - 1).bit_length())
-
-    return _Surface(
-        padded(np.asarray(mesh.faces, np.int32), faces),
-        of_vertices(mesh.vertices),
-        of_vertices(mesh.normals),
-        Appearance(
-            vertex_colors=of_vertices(look.vertex_colors),
-            vertex_alpha=of_vertices(look.vertex_alpha),
-            uv=of_vertices(look.uv),
-            texture=of_texels(look.texture),
-            texture_alpha=of_texels(look.texture_alpha),
-            of_face=None if look.of_face is None else padded(look.of_face, faces),
-            region=of_materials(look.region),
-            wrap=of_materials(look.wrap),
-            nearest=of_materials(look.nearest),
-            cutoff=of_materials(look.cutoff),
-            one_sided=of_materials(look.one_sided),
-        ),
-    )
-
-
-def _size_class(count: int) -> int:
-    return max(MIN_SIZE_CLASS, 1 << (count - 1).bit_length())
-
-
-class _Layers(NamedTuple):
-    """Surfaces seen one behind the other at every point of a picture."""
-
-    color: Array  # times its opacity, of what has been seen
-    clearness: Array  # the share of light that passes all that has been seen
-    depth: Array  # of the last of them
-    count: Array
-
-
-@partial(jax.jit, static_argnames=("size", "supersample", "tile", "over_white"))
-def _render_orbit(surface, camera_to_world, focal, center, light, *, size, supersample, tile, over_white):
-    outwards = face_normals(surface.vertices, surface.faces)
-    normals = surface.normals
-    if normals is None:
-        normals = vertex_normals(surface.vertices, surface.faces)
-    side = size * supersample
-
-    def seen(camera, screen, face_id):
-        """Lit colour, alpha and depth of the points of the faces; alpha 0 on the background."""
-        fragments = Fragments(face_id, *surface_points(screen, surface.faces, face_id))
-        towards = camera[:3, 3] - surface.vertices[surface.faces[:, 0]]
-        of_face = jnp.maximum(face_id, 0)
-        from_behind = ((outwards * towards).sum(-1) < 0)[of_face]
-        look, weights = surface.look, fragments.barycentrics
-        color, alpha = seen_colors(look, surface.faces, face_id, weights, from_behind)
-        if light is not None:
-            front = jnp.where(from_behind, -1.0, 1.0)
-            smooth = seen_shading_normals(normals, surface.faces, fragments)
-            if surface.normals is not None:  # zeros stand for the face's own
-                smooth = jnp.where((smooth == 0).all(-1, keepdims=True), outwards[of_face], smooth)
-            # White lights give one factor, coloured ones three.
-            color = color * light.shade(front[..., None] * smooth).reshape(*face_id.shape, -1)
-        alpha = jnp.where(face_id >= 0, alpha, 0.0)[..., None]
-        return color, alpha, fragments.depth
-
-    def frame(camera):
-        screen = project(surface.vertices, camera[None], focal[None], center[None])
-        face_id = visible_faces(screen, surface.faces, side, side, tile=tile)
-        color, alpha, depth = seen(camera, screen, face_id)
-        color = color * alpha
-        if surface.look.see_through:
-            # What lies behind, layer by layer, until nothing more shows through.
-            def deeper(layers):
-                hidden = layers.clearness[..., 0] < MIN_CLEARNESS
-                beyond = jnp.where(hidden, jnp.inf, layers.depth)
-                face_id = visible_faces(screen, surface.faces, side, side, tile=tile, beyond=beyond)
-                color, alpha, depth = seen(camera, screen, face_id)
-                return _Layers(
-                    layers.color + layers.clearness * alpha * color,
-                    layers.clearness * (1.0 - alpha),
-                    jnp.where(face_id >= 0, depth, jnp.inf),
-                    layers.count + 1,
-                )
-
-            def shows_more(layers):
-                open_points = (layers.clearness[..., 0] >= MIN_CLEARNESS) & jnp.isfinite(layers.depth)
-                return open_points.any() & (layers.count < MAX_LAYERS)
-
-            depth = jnp.where(face_id >= 0, depth, jnp.inf)
-            layers = jax.lax.while_loop(shows_more, deeper, _Layers(color, 1.0 - alpha, depth, 1))
-            color, alpha = layers.color, 1.0 - layers.clearness
-        color, alpha = (box_filter(pixels, supersample)[0] for pixels in (color, alpha))
-        color = color + 1.0 - alpha if over_white else color / jnp.maximum(alpha, 1e-6)
-        return _to_uint8(color), _to_uint8(alpha[..., 0])
-
-    return jax.lax.map(frame, camera_to_world)
-
-
-@partial(jax.jit, static_argnames=("size", "supersample"))
-def _render_figures(figures: FigureBatch, camera_to_world, *, size, supersample):
-    batch, frames = camera_to_world.shape[:2]
-    side = size * supersample
-    focal, center = (jnp.tile(leaf, (batch * frames, 1)) for leaf in intrinsics(SV3D_FOV_DEG, side))
-    vertices = jnp.repeat(figures.corners.reshape(batch, -1, 3), frames, axis=0)
-    screen = project(vertices, camera_to_world.reshape(-1, 4, 4), focal.astype(jnp.float32), center)
-    faces = jnp.arange(3 * MAX_TRIANGLES).reshape(-1, 3)
-    face_id = visible_faces(screen, faces, side, side, tile=8, cull_back=True)
-    palette = jnp.pad(
-        figures.colors, ((0, 0), (1, 0), (0, 0)), constant_values=1.0
-    )  # entry 0: the background
-    colors = jax.vmap(lambda table, index: table[index])(palette, face_id.reshape(batch, -1) + 1)
-    pixels = box_filter(colors.reshape(batch * frames, side, side, 3), supersample)
-    return _to_uint8(pixels).reshape(batch, frames, size, size, 3)
-
-
-def _to_uint8(values: Float[Array, "*n"]) -> UInt8[Array, "*n"]:
-    return jnp.round(255.0 * jnp.clip(values, 0.0, 1.0)).astype(jnp.uint8)

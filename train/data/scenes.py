@@ -1,4 +1,4 @@
-"""The verb `data import`: pictures with cameras that other programs made, once round an object, to orbit folders."""
+"""The verb `data import`: scenes of other programs, with cameras once around an object, to orbit folders."""
 
 from pathlib import Path
 from typing import Any
@@ -8,19 +8,20 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.cameras.pose import SV3D_FOV_DEG, check_ahead
 from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.io.cameras_file import CAMERAS_FILE, frame_file
 from sv3d_jax.io.images import Picture, write_png
-from sv3d_jax.io.orbits import CAMERAS_FILE, frame_file, write_orbit
+from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.scenes import KNOWN, Scene, Up, find_scenes, read_scene
 from sv3d_jax.io.video import contact_sheet, frame_labels
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.config import ImportConfig
 
-TOLERANCE = 0.01  # of the radius, and of unit directions
+TOLERANCE = 0.01  # relative to the radius, and for unit vectors
 
 
 def run_import(config: ImportConfig, progress: Progress | NullProgress) -> dict[str, Any]:
-    """The verb `data import`. Of several orbits, those that cannot be used are left out and named."""
+    """The verb `data import`. Of several scenes, those that are no orbits are left out and reported."""
     sources = _sources(config)
     progress.stage("import", total=len(sources))
     imported, left_out = [], []
@@ -42,11 +43,11 @@ def run_import(config: ImportConfig, progress: Progress | NullProgress) -> dict[
 
 
 def scene_orbit(scene: Scene, up: Up = "auto") -> tuple[CameraPath, np.ndarray, np.ndarray]:
-    """The cameras of a scene as an orbit at radius 2, the way (4, 4) from its coordinates there, and the views' order.
+    """The cameras of a scene as an orbit of radius 2, the matrix (4, 4) from scene to world, and the order of views.
 
-    Views keep their order if it is counter-clockwise seen from above, otherwise it is turned round, the last one
-    staying last: it is the input view. The field of view is the input view's. Raises CameraError for views that are no
-    orbit about one point.
+    The order is kept if it is counter-clockwise seen from above, else reversed; the last view stays last and is the
+    input view, whose field of view the orbit gets. Raises CameraError for cameras that do not form an orbit around one
+    point, InputError if pictures are missing.
     """
     if scene.absent:
         raise InputError(
@@ -69,7 +70,7 @@ def scene_orbit(scene: Scene, up: Up = "auto") -> tuple[CameraPath, np.ndarray, 
     except CameraError as error:
         raise CameraError(f"{scene.source}: {error.message}", error.hint) from None
 
-    turn = -np.deg2rad(azimuths[-1])  # our azimuths are relative to the last view
+    turn = -np.deg2rad(azimuths[-1])  # azimuths of an orbit are relative to the last view
     scale = cameras.radius / radius
     rotation = np.array(
         [[np.cos(turn), -np.sin(turn), 0.0], [np.sin(turn), np.cos(turn), 0.0], [0.0, 0.0, 1.0]]
@@ -81,7 +82,7 @@ def scene_orbit(scene: Scene, up: Up = "auto") -> tuple[CameraPath, np.ndarray, 
 
 
 def _sources(config: ImportConfig) -> list[tuple[Path, Path]]:
-    """What is read of each scene, with the folder of its orbit."""
+    """Every scene to import, with its output folder."""
     found: dict[str, Path] = {}
     for path in config.orbits:
         sources = find_scenes(path)
@@ -138,7 +139,7 @@ def _center(poses: np.ndarray, names: list[str]) -> tuple[np.ndarray, float]:
     if (poses[:, 2, 1] < -TOLERANCE).any():
         worst = int(poses[:, 2, 1].argmin())
         raise CameraError(
-            f"the cameras stand on their heads: the y axis of {names[worst]} points down",
+            f"the cameras are upside down: the y axis of {names[worst]} points down",
             hint="does the scene's up axis point down? turn it first",
         )
     return center, radius

@@ -125,7 +125,7 @@ def test_defects_of_alphas_beside_frames_are_all_named(tmp_path):
     expected = [
         "alphas/001.png does not exist",
         "alphas/002.png has 16x16 pixels, 002.png has 32x32",
-        "alphas/003.png says that nothing is where 003.png is not white",
+        "alphas/003.png is 0 where 003.png is not white",
         "alphas/004.png is not an alpha",
         "frames[5] has no alpha_file, others have one",
         "frames[6].alpha_file lies outside the folder",

@@ -5,12 +5,13 @@ import pytest
 
 from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.errors import InputError
+from sv3d_jax.geometry.mesh import to_world
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.render.lighting import soft_light
+from sv3d_jax.render.orbit import render_orbit
 from sv3d_jax.train.data.config import ObjectsConfig
 from sv3d_jax.train.data.objects import FAMILIES, run_objects
-from sv3d_jax.train.data.render import render_orbit, to_world
 
 
 def _run(folder, **settings):

@@ -1,30 +1,19 @@
-"""Pictures of objects, and the verb `data render`."""
+"""The verb `data render`."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sv3d_jax.cameras.orbit import CameraPath, dynamic_orbit
+from sv3d_jax.cameras.orbit import dynamic_orbit
 from sv3d_jax.errors import InputError
-from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.geometry.mesh import Mesh, to_world
 from sv3d_jax.io.meshes import read_mesh, write_glb
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.progress import NullProgress, Progress
-from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
 from sv3d_jax.train.data import render as module
 from sv3d_jax.train.data.config import RenderConfig
 from sv3d_jax.train.data.figures import figure_mesh
-from sv3d_jax.train.data.render import (
-    OBJECT_RADIUS,
-    object_to_world,
-    render_figures,
-    render_orbit,
-    run_render,
-    to_world,
-)
-
-AZIMUTHS = np.array([[90.0, 200.0, 0.0], [10.0, 350.0, 0.0]])
-ELEVATIONS = np.full_like(AZIMUTHS, 20.0)
+from sv3d_jax.train.data.render import run_render
 
 
 def test_object_to_world_follows_the_axes_that_a_ply_states(tmp_path):
@@ -42,109 +31,6 @@ def test_object_to_world_follows_the_axes_that_a_ply_states(tmp_path):
         stored = np.frombuffer(rows, "<f4", 24).reshape(4, 6)[:, :3]
         in_world.append(stored @ matrix[:3, :3].T + matrix[:3, 3])
     np.testing.assert_allclose(*in_world, atol=1e-6)
-
-
-def test_farthest_vertex_lies_on_the_object_ball():
-    world = to_world(figure_mesh(3)).vertices
-    np.testing.assert_allclose(np.linalg.norm(world, axis=1).max(), OBJECT_RADIUS)
-    np.testing.assert_allclose(world.max(0), -world.min(0), atol=1e-12)
-
-
-def test_unused_vertices_do_not_count_for_the_scale():
-    mesh = figure_mesh(3)
-    padded = Mesh(np.concatenate([mesh.vertices, [[99.0, 0.0, 0.0]]]), mesh.faces)
-    assert np.array_equal(object_to_world(padded), object_to_world(mesh))
-
-
-def test_figures_fill_much_of_the_picture_and_never_touch_its_border():
-    azimuths = np.tile(np.arange(6) * 60.0, (8, 1))
-    pixels = np.asarray(render_figures(range(8), azimuths, np.full((8, 6), 20.0), 64))
-    drawn = (pixels < 250).any(-1)
-    assert drawn.mean() > 0.4
-    assert not drawn[:, :, [0, -1]].any() and not drawn[:, :, :, [0, -1]].any()
-
-
-def test_a_figure_does_not_depend_on_the_rest_of_its_batch():
-    both = render_figures([5, 6], AZIMUTHS, ELEVATIONS, 32)
-    alone = render_figures([6], AZIMUTHS[1:], ELEVATIONS[1:], 32)
-    assert np.array_equal(both[1], alone[0])
-
-
-def test_both_renderers_draw_the_same_figure():
-    fast = render_figures([5], AZIMUTHS[:1], ELEVATIONS[:1], 32, supersample=2)[0]
-    orbit, _ = render_orbit(
-        to_world(figure_mesh(5)), CameraPath(AZIMUTHS[0], ELEVATIONS[0]), 32, soft_light(5), supersample=2
-    )
-    difference = np.abs(np.asarray(fast, int) - orbit)
-    assert difference.max() <= 1  # rounding to uint8
-
-
-def test_a_quarter_turn_of_the_object_shifts_an_orbit_of_quarter_turns_by_one_frame():
-    mesh = to_world(figure_mesh(8))
-    turned = Mesh(
-        mesh.vertices @ [[0, 1, 0], [-1, 0, 0], [0, 0, 1]], mesh.faces, mesh.vertex_colors
-    )  # +90 degrees
-    path = CameraPath([90.0, 180.0, 270.0, 0.0], [15.0] * 4)
-    still, moved = (render_orbit(m, path, 32)[0].astype(int) for m in (mesh, turned))
-    assert (np.abs(np.roll(still, 1, axis=0) - moved) > 2).mean() < 0.002  # a few points on edges
-
-
-SQUARE = Mesh(
-    vertices=np.array([[0.0, -0.3, -0.3], [0.0, 0.3, -0.3], [0.0, 0.3, 0.3], [0.0, -0.3, 0.3]]),
-    faces=np.array([[0, 1, 2], [0, 2, 3]], np.int32),
-    vertex_colors=np.tile(np.float32([0.2, 0.4, 0.6]), (4, 1)),
-)
-FACING = CameraPath([0.0, 0.0], [0.0, 0.0])
-
-
-def test_alpha_is_the_covered_share_of_a_pixel():
-    _, alpha = render_orbit(SQUARE, FACING, 40, supersample=8)
-    focal = 20 / np.tan(np.radians(16.9))
-    np.testing.assert_allclose(alpha[0].sum() / 255, (0.6 * focal / 2) ** 2, rtol=0.02)  # 64 points a pixel
-
-
-def test_transparent_background_keeps_the_object_color_at_its_border():
-    images, alpha = render_orbit(SQUARE, FACING, 33, background="transparent")
-    partly = (alpha > 0) & (alpha < 255)
-    assert partly.any()
-    assert np.array_equal(np.unique(images[partly], axis=0), [[51, 102, 153]])
-
-
-def test_texture_appears_upright():
-    texture = np.zeros((2, 2, 3), np.float32)
-    texture[0, 0], texture[1, 1] = [1, 0, 0], [0, 0, 1]  # red at the top left, blue at the bottom right
-    uv = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], np.float32)
-    image = render_orbit(Mesh(SQUARE.vertices, SQUARE.faces, uv=uv, texture=texture), FACING, 40)[0][0]
-    assert np.array_equal(image[11, 11], [255, 0, 0]) and np.array_equal(image[28, 28], [0, 0, 255])
-
-
-def test_soft_light_never_leaves_its_range():
-    normals = np.random.default_rng(0).normal(size=(500, 3))
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    for seed in range(20):
-        light = soft_light(seed)
-        assert np.degrees(np.arccos(light.axis[2])) <= 12.0
-        assert 0.6 <= light.ambient <= light.shade(normals).min() <= light.shade(normals).max() <= 1.0
-
-
-def test_padding_a_textured_mesh_changes_no_texel():
-    texture = np.random.default_rng(0).uniform(size=(5, 7, 3)).astype(np.float32)
-    uv = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 1.0], [0.0, 1.0]], np.float32)
-    image = render_orbit(Mesh(SQUARE.vertices, SQUARE.faces, uv=uv, texture=texture), FACING, 256)[0][0]
-    shown = (image != 255).any(-1)
-    top, left = np.argwhere(shown).min(0)
-    corners = image[[top + 2, top + 2], [left + 2, 255 - left - 2]] / 255.0
-    np.testing.assert_allclose(corners, texture[0, [0, -1]], atol=0.003)  # rounding to uint8
-
-
-@pytest.mark.parametrize(
-    "light", [random_sg_light(1), random_sh_light(1), environment_light(np.ones((8, 16, 3)))]
-)
-def test_any_light_falls_on_an_orbit(light):
-    lit, _ = render_orbit(SQUARE, FACING, 32, light)
-    shade = np.broadcast_to(np.asarray(light.shade(np.float32([[1.0, 0.0, 0.0]]))).reshape(1, -1), (1, 3))[0]
-    expected = 255 * np.minimum(shade * np.float32([0.2, 0.4, 0.6]), 1.0)
-    np.testing.assert_allclose(lit[0, 16, 16], expected, atol=1.0)
 
 
 def _render(folder, *meshes, **settings):

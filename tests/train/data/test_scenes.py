@@ -109,7 +109,7 @@ REFUSED = {
         {"change": look_aside},
         r"transforms.json: the cameras do not look at one point: frames\[2\] misses it by 0.[23]",
     ),
-    "cameras on their heads": ({"change": on_its_head}, "stand on their heads"),
+    "cameras on their heads": ({"change": on_its_head}, "are upside down"),
     "a camera further away": ({"change": step_back}, "at distances 4.5 to 5.5"),
     "random views": ({"azimuths": AZIMUTHS[[2, 0, 4, 1, 3, 5]]}, "once round"),
     "half a turn": ({"azimuths": np.linspace(0, 180, 6)[[0, 1, 2, 5, 4, 3]]}, "once round"),

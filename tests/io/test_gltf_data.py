@@ -1,0 +1,126 @@
+"""Buffers, URIs and JSON of glTF files: what is read, and how damage is refused."""
+
+import base64
+import json
+
+import numpy as np
+import pytest
+
+from sv3d_jax.errors import InputError
+from sv3d_jax.io.meshes import read_mesh
+from tests.io.gltf_files import BLUE, CASES, GREEN, RED, YELLOW, Builder, corners, front, quad, textured
+
+
+@pytest.mark.parametrize(
+    "name, words", [("ktx2_used", "KTX2"), ("draco_used_part", "KHR_draco_mesh_compression")]
+)
+def test_what_is_not_read_is_refused_by_name(name, words):
+    with pytest.raises(InputError, match=words) as error:
+        read_mesh(CASES / f"{name}.glb")
+    assert f"{name}.glb" in error.value.message and error.value.hint
+
+
+def test_a_gltf_reads_its_buffer_and_picture_beside_and_below(tmp_path):
+    builder = Builder()
+    quad(textured(), tmp_path, builder=builder)
+    document = builder.document
+    view = document["bufferViews"][document["images"][0]["bufferView"]]
+    start = view["byteOffset"]
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "maps" / "a b.png").write_bytes(builder.binary[start : start + view["byteLength"]])
+    (tmp_path / "a.bin").write_bytes(builder.binary)
+    document["images"] = [{"uri": "maps/a%20b.png"}]
+    document["buffers"] = [{"uri": "a.bin", "byteLength": len(builder.binary)}]
+    (tmp_path / "a.gltf").write_text(json.dumps(document))
+    assert corners(front(tmp_path / "a.gltf")) == [RED, GREEN, BLUE, YELLOW]
+
+
+def test_data_uris_with_and_without_base64(tmp_path):
+    builder = Builder()
+    quad(textured(), tmp_path, builder=builder)
+    document = builder.document
+    plain = "".join(f"%{byte:02X}" for byte in builder.binary)
+    packed = base64.b64encode(builder.binary).decode()
+    for uri in (f"data:application/octet-stream,{plain}", f"data:;base64,{packed}"):
+        document["buffers"] = [{"uri": uri, "byteLength": len(builder.binary)}]
+        (tmp_path / "a.gltf").write_text(json.dumps(document))
+        assert len(read_mesh(tmp_path / "a.gltf").faces) == 2
+
+
+def test_a_compressed_view_without_a_fallback_is_refused_by_name(tmp_path):
+    builder = Builder()
+    path = quad(lambda b: {}, tmp_path, builder=builder)
+    name = "EXT_meshopt_compression"
+    builder.document["buffers"].append({"byteLength": 48, "extensions": {name: {"fallback": True}}})
+    builder.document["bufferViews"][0] |= {"buffer": 1, "extensions": {name: {"buffer": 0}}}
+    with pytest.raises(InputError, match=name):
+        read_mesh(builder.write(path))
+
+
+def test_remarks_and_refusals_never_quote_python(tmp_path):
+    rng = np.random.default_rng(0)
+    builder = Builder()
+    path = quad(textured(alphaMode="MASK"), tmp_path, builder=builder)
+    text = json.dumps(builder.document)
+    numbers = [i for i, character in enumerate(text) if character.isdigit()]
+    for _ in range(150):
+        damaged = list(text)
+        for place in rng.choice(numbers, 2):
+            damaged[place] = str(rng.integers(10))
+        try:
+            builder.document = json.loads("".join(damaged))
+        except ValueError:
+            continue
+        try:
+            read_mesh(builder.write(path))
+        except InputError as error:
+            assert "quad.glb" in error.message
+            assert not any(word in error.message for word in ("Error", "object", "subscript", "argument"))
+
+
+WRONG = [None, True, -1, 1.5, 10**9, "x", [], {}, [None], [[]], {"a": {}}]
+
+
+def test_any_value_of_a_wrong_type_is_an_input_error_that_names_the_file(tmp_path):
+    """Every field of a document in turn takes values of other types; nothing but an InputError comes of it."""
+    builder = Builder()
+    path = quad(textured(transform={"offset": [0.1, 0]}, sampler={"wrapS": 33071}), tmp_path, builder=builder)
+    whole = json.dumps(builder.document)
+
+    def places(value, found=()):
+        items = (
+            value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        )
+        for key, item in items:
+            yield (*found, key)
+            yield from places(item, (*found, key))
+
+    for place in places(json.loads(whole)):
+        for wrong in WRONG:
+            document = parent = json.loads(whole)
+            for key in place[:-1]:
+                parent = parent[key]
+            parent[place[-1]] = wrong
+            builder.document = document
+            try:
+                read_mesh(builder.write(path))
+            except InputError as error:
+                assert "quad.glb" in error.message, (place, wrong)
+                assert "does not follow its format" not in error.message, (place, wrong, error.__cause__)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": 29_000_000, "type": "MAT4"},  # zeros that no byte stands for
+        {"count": 29_000_000},
+    ],
+)
+def test_claims_without_data_are_refused_before_they_take_memory(tmp_path, changes):
+    builder = Builder()
+    path = quad(lambda b: {}, tmp_path, builder=builder)
+    accessor = builder.document["accessors"][0] | changes
+    del accessor["bufferView"]
+    builder.document["accessors"][0] = accessor
+    with pytest.raises(InputError, match="without data"):
+        read_mesh(builder.write(path))
