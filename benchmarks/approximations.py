@@ -16,7 +16,7 @@ from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.diffusion.sampler import SOLVERS, Method, StepKind
 from sv3d_jax.metrics.images import psnr
-from sv3d_jax.models.quantize import FORMATS
+from sv3d_jax.models.fast.quantize import FORMATS
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.preprocess import PreparedImage
 from sv3d_jax.progress import Progress

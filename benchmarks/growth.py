@@ -25,8 +25,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax.cost import live_bytes, product_flop
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.sampler import Method, State, StepKind
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline

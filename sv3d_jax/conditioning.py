@@ -7,9 +7,9 @@ from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.models.clip_vision import embed_image
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import encode_moments
 
 NOISE_WIDTH, ANGLE_WIDTH = 256, 512  # of the embedded conditioning noise and of each embedded angle

@@ -25,10 +25,10 @@ from sv3d_jax.diffusion.sampler import Method, run_programs, sample_with_callbac
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Mask, Picture, read_mask, read_picture
-from sv3d_jax.models.attend import kernel_name
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
-from sv3d_jax.models.quantize import FORMATS
+from sv3d_jax.models.fast.attention import kernel_name
+from sv3d_jax.models.fast.quantize import FORMATS
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
 from sv3d_jax.preprocess import PreparedImage, prepare_for

@@ -108,7 +108,7 @@ def _digest(description: Any, device: Any) -> str:
 
 def _digest_of_source() -> str:
     digest = hashlib.sha256()
-    for pattern in ("*.py", "models/*.py", "diffusion/*.py"):
+    for pattern in ("*.py", "models/*.py", "models/fast/*.py", "diffusion/*.py"):
         for file in sorted(Path(__file__).parent.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()

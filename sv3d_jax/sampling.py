@@ -18,8 +18,8 @@ from sv3d_jax.diffusion.sampler import (
     sampler_step,
 )
 from sv3d_jax.errors import InputError
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.video_unet import VideoUNet, deep_shape
 
 

@@ -15,8 +15,8 @@ from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, UInt8
 from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.clip_vision import init_tower
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.parallel.devices import whole_on_host

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
-from sv3d_jax.models.attend import attend
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import TowerConfig
-from sv3d_jax.models.layers import Compute, Dense, LayerNorm, gelu, torch_uniform
+from sv3d_jax.models.initializers import torch_uniform
+from sv3d_jax.models.layers import Dense, LayerNorm, attend, gelu
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
-from sv3d_jax.models.layers import Compute, conv2d
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.layers import conv2d
 
 # Convolutions by their place in torchvision's `features`, and channels, of each block; blocks are a pooling apart.
 BLOCKS = (

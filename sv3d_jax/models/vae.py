@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, Params
-from sv3d_jax.models.attend import attend
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import VAEConfig
-from sv3d_jax.models.layers import Compute, Conv2d, GroupNorm, UpsampleConv2d, silu
+from sv3d_jax.models.layers import Conv2d, GroupNorm, UpsampleConv2d, attend, silu
 
 EPSILON = 1e-6
 

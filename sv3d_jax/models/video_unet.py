@@ -6,9 +6,10 @@ import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.attention import SpatioTemporalTransformer
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute, Conv2d, Dense, GroupNorm, UpsampleConv2d, silu
+from sv3d_jax.models.layers import Conv2d, Dense, GroupNorm, UpsampleConv2d, silu
 from sv3d_jax.models.resnet import VideoResBlock
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Params
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.weights.key_map import Parameter, model_parameters, tree_from_leaves
 from tests.parity.compare import Tolerance
 from tests.reference_weights import reference_tensor

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float, size_of_parts
+from sv3d_jax.arrays import Array, Float
+from sv3d_jax.models.fast.parts import part_size
 
 # Fewer channels, and changing the sides costs more than the products that are saved.
 MIN_CHANNELS = 64
@@ -60,7 +61,7 @@ def is_worth_it(kernel: Float[Array, "... c d"], pixels: int) -> bool:
 def conv3(x: Float[Array, "b f h w c"], kernel: Float[Array, "3 c d"]) -> Float[Array, "b f h w d"]:
     """Convolution along the second axis, zero beyond its ends, by F(3, 3); 2e-6 of the largest value off."""
     b, f, h, w, c = x.shape
-    size = size_of_parts(h * w, F3.step * MAX_ROWS // (b * f))
+    size = part_size(h * w, F3.step * MAX_ROWS // (b * f))
     if size == h * w:
         return _conv3(x, kernel)
     taps, x = _taps(kernel, F3, 0), x.reshape(b, f, h * w, c)
@@ -103,7 +104,7 @@ def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"]) -> Floa
 def _split(x: Float[Array, "n h w c"]) -> Float[Array, "p m h w c"]:
     """Parts of some frames."""
     n, h, w, c = x.shape
-    size = size_of_parts(n, max(1, MAX_ROWS // (h * w // F2.step**2)))
+    size = part_size(n, max(1, MAX_ROWS // (h * w // F2.step**2)))
     return x.reshape(n // size, size, h, w, c)
 
 
