@@ -20,7 +20,7 @@ from sv3d_jax.diffusion.sampler import (
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
-from sv3d_jax.models.video_unet import VideoUNet, deep_shape
+from sv3d_jax.models.video_unet import CACHE, VideoUNet, cached_shape
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class UNetSampler:
                 if kind.levels == "all":
                     return unet.apply(variables, *inputs)
                 if kind.levels == "first":
-                    return unet.apply(variables, *inputs, deep=state.deep)
-                out, sown = unet.apply(variables, *inputs, mutable="deep")
-                kept.extend(sown["deep"]["deep"])
+                    return unet.apply(variables, *inputs, cached=state.deep)
+                out, sown = unet.apply(variables, *inputs, mutable=CACHE)
+                kept.extend(sown[CACHE]["features"])
                 return out
 
             denoise = self.denoiser(params, condition, scale if kind.is_guided else None, apply)
@@ -100,6 +100,6 @@ class UNetSampler:
         """A state as a step of this kind takes it; what an earlier step must have left as a shape."""
         b, *rest = state.latents.shape
         if kind.levels == "first":
-            shape = deep_shape(self.config, (2 * b if kind.is_guided else b, *rest))
+            shape = cached_shape(self.config, (2 * b if kind.is_guided else b, *rest))
             state = state._replace(deep=jax.ShapeDtypeStruct(shape, self.compute.dtype))
         return kind.entering(state)

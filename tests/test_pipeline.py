@@ -28,7 +28,7 @@ from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import CameraError, Cancelled, InputError
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.models.fast.quantize import FORMATS
-from sv3d_jax.models.video_unet import VideoUNet
+from sv3d_jax.models.video_unet import CACHE, VideoUNet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import Progress
 from tests.reference_weights import reference_params, tiny_config
@@ -221,9 +221,9 @@ def test_steps_of_the_first_level_take_what_the_last_whole_step_left(pipe, callb
 
         def apply(variables, *inputs, keeps=kind.levels == "keep", deep=deep):
             if not keeps:
-                return unet.apply(variables, *inputs, deep=deep[0])
-            out, sown = unet.apply(variables, *inputs, mutable="deep")
-            deep[:] = sown["deep"]["deep"]
+                return unet.apply(variables, *inputs, cached=deep[0])
+            out, sown = unet.apply(variables, *inputs, mutable=CACHE)
+            deep[:] = sown[CACHE]["features"]
             return out
 
         denoise = pipe.unet.denoiser(params, condition, scale if kind.is_guided else None, apply)

@@ -83,9 +83,9 @@ class Level(nn.Module):
         for i in range(self.num_blocks):
             x = ResBlock(self.features, self.groups, self.compute, name=f"block_{i}")(x)
         if self.resample == "downsample":
-            x = Downsample(compute=self.compute, name="downsample")(x)
+            x = VAEDownsample(compute=self.compute, name="downsample")(x)
         elif self.resample == "upsample":
-            x = Upsample(compute=self.compute, name="upsample")(x)
+            x = VAEUpsample(compute=self.compute, name="upsample")(x)
         return x
 
 
@@ -139,7 +139,7 @@ class SpatialAttention(nn.Module):
         return x + Conv2d(c, size=1, compute=self.compute, name="proj_out")(out)
 
 
-class Downsample(nn.Module):
+class VAEDownsample(nn.Module):
     """Strided 3x3 convolution after one row and column of zeros at the bottom and right only."""
 
     compute: Compute
@@ -150,7 +150,7 @@ class Downsample(nn.Module):
         return conv(x)
 
 
-class Upsample(nn.Module):
+class VAEUpsample(nn.Module):
     """Nearest doubling, then a 3x3 convolution."""
 
     compute: Compute

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sv3d_jax.models.config import ModelConfig, TowerConfig, UNetConfig, VAEConfig
+from sv3d_jax.models.unet_layout import LayerKind, input_blocks, layout_fields, middle_block, output_blocks
 
 Shape = tuple[int, ...]
 
@@ -176,39 +177,38 @@ def _unet(config: UNetConfig) -> Named:
     yield from _layer("label_emb.0.0", config.vector_width, emb)
     yield from _layer("label_emb.0.2", emb, emb)
 
-    yield from _layer("input_blocks.0.0", config.in_channels, base, 3, 3)
-    skips, channels, last = [base], base, len(config.channel_mult) - 1
-    for level, mult in enumerate(config.channel_mult):
-        for _ in range(config.num_res_blocks):
-            block = f"input_blocks.{len(skips)}"
-            yield from _video_res_block(f"{block}.0", channels, base * mult, emb)
-            channels = base * mult
-            if level in config.attention_levels:
-                yield from _transformer(f"{block}.1", channels, config)
-            skips.append(channels)
-        if level < last:
-            yield from _layer(f"input_blocks.{len(skips)}.0.op", channels, channels, 3, 3)
-            skips.append(channels)
-
-    yield from _video_res_block("middle_block.0", channels, channels, emb)
-    yield from _transformer("middle_block.1", channels, config)
-    yield from _video_res_block("middle_block.2", channels, channels, emb)
-
-    index = 0
-    for level in range(last, -1, -1):
-        for within in range(config.num_res_blocks + 1):
-            block = f"output_blocks.{index}"
-            outputs = base * config.channel_mult[level]
-            yield from _video_res_block(f"{block}.0", channels + skips.pop(), outputs, emb)
-            channels, slot = outputs, 1
-            if level in config.attention_levels:
-                yield from _transformer(f"{block}.1", channels, config)
-                slot = 2
-            if level > 0 and within == config.num_res_blocks:
-                yield from _layer(f"{block}.{slot}.conv", channels, channels, 3, 3)
-            index += 1
+    blocks = [*input_blocks(config), middle_block(config), *output_blocks(config)]
+    for block in blocks:
+        channels = block.inputs
+        for place, kind in enumerate(block.layers):
+            yield from _unet_layer(kind, f"{block.name}.{place}", channels, block.outputs, config)
+            channels = block.outputs
+    channels = blocks[-1].outputs
     yield from _norm("out.0", channels)
     yield from _layer("out.2", channels, config.out_channels, 3, 3)
+
+
+def _unet_layer(kind: LayerKind, name: str, inputs: int, outputs: int, config: UNetConfig) -> Named:
+    match kind:
+        case "conv":
+            yield from _layer(name, inputs, outputs, 3, 3)
+        case "downsample":
+            yield from _layer(f"{name}.op", inputs, outputs, 3, 3)
+        case "upsample":
+            yield from _layer(f"{name}.conv", inputs, outputs, 3, 3)
+        case "res_block":
+            yield from _video_res_block(name, inputs, outputs, config.embedding_width)
+        case "transformer":
+            yield from _transformer(name, outputs, config)
+
+
+# By which tensor a layer of an input block is known, and its output channels: the first axis of that tensor.
+_KNOWN_BY: dict[LayerKind, str] = {
+    "conv": "weight",
+    "downsample": "op.weight",
+    "res_block": "out_layers.3.weight",
+    "transformer": "norm.weight",
+}
 
 
 def _video_res_block(name: str, inputs: int, outputs: int, emb: int) -> Named:
@@ -329,31 +329,31 @@ def _part(shapes: Mapping[str, Shape], part: str) -> dict[str, Shape]:
 
 
 def _infer_unet(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    base, inputs = shapes["input_blocks.0.0.weight"][:2]
-    widths: list[list[int]] = [[]]  # per level, the output channels of each residual block
-    attention_levels = []
-    index = 1
-    while any(f"input_blocks.{index}.0.{kind}.weight" in shapes for kind in ("op", "out_layers.3")):
-        block = f"input_blocks.{index}"
-        if f"{block}.0.op.weight" in shapes:
-            widths.append([])
-        else:
-            widths[-1].append(shapes[f"{block}.0.out_layers.3.weight"][0])
-            if f"{block}.1.norm.weight" in shapes:
-                attention_levels.append(len(widths) - 1)
-        index += 1
+    inputs = shapes["input_blocks.0.0.weight"][1]
+    blocks = []
+    while found := _layers_of_block(shapes, f"input_blocks.{len(blocks)}"):
+        blocks.append(found)
     middle = "middle_block.1.transformer_blocks.0"
     return {
-        "model_channels": base,
+        **layout_fields(blocks),
         "in_channels": inputs,
-        "channel_mult": [level[-1] // base if level else 0 for level in widths],
-        "num_res_blocks": len(widths[0]),
-        "attention_levels": sorted(set(attention_levels)),
         "context_width": shapes[f"{middle}.attn2.to_k.weight"][1],
         "ff_mult": shapes[f"{middle}.ff.net.2.weight"][1] // shapes[f"{middle}.ff.net.2.weight"][0],
         "vector_width": shapes["label_emb.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
     }
+
+
+def _layers_of_block(shapes: Mapping[str, Shape], name: str) -> tuple[list[LayerKind], int] | None:
+    """Kinds of the layers of an input block, and its output channels; None if there is no such block."""
+    kinds: list[LayerKind] = []
+    widths: list[int] = []
+    for place in range(2):
+        for kind, tensor in _KNOWN_BY.items():
+            if f"{name}.{place}.{tensor}" in shapes and len(kinds) == place:
+                kinds.append(kind)
+                widths.append(shapes[f"{name}.{place}.{tensor}"][0])
+    return (kinds, widths[0]) if kinds else None
 
 
 def _infer_vae(shapes: Mapping[str, Shape]) -> dict[str, Any]:
