@@ -25,10 +25,10 @@ def condition_on(
 ) -> Conditioning:
     """Conditioning of one orbit per picture in [-1, 1]; noise is standard normal.
 
-    The image tower sees the clean picture, the encoder one with cond_aug times the noise added. Its mean, without
+    The image encoder sees the clean picture, the encoder one with cond_aug times the noise added. Its mean, without
     the latent factor, is every frame's conditioning latent. The encoder computes in float32, as published.
     """
-    token = embed_image(params["image_tower"], config.tower, pixels, compute)
+    token = embed_image(params["image_tower"], config.image_encoder, pixels, compute)
     encoder_compute = Compute(reference=compute.reference)
     noisy = pixels + config.cond_aug * noise
     latent, _ = encode_moments(params["vae_encoder"], config.vae, noisy, encoder_compute)

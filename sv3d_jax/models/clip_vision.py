@@ -1,4 +1,4 @@
-"""The OpenCLIP image tower (ViT-H/14 in SV3D): a picture to one context token, with the published preparation."""
+"""OpenCLIP's image encoder (ViT-H/14 in SV3D): a picture to one context token, with the published preparation."""
 
 import math
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.compute import Compute
-from sv3d_jax.models.config import TowerConfig
+from sv3d_jax.models.config import ImageEncoderConfig
 from sv3d_jax.models.initializers import torch_uniform
 from sv3d_jax.models.layers import Dense, LayerNorm, attend, gelu
 
@@ -18,7 +18,7 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def prepare(pixels: Float[Array, "n h w 3"], image_size: int) -> Float[Array, "n s s 3"]:
-    """Pictures in [-1, 1] of any size as the tower takes them.
+    """Pictures in [-1, 1] of any size as the image encoder takes them.
 
     Gaussian blur where the picture shrinks, bicubic resize with aligned corners (overshoot stays), then to [0, 1]
     and minus CLIP's mean over its deviation. This is the order of the published code, not CLIP's usual one.
@@ -67,10 +67,10 @@ def _bicubic_matrix(side: int, target: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-class ImageTower(nn.Module):
+class ImageEncoder(nn.Module):
     """Vision transformer with a class token; its final norm and projection give the embedding, not normalised."""
 
-    config: TowerConfig
+    config: ImageEncoderConfig
     compute: Compute = Compute()
 
     @nn.compact
@@ -98,7 +98,7 @@ def _scaled_normal(width: int):
 class PatchEmbedding(nn.Module):
     """One linear map per patch: a convolution whose stride is its size, without bias; row-major tokens."""
 
-    config: TowerConfig
+    config: ImageEncoderConfig
     compute: Compute
 
     @nn.compact
@@ -116,7 +116,7 @@ class PatchEmbedding(nn.Module):
 class Transformer(nn.Module):
     """The stack of pre-norm blocks."""
 
-    config: TowerConfig
+    config: ImageEncoderConfig
     compute: Compute
 
     @nn.compact
@@ -129,7 +129,7 @@ class Transformer(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """Self-attention and a GELU (exact) MLP, each on the norm of its input and added to it."""
 
-    config: TowerConfig
+    config: ImageEncoderConfig
     compute: Compute
 
     @nn.compact
@@ -170,13 +170,13 @@ class MLP(nn.Module):
 
 
 def embed_image(
-    params: Params, config: TowerConfig, pixels: Float[Array, "n h w 3"], compute: Compute = Compute()
+    params: Params, config: ImageEncoderConfig, pixels: Float[Array, "n h w 3"], compute: Compute = Compute()
 ) -> Float[Array, "n d"]:
     """Context vector of pictures in [-1, 1]; params is the `image_tower` tree."""
-    return ImageTower(config, compute).apply({"params": params}, prepare(pixels, config.image_size))
+    return ImageEncoder(config, compute).apply({"params": params}, prepare(pixels, config.image_size))
 
 
-def init_tower(config: TowerConfig, key: Array) -> Params:
-    """Fresh parameters of the image tower."""
+def init_image_encoder(config: ImageEncoderConfig, key: Array) -> Params:
+    """Fresh parameters of the image encoder."""
     prepared = jnp.zeros((1, config.image_size, config.image_size, 3))
-    return jax.jit(ImageTower(config).init)(key, prepared)["params"]
+    return jax.jit(ImageEncoder(config).init)(key, prepared)["params"]

@@ -14,6 +14,10 @@ from sv3d_jax.errors import WeightsError
 
 METADATA_KEY = "sv3d_jax.model"
 
+# The image encoder was first called a tower. Names that files hold stay as they are, so that older ones can be read:
+# the table `tower` of a model, the part `image_tower` of a parameter tree, and the objective `tower` of a training run.
+_STORED_NAMES = {"image_encoder": "tower"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -67,7 +71,7 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerConfig:
+class ImageEncoderConfig:
     """The OpenCLIP vision transformer that turns the picture into one context token."""
 
     image_size: int = 224
@@ -92,7 +96,7 @@ class ModelConfig:
     variant: str = "p"  # "u": without cameras, "p": with polar angle and azimuth per frame
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
-    tower: TowerConfig = TowerConfig()
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
     latent_factor: tuple[float, ...] = (0.18215,)  # one for all latent channels, or one each
     native_size: int = 576
     num_frames: int = 21
@@ -124,6 +128,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values; tuples become lists. A decoder as published is not mentioned."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
+        values = {_STORED_NAMES.get(name, name): value for name, value in values.items()}
         if not self.vae.post_quant_conv:
             del values["vae"]["post_quant_conv"]
         return values
@@ -168,12 +173,13 @@ def _build(cls, values: Any, where: str):
     """A config dataclass from plain nested values, each checked against the field's type."""
     if not isinstance(values, dict):
         raise WeightsError(f"{where} should be a table, got {values!r}")
-    types = get_type_hints(cls)
+    names = {_STORED_NAMES.get(name, name): name for name in get_type_hints(cls)}
+    types = {stored: get_type_hints(cls)[name] for stored, name in names.items()}
     if unknown := sorted(set(values) - set(types)):
         raise WeightsError(
             f"{where} has no field {unknown[0]!r}", hint=f"fields of {where}: {', '.join(sorted(types))}"
         )
-    fields = {name: _value(types[name], value, f"{where}.{name}") for name, value in values.items()}
+    fields = {names[key]: _value(types[key], value, f"{where}.{key}") for key, value in values.items()}
     try:
         return cls(**fields)
     except ValueError as error:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sv3d_jax.models.config import ModelConfig, TowerConfig, UNetConfig, VAEConfig
+from sv3d_jax.models.config import ImageEncoderConfig, ModelConfig, UNetConfig, VAEConfig
 from sv3d_jax.models.unet_layout import LayerKind, input_blocks, layout_fields, middle_block, output_blocks
 
 Shape = tuple[int, ...]
@@ -77,7 +77,7 @@ def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)
     """Every tensor that the given parts of the model use."""
     enumerate_part = {
         "unet": lambda: _unet(config.unet),
-        "image_tower": lambda: _tower(config.tower),
+        "image_tower": lambda: _image_encoder(config.image_encoder),
         "vae_encoder": lambda: _vae_encoder(config.vae),
         "vae_decoder": lambda: _vae_decoder(config.vae),
     }
@@ -137,7 +137,7 @@ def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         "unet": _infer_unet(_part(shapes, "unet")),
         "vae": _infer_vae(_part(shapes, "vae_encoder"))
         | {"post_quant_conv": f"{POST_QUANT_CONV}weight" in shapes},
-        "tower": _infer_tower(_part(shapes, "image_tower")),
+        "tower": _infer_image_encoder(_part(shapes, "image_tower")),
     }
 
 
@@ -256,7 +256,7 @@ def _feed_forward(name: str, channels: int, mult: int) -> Named:
     yield from _layer(f"{name}.net.2", mult * channels, channels)
 
 
-def _tower(config: TowerConfig) -> Named:
+def _image_encoder(config: ImageEncoderConfig) -> Named:
     width = config.width
     yield "class_embedding", (width,)
     yield "positional_embedding", (config.num_tokens, width)
@@ -368,7 +368,7 @@ def _infer_vae(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
-def _infer_tower(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _infer_image_encoder(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     width, _, patch = shapes["conv1.weight"][:3]
     return {
         "image_size": math.isqrt(shapes["positional_embedding"][0] - 1) * patch,

@@ -40,13 +40,13 @@ _QUANTIZATION = (
 _FORMATS = {"float8_e4m3fn", "float8_e5m2"}
 _MAX_DESCRIPTION = 4096
 
-_UNET, _TOWER, _ENCODER = PREFIXES["unet"], PREFIXES["image_tower"], PREFIXES["vae_encoder"]
+_UNET, _IMAGE_ENCODER, _ENCODER = PREFIXES["unet"], PREFIXES["image_tower"], PREFIXES["vae_encoder"]
 _UNET_PARTS = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 _FIRST_STAGE = "first_stage_model."
 _ENCODER_PARTS = ("encoder.", "quant_conv.")
 _DECODER_PARTS = ("decoder.", "post_quant_conv.")
 _AUTOENCODERS = (_FIRST_STAGE, _ENCODER)
-_TRANSFORMERS_TOWER = {
+_TRANSFORMERS_IMAGE_ENCODER = {
     "vision_model.embeddings.class_embedding": "class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -254,7 +254,7 @@ def _without_markers(stored: Mapping[str, str], layout: Layout) -> dict[str, str
         for name in stored
         if name in _COMFY_MARKERS
         or name.split(".")[-1] == "scaled_fp8"
-        or name == f"{_TOWER}vision_model.embeddings.position_ids"
+        or name == f"{_IMAGE_ENCODER}vision_model.embeddings.position_ids"
     }
     layout.left_out += [stored[name] for name in stored if name in markers]
     return {name: tensor for name, tensor in stored.items() if name not in markers}
@@ -323,13 +323,13 @@ def _check_formats(
 def _joined(stored: Mapping[str, str]) -> Iterable[tuple[str, tuple[str, ...], bool]]:
     """Published name, the stored tensors that it is joined from, and whether they are transposed.
 
-    ComfyUI saves the image tower as the transformers library names it, with query, key and value apart.
+    ComfyUI saves the image encoder as the transformers library names it, with query, key and value apart.
     """
     for name, tensor in stored.items():
         published, is_transposed = name, False
-        if name.startswith((f"{_TOWER}vision_model.", f"{_TOWER}visual_projection.")):
-            published = _TOWER + _tower_name(name.removeprefix(_TOWER))
-            is_transposed = published == f"{_TOWER}proj"
+        if name.startswith((f"{_IMAGE_ENCODER}vision_model.", f"{_IMAGE_ENCODER}visual_projection.")):
+            published = _IMAGE_ENCODER + _image_encoder_name(name.removeprefix(_IMAGE_ENCODER))
+            is_transposed = published == f"{_IMAGE_ENCODER}proj"
         if published == name or ".attn.in_proj_" not in published:
             yield published, (tensor,), is_transposed
         elif ".self_attn.q_proj." in name:
@@ -338,8 +338,8 @@ def _joined(stored: Mapping[str, str]) -> Iterable[tuple[str, tuple[str, ...], b
                 yield published, tuple(stored[third] for third in thirds), False
 
 
-def _tower_name(name: str) -> str:
-    for start, published in _TRANSFORMERS_TOWER.items():
+def _image_encoder_name(name: str) -> str:
+    for start, published in _TRANSFORMERS_IMAGE_ENCODER.items():
         if name.startswith(start):
             return published + name.removeprefix(start)
     layer = name.removeprefix("vision_model.encoder.layers.")

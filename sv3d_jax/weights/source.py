@@ -40,7 +40,7 @@ _MERGE_LORA = (
 _LORA_NAMES = re.compile(r"lora|\.?(hada|lokr)_w\d|dora_scale", re.IGNORECASE)
 _PART_NAMES = {
     "unet": f"UNet ({PREFIXES['unet']}*)",
-    "image_tower": f"image tower ({PREFIXES['image_tower']}*)",
+    "image_tower": f"image encoder ({PREFIXES['image_tower']}*)",
     "vae_encoder": f"autoencoder's encoder ({PREFIXES['vae_encoder']}*)",
     "vae_decoder": f"autoencoder's decoder ({PREFIXES['vae_decoder']}*)",
 }
@@ -358,7 +358,7 @@ def _not_a_model(path: Path, shapes: Mapping[str, Shape]) -> WeightsError:
         found = "an SV3D model of which tensors are missing, by which its widths would be known"
     elif not any(name.startswith(unet) for name in names) and starts & {"input_blocks", "down_blocks"}:
         kind = "a bare UNet in diffusers' names" if "down_blocks" in starts else "a bare UNet"
-        found = f"{kind}, without the autoencoder and the image tower"
+        found = f"{kind}, without the autoencoder and the image encoder"
     elif starts <= {"encoder", "decoder", "quant_conv", "post_quant_conv", "first_stage_model"} and names:
         found = "a bare VAE, an autoencoder without the rest of the model"
     elif (

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sv3d_jax.errors import WeightsError
-from sv3d_jax.models.config import ModelConfig, UNetConfig, VAEConfig
+from sv3d_jax.models.config import ImageEncoderConfig, ModelConfig, UNetConfig, VAEConfig
 
 TRAINED = dataclasses.replace(
     ModelConfig.published("p"),
@@ -62,6 +62,15 @@ def test_fields_left_out_take_published_values():
 
 def test_vector_holds_noise_alone_without_cameras():
     assert ModelConfig.published("u").unet.vector_width == 256
+
+
+def test_files_keep_the_first_name_of_the_image_encoder():
+    wide = dataclasses.replace(ModelConfig(), image_encoder=ImageEncoderConfig(width=640))
+    assert wide.to_dict()["tower"]["width"] == 640
+    assert ModelConfig.from_dict({"tower": {"width": 640}}) == wide
+    assert ModelConfig.from_toml(wide.to_toml()) == wide
+    with pytest.raises(WeightsError, match="no field 'image_encoder'"):
+        ModelConfig.from_dict({"image_encoder": {}})
 
 
 def test_autoencoder_of_four_levels_shrinks_eightfold():
