@@ -6,6 +6,7 @@ folder and as `__metadata__` in a safetensors file.
 
 import dataclasses
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
@@ -147,8 +148,13 @@ class ModelConfig:
         """Inverse of `to_toml`."""
         try:
             values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise WeightsError(f"model.toml is not TOML: {error}") from None
+        except (ValueError, RecursionError) as error:
+            line = re.search(r"at line (\d+)", str(error))
+            where = f", line {line[1]} is at fault" if line else ""
+            raise WeightsError(
+                f"the description of the model is not TOML that can be read{where}",
+                hint="configs/model/mini.toml is one that can",
+            ) from None
         return cls.from_dict(values)
 
     def to_metadata(self) -> dict[str, str]:
@@ -172,7 +178,7 @@ class ModelConfig:
 def _build(cls, values: Any, where: str):
     """A config dataclass from plain nested values, each checked against the field's type."""
     if not isinstance(values, dict):
-        raise WeightsError(f"{where} should be a table, got {values!r}")
+        raise WeightsError(f"{where} should be a table, got {_shown(values)}")
     names = {_STORED_NAMES.get(name, name): name for name in get_type_hints(cls)}
     types = {stored: get_type_hints(cls)[name] for stored, name in names.items()}
     if unknown := sorted(set(values) - set(types)):
@@ -196,8 +202,25 @@ def _value(kind: Any, value: Any, where: str):
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise WeightsError(f"{where} should be {getattr(kind, '__name__', kind)}, got {value!r}")
+        expected = _EXPECTED.get(get_origin(kind) or kind, str(kind))
+        raise WeightsError(f"{where} should be {expected}, got {_shown(value)}")
     return value
+
+
+_EXPECTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a table",
+}
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON writes it, or its beginning."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:

@@ -109,8 +109,10 @@ def read_model_file(directory: Path) -> ModelConfig:
     path = directory / MODEL_FILE
     try:
         return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise WeightsError(f"{path} is not text in UTF-8", hint=f"fetch or write {path.name} again") from None
     except WeightsError as error:
         raise WeightsError(f"{path}: {error.message}", error.hint) from None
 
