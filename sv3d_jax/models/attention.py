@@ -1,4 +1,6 @@
-"""The transformer of the UNet: a spatial block on the tokens of each frame, then a temporal one on each position."""
+"""The transformer of the UNet: a spatial block over the tokens of each frame, then a temporal one over the frames of
+each position.
+"""
 
 import math
 
@@ -16,7 +18,7 @@ from sv3d_jax.models.resnet import TimeMixer
 
 
 class SpatioTemporalTransformer(nn.Module):
-    """Residual transformer of depth 1 over space and of depth 1 over time, blended by a learned factor."""
+    """x plus a spatial and a temporal transformer block of it, blended by a learned factor (`TimeMixer`)."""
 
     config: UNetConfig
     compute: Compute
@@ -83,7 +85,7 @@ class TemporalBlock(nn.Module):
         )
         normed = LayerNorm(compute=compute, name="norm1")(x)
         x = x + SelfAttention(config.head_width, over_frames=True, compute=compute, name="attn1")(normed)
-        # Every position and frame of a video asks the same context.
+        # All positions and frames of a video attend to the same context.
         x = _add_cross_attention(x.reshape(b, f * s, c), context, config, compute).reshape(b, f, s, c)
         return x + FeedForward(config.ff_mult, compute, name="ff")(
             LayerNorm(compute=compute, name="norm3")(x)

@@ -20,8 +20,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 def prepare(pixels: Float[Array, "n h w 3"], image_size: int) -> Float[Array, "n s s 3"]:
     """Pictures in [-1, 1] of any size as the image encoder takes them.
 
-    Gaussian blur where the picture shrinks, bicubic resize with aligned corners (overshoot stays), then to [0, 1]
-    and minus CLIP's mean over its deviation. This is the order of the published code, not CLIP's usual one.
+    Gaussian blur where the picture shrinks, bicubic resize with aligned corners (overshoot is not clipped), then to
+    [0, 1], minus CLIP's mean, divided by its deviation. This is the order of SV3D's published code, not that of CLIP.
     """
     factors = [side / image_size for side in pixels.shape[1:3]]
     if max(factors) > 1:
@@ -34,7 +34,7 @@ def prepare(pixels: Float[Array, "n h w 3"], image_size: int) -> Float[Array, "n
 
 
 def gaussian_kernel(factor: float) -> np.ndarray:
-    """Weights of the blur before a side shrinks by a factor, float32 with an odd number of taps."""
+    """Float32 weights, odd in number, of the blur that precedes shrinking a side by `factor`."""
     sigma = max((factor - 1) / 2, 0.001)
     taps = int(max(4 * sigma, 3))
     taps += 1 - taps % 2
@@ -44,7 +44,7 @@ def gaussian_kernel(factor: float) -> np.ndarray:
 
 
 def _blur(x: Float[Array, "n h w c"], axis: int, kernel: np.ndarray) -> Float[Array, "n h w c"]:
-    """Weighted sum along one axis; at the border the picture is mirrored about its outermost pixel."""
+    """Weighted sum along one axis; beyond the border the picture is mirrored about its outermost pixel."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = (len(kernel) // 2,) * 2
     padded, side = jnp.pad(x, pad, mode="reflect"), x.shape[axis]
@@ -53,7 +53,10 @@ def _blur(x: Float[Array, "n h w c"], axis: int, kernel: np.ndarray) -> Float[Ar
 
 
 def _bicubic_matrix(side: int, target: int) -> np.ndarray:
-    """Weights `target side` of cubic interpolation (a = -0.75), first and last samples aligned, border repeated."""
+    """Matrix (target, side) of cubic interpolation with a = -0.75: first and last samples aligned, border repeated.
+
+    The kernel is that of Keys, Cubic Convolution Interpolation for Digital Image Processing (1981).
+    """
     a = -0.75
     matrix = np.zeros((target, side))
     for i in range(target):
@@ -68,7 +71,10 @@ def _bicubic_matrix(side: int, target: int) -> np.ndarray:
 
 
 class ImageEncoder(nn.Module):
-    """Vision transformer with a class token; its final norm and projection give the embedding, not normalised."""
+    """Vision transformer whose class token, normed and projected, is the embedding; its length is not normalised.
+
+    Dosovitskiy et al., arXiv 2010.11929, equations 1 to 4, with a norm before the first block and a last projection.
+    """
 
     config: ImageEncoderConfig
     compute: Compute = Compute()
@@ -114,7 +120,7 @@ class PatchEmbedding(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The stack of pre-norm blocks."""
+    """The blocks, one after the other."""
 
     config: ImageEncoderConfig
     compute: Compute
@@ -127,7 +133,7 @@ class Transformer(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Self-attention and a GELU (exact) MLP, each on the norm of its input and added to it."""
+    """x plus self-attention of its norm, then plus an MLP of its norm (equations 2 and 3 of `ImageEncoder`)."""
 
     config: ImageEncoderConfig
     compute: Compute
@@ -142,7 +148,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Multi-head self-attention with query, key and value in one projection, in this order."""
+    """Multi-head self-attention whose query, key and value are the thirds of one projection."""
 
     head_width: int
     compute: Compute
@@ -157,7 +163,7 @@ class PackedAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear layer, exact GELU, linear layer."""
 
     ratio: int
     compute: Compute
@@ -172,7 +178,7 @@ class MLP(nn.Module):
 def embed_image(
     params: Params, config: ImageEncoderConfig, pixels: Float[Array, "n h w 3"], compute: Compute = Compute()
 ) -> Float[Array, "n d"]:
-    """Context vector of pictures in [-1, 1]; params is the `image_tower` tree."""
+    """Context token of pictures in [-1, 1]; params is the `image_tower` tree."""
     return ImageEncoder(config, compute).apply({"params": params}, prepare(pixels, config.image_size))
 
 

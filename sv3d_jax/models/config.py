@@ -1,4 +1,4 @@
-"""What shapes the networks and the sampler defaults of one model: plain values, importable without JAX.
+"""Widths of a model's networks and defaults of its sampler: plain values, importable without JAX.
 
 The defaults are those of the published SV3D. A model stores its own beside its weights, as `model.toml` in a
 folder and as `__metadata__` in a safetensors file.
@@ -22,7 +22,7 @@ _STORED_NAMES = {"image_encoder": "tower"}
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Widths of the spatio-temporal UNet; the middle block has a transformer at every setting."""
+    """Widths of the spatio-temporal UNet. The middle block always has a transformer."""
 
     model_channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -30,8 +30,8 @@ class UNetConfig:
     attention_levels: tuple[int, ...] = (0, 1, 2)
     head_width: int = 64
     context_width: int = 1024
-    vector_width: int = 1280  # 256 in sv3d_u, whose vector holds the conditioning noise alone
-    in_channels: int = 8  # noisy latent, then conditioning latent
+    vector_width: int = 1280  # conditioning noise and camera; 256 in sv3d_u, which is told no camera
+    in_channels: int = 8  # those of the noisy latents, then those of the conditioning latents
     out_channels: int = 4
     ff_mult: int = 4
     norm_groups: int = 32
@@ -108,7 +108,7 @@ class ModelConfig:
     cfg_min: float = 1.0
     cfg_max: float = 2.5
     cond_aug: float = 1e-5
-    training: dict[str, Any] = field(default_factory=dict, compare=False)  # how the weights came to be
+    training: dict[str, Any] = field(default_factory=dict, compare=False)  # record of how it was trained
 
     def __post_init__(self):
         if self.variant not in ("u", "p"):
@@ -127,7 +127,7 @@ class ModelConfig:
         return cls(name=f"sv3d_{variant}", variant=variant, unet=UNetConfig(vector_width=vector_width))
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; tuples become lists. A decoder as published is not mentioned."""
+        """Nested plain values; tuples become lists. `post_quant_conv` is left out where it is off, as published."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
         values = {_STORED_NAMES.get(name, name): value for name, value in values.items()}
         if not self.vae.post_quant_conv:
@@ -224,7 +224,7 @@ def _shown(value: Any) -> str:
 
 
 def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
-    """Plain values first, then the nested tables, so that each key belongs to the right header."""
+    """TOML text: plain values first, then the nested tables, so that each key belongs to the right header."""
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
     lines = [f"[{'.'.join(map(_toml_key, path))}]"] if path else []
     lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
@@ -246,5 +246,5 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, float):
         return repr(value)
-    # TOML and JSON write integers, booleans and basic strings alike, but for the delete character.
+    # TOML writes integers, booleans and strings as JSON does, except for the delete character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

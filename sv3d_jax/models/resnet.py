@@ -40,7 +40,7 @@ class TimeMixer(nn.Module):
 
 
 class VideoResBlock(nn.Module):
-    """Spatial residual block on each frame, then a temporal one on the video; both see the embedding of each frame."""
+    """Spatial residual block on each frame, then a temporal one on the video; both add the embedding of each frame."""
 
     features: int
     groups: int

@@ -1,12 +1,12 @@
-"""Published tensor names and shapes of a model, and where each tensor stands in the parameter tree.
+"""Published tensor names and shapes of a model, and the place of each tensor in the parameter tree.
 
-A parameter path mirrors the published name: dots separate names, a number joins the name before it.
+A path mirrors the published name: dots become slashes, and a number is joined to the name before it.
 
     model.diffusion_model.input_blocks.1.0.in_layers.2.weight -> unet/input_blocks_1_0/in_layers_2/kernel
     conditioner.embedders.1.encoder.encoder.mid.attn_1.norm.weight -> vae_encoder/encoder/mid/attn_1/norm/scale
 
-Names and shapes are enumerated from a `ModelConfig`, so a file can be judged by its header alone and the way
-back from paths to names is a look-up.
+Names and shapes are listed from a `ModelConfig`. So a file can be judged by its header alone, and the name of a path is
+looked up.
 """
 
 import math
@@ -29,8 +29,8 @@ PREFIXES = {
 }
 POST_QUANT_CONV = "first_stage_model.post_quant_conv."  # before the decoder, where a model has it
 _CLIP = "conditioner.embedders.0.open_clip.model."
-# Published tensors that the model does not use: what is left of CLIP's text half, the second half of the
-# conditioning autoencoder, and a first-stage encoder where a file has one.
+# Published tensors that the model does not use: the rest of CLIP's text half, the decoder of the conditioning
+# autoencoder, and the encoder of the first stage where a file has one.
 _EXTRA_PREFIXES = (
     f"{_CLIP}ln_final.",
     f"{_CLIP}token_embedding.",
@@ -74,7 +74,7 @@ class Parameter:
 
 
 def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)) -> list[Parameter]:
-    """Every tensor that the given parts of the model use."""
+    """Every tensor of the given parts of the model, without those that it does not use."""
     enumerate_part = {
         "unet": lambda: _unet(config.unet),
         "image_tower": lambda: _image_encoder(config.image_encoder),
@@ -99,7 +99,7 @@ def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)
 def unused_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Names and shapes of the published but unused tensors that follow from the configuration.
 
-    The text leftovers depend on a vocabulary that the model knows nothing of, and are not among them.
+    Those of CLIP's text half are not among them: their shapes depend on a vocabulary, which the model does not have.
     """
     latent = config.vae.latent_channels
     prefix = PREFIXES["vae_encoder"]
@@ -128,9 +128,10 @@ def tree_from_leaves(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str,
 
 
 def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The fields of a `ModelConfig` that the shapes of a checkpoint tell, as nested plain values.
+    """The fields of a `ModelConfig` that follow from the shapes of a checkpoint, as nested plain values.
 
-    Head widths are not among them. Raises KeyError on the first tensor that a model of this kind must have.
+    Head widths do not follow. Raises KeyError if a tensor is missing that every model of this kind has; ValueError,
+    IndexError or ZeroDivisionError if shapes do not fit together.
     """
     return {
         "variant": {256: "u", 1280: "p"}[shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]],
@@ -202,7 +203,7 @@ def _unet_layer(kind: LayerKind, name: str, inputs: int, outputs: int, config: U
             yield from _transformer(name, outputs, config)
 
 
-# By which tensor a layer of an input block is known, and its output channels: the first axis of that tensor.
+# The tensor by which a layer of an input block is recognised. Its first axis is the output channels.
 _KNOWN_BY: dict[LayerKind, str] = {
     "conv": "weight",
     "downsample": "op.weight",

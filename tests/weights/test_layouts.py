@@ -437,7 +437,7 @@ def test_absent_parts_are_named(tmp_path, tensors, parts, lacks, described):
 
 def test_model_whose_widths_cannot_be_known_is_not_whole(tmp_path, tensors):
     some = {name: tensors[name] for name in USED if not name.startswith(f"{UNET}middle_block.")}
-    assert "SV3D model of which tensors are missing" in refusal(tmp_path, some).message
+    assert "not a whole SV3D model: tensors are missing" in refusal(tmp_path, some).message
 
 
 # LoRA
