@@ -34,10 +34,11 @@ from sv3d_jax.devices import enable_compile_cache, scatter_seconds, use_native_a
 from sv3d_jax.diffusion.guidance import triangular_scale
 from sv3d_jax.infer.bench import random_params, run_bench
 from sv3d_jax.infer.config import BenchConfig
-from sv3d_jax.models.attend import KERNELS, attend
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
-from sv3d_jax.models.quantize import FORMATS
+from sv3d_jax.models.fast.attention import KERNELS
+from sv3d_jax.models.fast.quantize import FORMATS
+from sv3d_jax.models.layers import attend
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.recon.sds import sds_gradient

@@ -17,7 +17,7 @@ from sv3d_jax.devices import enable_compile_cache
 from sv3d_jax.diffusion.config import SamplingConfig, StepKind
 from sv3d_jax.diffusion.solvers import SOLVERS
 from sv3d_jax.metrics.images import psnr
-from sv3d_jax.models.quantize import FORMATS
+from sv3d_jax.models.fast.quantize import FORMATS
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.preprocess import PreparedImage
 from sv3d_jax.progress import Progress

@@ -28,7 +28,6 @@ from sv3d_jax.diffusion.config import StepKind
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.sampler import Sampler, SamplerState
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline

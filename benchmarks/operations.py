@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 
 from sv3d_jax.devices import keep_freed_memory, run_in_calling_thread
-from sv3d_jax.models.attend import attend
 from sv3d_jax.models.attention import FeedForward
-from sv3d_jax.models.layers import Compute, GroupNorm, UpsampleConv2d, conv2d, silu, temporal_conv
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.layers import GroupNorm, UpsampleConv2d, attend, conv2d, silu, temporal_conv
 
 FRAMES = 21
 TURN = 3  # runs of a side in a row; during the first, threads of the other still wait for work and take time

@@ -78,7 +78,7 @@ def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **co
     import jax
     import jax.numpy as jnp
 
-    from sv3d_jax.models.layers import Compute
+    from sv3d_jax.models.compute import Compute
     from sv3d_jax.models.video_unet import init_unet
     from sv3d_jax.train.config import DiffusionConfig, OptimizerConfig
     from sv3d_jax.train.losses import unet_loss

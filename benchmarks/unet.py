@@ -127,8 +127,8 @@ def jax_side(args: argparse.Namespace) -> tuple:
     import jax.numpy as jnp
     import numpy as np
 
+    from sv3d_jax.models.compute import Compute
     from sv3d_jax.models.config import UNetConfig
-    from sv3d_jax.models.layers import Compute
     from sv3d_jax.models.video_unet import VideoUNet, init_unet
 
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -21,8 +21,8 @@ from sv3d_jax.diffusion.guidance import triangular_scale
 from sv3d_jax.diffusion.sampler import Sampler, SamplerState
 from sv3d_jax.infer.config import BenchConfig
 from sv3d_jax.io.outputs import peak_memory
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.plan import check_size, memory_advice, plan_orbit, require_accelerator

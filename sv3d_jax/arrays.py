@@ -40,7 +40,6 @@ __all__ = [
     "Scalar",
     "UInt8",
     "named_leaves",
-    "size_of_parts",
 ]
 
 
@@ -48,9 +47,3 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dic
     """Leaves by their path, its parts joined by slashes; the empty name is that of a tree that is one array."""
     paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-
-
-def size_of_parts(count: int, most: int) -> int:
-    """Size of equal parts of so many things, the largest up to `most`; `count` if that is less than a quarter of it."""
-    size = max((size for size in range(1, min(count, most) + 1) if count % size == 0), default=count)
-    return size if 4 * size >= most else count

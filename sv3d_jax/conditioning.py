@@ -9,10 +9,10 @@ from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.models.clip_vision import embed_image
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.embeddings import sinusoidal
 from sv3d_jax.models.families import ModelFamily, VectorField
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import encode_moments
 
 
@@ -29,7 +29,7 @@ def condition_on(
     The image encoder sees the clean picture, the autoencoder's encoder one with cond_aug times the noise added. Its
     mean, without the latent factor, is every frame's conditioning latent; it computes in float32, as published.
     """
-    token = embed_image(params["image_tower"], config.tower, pixels, compute)
+    token = embed_image(params["image_tower"], config.image_encoder, pixels, compute)
     encoder_compute = Compute(reference=compute.reference)
     noisy = pixels + config.cond_aug * noise
     latent, _ = encode_moments(params["vae_encoder"], config.vae, noisy, encoder_compute)

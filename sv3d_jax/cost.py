@@ -1,4 +1,4 @@
-"""What a traced function costs: operations of its products, and bytes that are live at once. Nothing is computed."""
+"""What a function costs, found by tracing it and not by running it: FLOP of its products, peak of its live bytes."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from sv3d_jax.arrays import Array, Params
 
-# The inside of these stands for their outputs, which it makes itself.
+# Calls whose outputs are made inside: they are not to be counted both there and as outputs.
 CALLS = (
     "jit",
     "pjit",
@@ -25,10 +25,10 @@ CALLS = (
 
 
 def step_flop_counter(loss: Callable[..., Array], params: Params) -> Callable[[Any], float]:
-    """A function of a batch: model FLOP of a training step on it, three times those of the loss.
+    """A function that counts the model FLOP of a training step on a batch: three times those of the loss.
 
-    Backward is two products for each of forward's; what rematerialisation computes again does not count. One
-    multiply-add is two FLOP. Each shape of batch is traced once.
+    The backward pass has two products for each one of the forward pass; what rematerialisation computes again does not
+    count. One multiply-add is two FLOP. Each shape of batch is traced once.
     """
     params, key = jax.eval_shape(lambda: (params, jax.random.key(0)))
 
@@ -45,7 +45,7 @@ def step_flop_counter(loss: Callable[..., Array], params: Params) -> Callable[[A
 
 
 def product_flop(jaxpr: Jaxpr) -> float:
-    """FLOP of all matrix products and convolutions, loops and kernels included; everything else is left out."""
+    """FLOP of all matrix products and convolutions, also inside loops and kernels. Other operations do not count."""
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [product_flop(each) for each in _inside(equation)]
@@ -67,7 +67,7 @@ def product_flop(jaxpr: Jaxpr) -> float:
 
 
 class LiveBytes(NamedTuple):
-    """Bytes at the moment when most are live, arguments aside."""
+    """Live bytes at the moment when there are most, without the arguments."""
 
     activations: int
     weights: int  # shaped like the parameters: results (gradients), and copies in another precision
@@ -78,10 +78,10 @@ class LiveBytes(NamedTuple):
 
 
 def live_bytes(function: Callable, params: Any, *arguments: Any) -> LiveBytes:
-    """What `function(params, *arguments)` keeps at its peak, in the order in which it was traced.
+    """The peak of the live bytes of `function(params, *arguments)`, in the order in which it was traced.
 
-    A value is live from where it is made to its last use. That is what remains of the program before the compiler
-    fuses and reorders: fusion takes some of it away, padding adds some.
+    A value is live from where it is made to its last use. The compiled program differs: fused operations store fewer
+    values, padding adds some.
     """
     closed = jax.make_jaxpr(function)(params, *arguments)
     weights = set(closed.jaxpr.invars[: len(jax.tree.leaves(params))])
@@ -89,7 +89,7 @@ def live_bytes(function: Callable, params: Any, *arguments: Any) -> LiveBytes:
 
 
 def _peak(jaxpr: Jaxpr, weights: set) -> LiveBytes:
-    """Peak of one program, some of whose arguments are weights."""
+    """Peak of one program; `weights` are those of its arguments that are parameters."""
     last_use = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if not isinstance(v, Literal)}
     results = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     last_use |= dict.fromkeys(results, len(jaxpr.eqns))
@@ -97,7 +97,7 @@ def _peak(jaxpr: Jaxpr, weights: set) -> LiveBytes:
     for variable, index in last_use.items():
         ends.setdefault(index, []).append(variable)
 
-    weights = weights | results  # and what is made of weights alone
+    weights = weights | results  # and, below, what is made of weights alone
     made: set = set()
     live = top = LiveBytes(0, 0)
     for index, equation in enumerate(jaxpr.eqns):
@@ -121,7 +121,7 @@ def _peak(jaxpr: Jaxpr, weights: set) -> LiveBytes:
 
 
 def _inner_peak(equation: Any) -> int:
-    """Bytes live inside a call or one round of a loop, its outputs included."""
+    """Live bytes inside a call or one iteration of a loop, its outputs included."""
     return max((_peak(each, set()).total for each in _inside(equation)), default=0)
 
 
@@ -131,7 +131,7 @@ def _split(variables: list, weights: set) -> LiveBytes:
 
 
 def _inside(equation: Any) -> Iterator[Jaxpr]:
-    """The programs that an equation holds: a called function, the body of a loop, branches."""
+    """The programs inside an equation: a called function, the body of a loop, branches."""
     for value in equation.params.values():
         for each in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(each, ClosedJaxpr):

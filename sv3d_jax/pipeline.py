@@ -22,8 +22,8 @@ from sv3d_jax.diffusion.sampler import Correct, Correction, Sampler
 from sv3d_jax.diffusion.schedule import model_sigmas
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.inputs import Pictures
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.orbit import OUTPUT_TYPES, Orbit, StepInfo, as_output
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit

@@ -12,9 +12,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.errors import InputError
-from sv3d_jax.models.attend import kernel_name
-from sv3d_jax.models.layers import Compute
-from sv3d_jax.models.quantize import FORMATS
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.fast.attention import kernel_name
+from sv3d_jax.models.fast.quantize import FORMATS
 from sv3d_jax.programs import describe, load_or_compile
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

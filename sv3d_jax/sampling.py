@@ -26,9 +26,9 @@ from sv3d_jax.diffusion.sampler import Sampler, SamplerState, levels_at, step_ke
 from sv3d_jax.diffusion.solvers import StepLevels
 from sv3d_jax.errors import InputError
 from sv3d_jax.hoist import hoist
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
-from sv3d_jax.models.layers import Compute
-from sv3d_jax.models.video_unet import VideoUNet, deep_shape
+from sv3d_jax.models.video_unet import CACHE, VideoUNet, cached_shape
 from sv3d_jax.runner import Runner
 
 
@@ -102,7 +102,7 @@ class UNetDenoiser:
     def features_shape(self, kind: StepKind, x: tuple[int, ...]) -> jax.ShapeDtypeStruct:
         """The cached features of a step of this kind for latents of shape `b f h w c`."""
         b, *rest = x
-        shape = deep_shape(self.config, (2 * b if kind.is_guided else b, *rest))
+        shape = cached_shape(self.config, (2 * b if kind.is_guided else b, *rest))
         return jax.ShapeDtypeStruct(shape, self.compute.dtype)
 
     def _apply(
@@ -112,10 +112,10 @@ class UNetDenoiser:
         unet, variables = VideoUNet(self.config, self.compute), {"params": params}
         x = x if self.place is None else self.place(x)
         if kind.cache == "reuse":
-            return unet.apply(variables, x, *rest, deep=features), features
+            return unet.apply(variables, x, *rest, cached=features), features
         if kind.cache == "store":
-            output, stored = unet.apply(variables, x, *rest, mutable="deep")
-            return output, stored["deep"]["deep"][0]
+            output, stored = unet.apply(variables, x, *rest, mutable=CACHE)
+            return output, stored[CACHE]["features"][0]
         return unet.apply(variables, x, *rest), features
 
 

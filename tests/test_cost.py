@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sv3d_jax.cost import live_bytes, product_flop, step_flop_counter
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.flash import flash_attention
-from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.fast.flash import flash_attention
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.losses import unet_loss

@@ -11,9 +11,9 @@ from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 from sv3d_jax.diffusion.config import StepKind
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.sampler import Sampler
-from sv3d_jax.models.attend import attend
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.layers import attend
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser

@@ -20,7 +20,7 @@ from sv3d_jax.diffusion.sampler import Sampler, levels_at, sample
 from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.errors import CameraError, Cancelled, InputError
 from sv3d_jax.io.orbits import read_orbit
-from sv3d_jax.models.quantize import FORMATS
+from sv3d_jax.models.fast.quantize import FORMATS
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import Progress
 from tests.reference_weights import reference_params, tiny_config

@@ -144,7 +144,7 @@ class WatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommonConfig):
-    """Train the autoencoder, the image tower or the UNet of a model."""
+    """Train the autoencoder, the image encoder or the UNet of a model."""
 
     output: Annotated[Path, short("-o")]
     """folder of the run: checkpoints, metrics.jsonl"""
@@ -152,7 +152,7 @@ class TrainConfig(CommonConfig):
     model: str = "mini"
     """widths: a name in configs/model, or a file"""
     weights: str = "mini"
-    """trained autoencoder and image tower that the UNet builds on"""
+    """trained autoencoder and image encoder that the UNet builds on"""
     initial: str | None = None
     """weights to start from, as for --weights of other verbs (default: fresh ones)"""
     data_dir: Path | None = None

@@ -34,7 +34,7 @@ def first_params(config: TrainConfig, model: ModelConfig) -> Params:
         params = {"unet": read_svd_unet(path, model)}
     else:
         given, given_model, _ = load_weights(config.initial, dtype="float32")
-        part = {"autoencoder": "vae", "tower": "tower", "unet": "unet"}[config.objective]
+        part = {"autoencoder": "vae", "tower": "image_encoder", "unet": "unet"}[config.objective]
         if _widths(getattr(given_model, part)) != _widths(getattr(model, part)):
             raise WeightsError(
                 f"{config.initial} has another {config.objective} than the model {config.model}"

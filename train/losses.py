@@ -13,8 +13,8 @@ from sv3d_jax.diffusion.denoiser import Conditioning, Network
 from sv3d_jax.diffusion.loss import WEIGHTINGS, denoising_loss, v_weighting
 from sv3d_jax.diffusion.schedule import log_normal_sigmas
 from sv3d_jax.models.clip_vision import embed_image
-from sv3d_jax.models.config import ModelConfig, TowerConfig, VAEConfig
-from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.config import ImageEncoderConfig, ModelConfig, VAEConfig
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.train.config import DiffusionConfig
@@ -55,7 +55,7 @@ def autoencoder_loss(config: VAEConfig) -> Loss:
     return loss
 
 
-def tower_loss(config: TowerConfig) -> Loss:
+def image_encoder_loss(config: ImageEncoderConfig) -> Loss:
     """InfoNCE: of two views of each object, find the partner among all, in both directions."""
 
     def loss(params: Params, views: UInt8[Array, "n two h w 3"], key: PRNGKeyArray) -> Scalar:

@@ -14,9 +14,9 @@ import numpy as np
 from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, UInt8
 from sv3d_jax.diffusion.denoiser import denoise
 from sv3d_jax.errors import InputError
-from sv3d_jax.models.clip_vision import init_tower
+from sv3d_jax.models.clip_vision import init_image_encoder
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.parallel.devices import whole_on_host
@@ -39,10 +39,10 @@ from sv3d_jax.train.losses import (
     OrbitBatch,
     autoencoder_loss,
     batch_conditioning,
+    image_encoder_loss,
     orbit_network,
     to_images,
     to_pixels,
-    tower_loss,
     unet_loss,
     video_losses,
 )
@@ -79,7 +79,7 @@ def make_objective(config: TrainConfig, progress: Progress) -> Objective:
     if config.objective == "autoencoder":
         return _autoencoder(config, model, pool)
     if config.objective == "tower":
-        return _tower(config, model, pool)
+        return _image_encoder(config, model, pool)
     return _unet(config, model, pool, progress)
 
 
@@ -98,7 +98,7 @@ def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params
     if objective == "autoencoder":
         return init_vae(model.vae, key)
     if objective == "tower":
-        return {"image_tower": init_tower(model.tower, key)}
+        return {"image_tower": init_image_encoder(model.image_encoder, key)}
     return {"unet": init_unet(model.unet, key)}
 
 
@@ -107,7 +107,7 @@ def make_loss(config: TrainConfig, model: ModelConfig) -> Loss:
     if config.objective == "autoencoder":
         return autoencoder_loss(model.vae)
     if config.objective == "tower":
-        return tower_loss(model.tower)
+        return image_encoder_loss(model.image_encoder)
     compute = Compute(dtype=jnp.dtype(config.dtype), remat=config.remat)
     return unet_loss(model, config.diffusion, compute)
 
@@ -149,7 +149,7 @@ def _autoencoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Ob
     )
 
 
-def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
+def _image_encoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objective:
     def batch(step: int, rows: Rows) -> tuple[int, np.ndarray]:
         rng, count = step_rng(config, step), config.batch_size
         objects = rng.choice(config.data.objects, count, replace=False)[rows(count)]
@@ -171,7 +171,7 @@ def _tower(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> Objectiv
 
 
 def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Progress) -> Objective:
-    """The autoencoder and the tower are those of `config.weights`, and so is the scale of the latents."""
+    """The autoencoder and the image encoder are those of `config.weights`, and so is the scale of the latents."""
     trained, trained_model, _ = load_weights(config.weights, dtype="float32")
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     encoder = Encoder(trained, model)

@@ -1,30 +1,24 @@
-"""The transformer of the UNet: a spatial block on the tokens of each frame, then a temporal one on each position."""
+"""The transformer of the UNet: a spatial block over the tokens of each frame, then a temporal one over the frames of
+each position.
+"""
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float, size_of_parts
-from sv3d_jax.models.attend import attend, scaled
+from sv3d_jax.arrays import Array, Float
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import (
-    Compute,
-    Dense,
-    DenseKernel,
-    GroupNorm,
-    LayerNorm,
-    gelu,
-    quantizable_matmul,
-    silu,
-)
+from sv3d_jax.models.fast import choose
+from sv3d_jax.models.layers import Dense, GroupNorm, LayerNorm, attend, gelu, silu
 from sv3d_jax.models.resnet import TimeMixer
-
-MAX_ROWS = 1024  # of a feed-forward layer on a CPU: parts whose inner values stay in a cache
 
 
 class SpatioTemporalTransformer(nn.Module):
-    """Residual transformer of depth 1 over space and of depth 1 over time, blended by a learned factor."""
+    """x plus a spatial and a temporal transformer block of it, blended by a learned factor (`TimeMixer`)."""
 
     config: UNetConfig
     compute: Compute
@@ -91,7 +85,7 @@ class TemporalBlock(nn.Module):
         )
         normed = LayerNorm(compute=compute, name="norm1")(x)
         x = x + SelfAttention(config.head_width, over_frames=True, compute=compute, name="attn1")(normed)
-        # Every position and frame of a video asks the same context.
+        # All positions and frames of a video attend to the same context.
         x = _add_cross_attention(x.reshape(b, f * s, c), context, config, compute).reshape(b, f, s, c)
         return x + FeedForward(config.ff_mult, compute, name="ff")(
             LayerNorm(compute=compute, name="norm3")(x)
@@ -108,24 +102,27 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... s c"]) -> Float[Array, "... s c"]:
         c, compute = x.shape[-1], self.compute
-        names = ("to_q", "to_k", "to_v")
-        if compute.fold:
-            kernel = jnp.concatenate([DenseKernel(c, name=name)(c) for name in names], axis=1)
-            qkv = quantizable_matmul(x.astype(compute.dtype), kernel.astype(compute.dtype), compute)
-            q, k, v = jnp.split(qkv, 3, axis=-1)
-        else:
-            q, k, v = (
-                Dense(c, use_bias=False, quantizable=True, compute=compute, name=name)(x) for name in names
-            )
+        projected = choose.projections(projections, x, ("to_q", "to_k", "to_v"), c, compute)
         heads = (c // self.head_width, self.head_width)
-        q, k, v = (t.reshape(*t.shape[:-1], *heads) for t in (q, k, v))
-        out = _attend_over_frames(q, k, v, compute) if self.over_frames else attend(q, k, v, compute)
+        q, k, v = (t.reshape(*t.shape[:-1], *heads) for t in projected)
+        out = attend_over_frames(q, k, v, compute) if self.over_frames else attend(q, k, v, compute)
         return Dense(c, quantizable=True, compute=compute, name="to_out_0")(out.reshape(x.shape))
 
 
-def _attend_over_frames(q, k, v, compute: Compute) -> Float[Array, "b f s k d"]:
-    """Attention among the frames of each position, frames left where they are."""
-    scores = jnp.einsum("bfskd,bgskd->bskfg", scaled(q), k, precision=compute.precision)
+def projections(x: Array, names: tuple[str, ...], features: int, compute: Compute) -> list[Array]:
+    """Linear layers of one input, without bias."""
+    return [
+        Dense(features, use_bias=False, quantizable=True, compute=compute, name=name)(x) for name in names
+    ]
+
+
+def attend_over_frames(q, k, v, compute: Compute) -> Float[Array, "b f s k d"]:
+    """Attention among the frames of each position (equation 1 of `attend`); frames stay the second axis.
+
+    The queries are scaled in place of the scores, which are more.
+    """
+    q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
+    scores = jnp.einsum("bfskd,bgskd->bskfg", q, k, precision=compute.precision)
     weights = nn.softmax(scores.astype(jnp.float32), axis=-1).astype(q.dtype)
     return jnp.einsum("bskfg,bgskd->bfskd", weights, v, precision=compute.precision)
 
@@ -133,19 +130,15 @@ def _attend_over_frames(q, k, v, compute: Compute) -> Float[Array, "b f s k d"]:
 def _add_cross_attention(
     x: Float[Array, "n s c"], context: Float[Array, "n l d"], config: UNetConfig, compute: Compute
 ) -> Float[Array, "n s c"]:
-    """x plus the cross-attention of its norm to the context (layers `norm2` and `attn2` of the calling module).
-
-    The softmax over a single key is 1, so one context token gives every query the same vector
-    to_out(to_v(context)), whatever x is.
-    """
+    """x plus the cross-attention of its norm to the context (layers `norm2` and `attn2` of the calling module)."""
     attention = CrossAttention(x.shape[-1], config.head_width, compute, name="attn2")
-    if context.shape[1] == 1 and not compute.reference:
+    if choose.leaves_out_scores(context, compute):
         return x + attention(None, context)
     return x + attention(LayerNorm(compute=compute, name="norm2")(x), context)
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of x to the context; without x, the one vector that a single token gives to all."""
+    """Multi-head attention of x to the context; without x, the vector that a context of one token gives to all."""
 
     features: int
     head_width: int
@@ -168,32 +161,23 @@ class CrossAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Gated feed-forward: value times GELU(gate), then back to the width; the exact GELU."""
+    """Gated feed-forward layer (`GEGLU`), then back to the width."""
 
     mult: int
     compute: Compute
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        c = x.shape[-1]
-        rows = size = x.size // c
-        if self.compute.on_one_cpu and not self.compute.reference:
-            size = size_of_parts(rows, MAX_ROWS)
-        if size == rows:
-            return self.at_once(x)
-        one_part = nn.remat(lambda module, _, part: (None, module.at_once(part)), prevent_cse=False)
-        over_parts = nn.scan(one_part, variable_broadcast="params", split_rngs={"params": False})
-        _, y = over_parts(self, None, x.reshape(-1, size, c))
-        return y.reshape(x.shape)
+        return choose.feed_forward(FeedForward.of_tokens, self, x, self.compute)
 
-    def at_once(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
-        """The layer itself; the call above gives it all tokens, or on one CPU some after the other."""
+    def of_tokens(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """The layer for the given tokens, which are all or a part of them."""
         hidden = GEGLU(self.mult * x.shape[-1], compute=self.compute, name="net_0")(x)
         return Dense(x.shape[-1], quantizable=True, compute=self.compute, name="net_2")(hidden)
 
 
 class GEGLU(nn.Module):
-    """Linear to twice the width; the first half times GELU of the second."""
+    """GELU(x W + b) * (x V + c) (Shazeer, arXiv 2002.05202, equation 5), in one linear layer: first V, then W."""
 
     features: int
     compute: Compute
@@ -203,7 +187,7 @@ class GEGLU(nn.Module):
         return _gated(Dense(2 * self.features, quantizable=True, compute=self.compute, name="proj")(x))
 
 
-@jax.checkpoint  # the gradient keeps what came in, not what erf gives
+@jax.checkpoint  # the gradient keeps the input alone and computes GELU again
 def _gated(x: Float[Array, "... d2"]) -> Float[Array, "... d"]:
     value, gate = jnp.split(x, 2, axis=-1)
     return value * gelu(gate)

@@ -1,4 +1,4 @@
-"""The OpenCLIP image tower (ViT-H/14 in SV3D): a picture to one context token, with the published preparation."""
+"""OpenCLIP's image encoder (ViT-H/14 in SV3D): a picture to one context token, with the published preparation."""
 
 import math
 
@@ -8,19 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
-from sv3d_jax.models.attend import attend
-from sv3d_jax.models.config import TowerConfig
-from sv3d_jax.models.layers import Compute, Dense, LayerNorm, gelu, torch_uniform
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.config import ImageEncoderConfig
+from sv3d_jax.models.initializers import torch_uniform
+from sv3d_jax.models.layers import Dense, LayerNorm, attend, gelu
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def prepare(pixels: Float[Array, "n h w 3"], image_size: int) -> Float[Array, "n s s 3"]:
-    """Pictures in [-1, 1] of any size as the tower takes them.
+    """Pictures in [-1, 1] of any size as the image encoder takes them.
 
-    Gaussian blur where the picture shrinks, bicubic resize with aligned corners (overshoot stays), then to [0, 1]
-    and minus CLIP's mean over its deviation. This is the order of the published code, not CLIP's usual one.
+    Gaussian blur where the picture shrinks, bicubic resize with aligned corners (overshoot is not clipped), then to
+    [0, 1], minus CLIP's mean, divided by its deviation. This is the order of SV3D's published code, not that of CLIP.
     """
     factors = [side / image_size for side in pixels.shape[1:3]]
     if max(factors) > 1:
@@ -33,7 +34,7 @@ def prepare(pixels: Float[Array, "n h w 3"], image_size: int) -> Float[Array, "n
 
 
 def gaussian_kernel(factor: float) -> np.ndarray:
-    """Weights of the blur before a side shrinks by a factor, float32 with an odd number of taps."""
+    """Float32 weights, odd in number, of the blur that precedes shrinking a side by `factor`."""
     sigma = max((factor - 1) / 2, 0.001)
     taps = int(max(4 * sigma, 3))
     taps += 1 - taps % 2
@@ -43,7 +44,7 @@ def gaussian_kernel(factor: float) -> np.ndarray:
 
 
 def _blur(x: Float[Array, "n h w c"], axis: int, kernel: np.ndarray) -> Float[Array, "n h w c"]:
-    """Weighted sum along one axis; at the border the picture is mirrored about its outermost pixel."""
+    """Weighted sum along one axis; beyond the border the picture is mirrored about its outermost pixel."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = (len(kernel) // 2,) * 2
     padded, side = jnp.pad(x, pad, mode="reflect"), x.shape[axis]
@@ -52,7 +53,10 @@ def _blur(x: Float[Array, "n h w c"], axis: int, kernel: np.ndarray) -> Float[Ar
 
 
 def _bicubic_matrix(side: int, target: int) -> np.ndarray:
-    """Weights `target side` of cubic interpolation (a = -0.75), first and last samples aligned, border repeated."""
+    """Matrix (target, side) of cubic interpolation with a = -0.75: first and last samples aligned, border repeated.
+
+    The kernel is that of Keys, Cubic Convolution Interpolation for Digital Image Processing (1981).
+    """
     a = -0.75
     matrix = np.zeros((target, side))
     for i in range(target):
@@ -66,10 +70,13 @@ def _bicubic_matrix(side: int, target: int) -> np.ndarray:
     return matrix.astype(np.float32)
 
 
-class ImageTower(nn.Module):
-    """Vision transformer with a class token; its final norm and projection give the embedding, not normalised."""
+class ImageEncoder(nn.Module):
+    """Vision transformer whose class token, normed and projected, is the embedding; its length is not normalised.
 
-    config: TowerConfig
+    Dosovitskiy et al., arXiv 2010.11929, equations 1 to 4, with a norm before the first block and a last projection.
+    """
+
+    config: ImageEncoderConfig
     compute: Compute = Compute()
 
     @nn.compact
@@ -97,7 +104,7 @@ def _scaled_normal(width: int):
 class PatchEmbedding(nn.Module):
     """One linear map per patch: a convolution whose stride is its size, without bias; row-major tokens."""
 
-    config: TowerConfig
+    config: ImageEncoderConfig
     compute: Compute
 
     @nn.compact
@@ -113,9 +120,9 @@ class PatchEmbedding(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The stack of pre-norm blocks."""
+    """The blocks, one after the other."""
 
-    config: TowerConfig
+    config: ImageEncoderConfig
     compute: Compute
 
     @nn.compact
@@ -126,9 +133,9 @@ class Transformer(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """Self-attention and a GELU (exact) MLP, each on the norm of its input and added to it."""
+    """x plus self-attention of its norm, then plus an MLP of its norm (equations 2 and 3 of `ImageEncoder`)."""
 
-    config: TowerConfig
+    config: ImageEncoderConfig
     compute: Compute
 
     @nn.compact
@@ -141,7 +148,7 @@ class ResidualAttentionBlock(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """Multi-head self-attention with query, key and value in one projection, in this order."""
+    """Multi-head self-attention whose query, key and value are the thirds of one projection."""
 
     head_width: int
     compute: Compute
@@ -156,7 +163,7 @@ class PackedAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear layer, exact GELU, linear layer."""
 
     ratio: int
     compute: Compute
@@ -169,13 +176,13 @@ class MLP(nn.Module):
 
 
 def embed_image(
-    params: Params, config: TowerConfig, pixels: Float[Array, "n h w 3"], compute: Compute = Compute()
+    params: Params, config: ImageEncoderConfig, pixels: Float[Array, "n h w 3"], compute: Compute = Compute()
 ) -> Float[Array, "n d"]:
-    """Context vector of pictures in [-1, 1]; params is the `image_tower` tree."""
-    return ImageTower(config, compute).apply({"params": params}, prepare(pixels, config.image_size))
+    """Context token of pictures in [-1, 1]; params is the `image_tower` tree."""
+    return ImageEncoder(config, compute).apply({"params": params}, prepare(pixels, config.image_size))
 
 
-def init_tower(config: TowerConfig, key: Array) -> Params:
-    """Fresh parameters of the image tower."""
+def init_image_encoder(config: ImageEncoderConfig, key: Array) -> Params:
+    """Fresh parameters of the image encoder."""
     prepared = jnp.zeros((1, config.image_size, config.image_size, 3))
-    return jax.jit(ImageTower(config).init)(key, prepared)["params"]
+    return jax.jit(ImageEncoder(config).init)(key, prepared)["params"]

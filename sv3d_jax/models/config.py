@@ -1,4 +1,4 @@
-"""What shapes the networks and the sampler defaults of one model: plain values, importable without JAX.
+"""Widths of a model's networks and defaults of its sampler: plain values, importable without JAX.
 
 The defaults are those of the published SV3D. A model stores its own beside its weights, as `model.toml` in a
 folder and as `__metadata__` in a safetensors file.
@@ -6,6 +6,7 @@ folder and as `__metadata__` in a safetensors file.
 
 import dataclasses
 import json
+import re
 import tomllib
 from dataclasses import dataclass, field
 from typing import Any, get_origin, get_type_hints
@@ -15,10 +16,14 @@ from sv3d_jax.models.families import FAMILIES, ModelFamily
 
 METADATA_KEY = "sv3d_jax.model"
 
+# The image encoder was first called a tower. Names that files hold stay as they are, so that older ones can be read:
+# the table `tower` of a model, the part `image_tower` of a parameter tree, and the objective `tower` of a training run.
+_STORED_NAMES = {"image_encoder": "tower"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Widths of the spatio-temporal UNet; the middle block has a transformer at every setting."""
+    """Widths of the spatio-temporal UNet. The middle block always has a transformer."""
 
     model_channels: int = 320
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
@@ -26,8 +31,8 @@ class UNetConfig:
     attention_levels: tuple[int, ...] = (0, 1, 2)
     head_width: int = 64
     context_width: int = 1024
-    vector_width: int = 1280  # 256 in sv3d_u, whose vector holds the conditioning noise alone
-    in_channels: int = 8  # noisy latent, then conditioning latent
+    vector_width: int = 1280  # conditioning noise and camera; 256 in sv3d_u, which is told no camera
+    in_channels: int = 8  # those of the noisy latents, then those of the conditioning latents
     out_channels: int = 4
     ff_mult: int = 4
     norm_groups: int = 32
@@ -68,7 +73,7 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerConfig:
+class ImageEncoderConfig:
     """The OpenCLIP vision transformer that turns the picture into one context token."""
 
     image_size: int = 224
@@ -93,7 +98,7 @@ class ModelConfig:
     variant: str = "p"  # of `families.FAMILIES`
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
-    tower: TowerConfig = TowerConfig()
+    image_encoder: ImageEncoderConfig = ImageEncoderConfig()
     latent_factor: tuple[float, ...] = (0.18215,)  # one for all latent channels, or one each
     native_size: int = 576
     num_frames: int = 21
@@ -104,7 +109,7 @@ class ModelConfig:
     cfg_min: float = 1.0
     cfg_max: float = 2.5
     cond_aug: float = 1e-5
-    training: dict[str, Any] = field(default_factory=dict, compare=False)  # how the weights came to be
+    training: dict[str, Any] = field(default_factory=dict, compare=False)  # record of how it was trained
 
     def __post_init__(self):
         if self.variant not in FAMILIES:
@@ -139,8 +144,9 @@ class ModelConfig:
         return cls.published(variant)
 
     def to_dict(self) -> dict[str, Any]:
-        """Nested plain values; tuples become lists. A decoder as published is not mentioned."""
+        """Nested plain values; tuples become lists. `post_quant_conv` is left out where it is off, as published."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
+        values = {_STORED_NAMES.get(name, name): value for name, value in values.items()}
         if not self.vae.post_quant_conv:
             del values["vae"]["post_quant_conv"]
         return values
@@ -159,8 +165,13 @@ class ModelConfig:
         """Inverse of `to_toml`."""
         try:
             values = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise WeightsError(f"model.toml is not TOML: {error}") from None
+        except (ValueError, RecursionError) as error:
+            line = re.search(r"at line (\d+)", str(error))
+            where = f", line {line[1]} is at fault" if line else ""
+            raise WeightsError(
+                f"the description of the model is not TOML that can be read{where}",
+                hint="configs/model/mini.toml is one that can",
+            ) from None
         return cls.from_dict(values)
 
     def to_metadata(self) -> dict[str, str]:
@@ -184,13 +195,14 @@ class ModelConfig:
 def _build(cls, values: Any, where: str):
     """A config dataclass from plain nested values, each checked against the field's type."""
     if not isinstance(values, dict):
-        raise WeightsError(f"{where} should be a table, got {values!r}")
-    types = get_type_hints(cls)
+        raise WeightsError(f"{where} should be a table, got {_shown(values)}")
+    names = {_STORED_NAMES.get(name, name): name for name in get_type_hints(cls)}
+    types = {stored: get_type_hints(cls)[name] for stored, name in names.items()}
     if unknown := sorted(set(values) - set(types)):
         raise WeightsError(
             f"{where} has no field {unknown[0]!r}", hint=f"fields of {where}: {', '.join(sorted(types))}"
         )
-    fields = {name: _value(types[name], value, f"{where}.{name}") for name, value in values.items()}
+    fields = {names[key]: _value(types[key], value, f"{where}.{key}") for key, value in values.items()}
     try:
         return cls(**fields)
     except ValueError as error:
@@ -207,12 +219,29 @@ def _value(kind: Any, value: Any, where: str):
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise WeightsError(f"{where} should be {getattr(kind, '__name__', kind)}, got {value!r}")
+        expected = _EXPECTED.get(get_origin(kind) or kind, str(kind))
+        raise WeightsError(f"{where} should be {expected}, got {_shown(value)}")
     return value
 
 
+_EXPECTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a list",
+    dict: "a table",
+}
+
+
+def _shown(value: Any) -> str:
+    """A value as JSON writes it, or its beginning."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
 def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
-    """Plain values first, then the nested tables, so that each key belongs to the right header."""
+    """TOML text: plain values first, then the nested tables, so that each key belongs to the right header."""
     plain = {key: value for key, value in values.items() if not isinstance(value, dict)}
     lines = [f"[{'.'.join(map(_toml_key, path))}]"] if path else []
     lines += [f"{_toml_key(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
@@ -234,5 +263,5 @@ def _toml_value(value: Any) -> str:
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     if isinstance(value, float):
         return repr(value)
-    # TOML and JSON write integers, booleans and basic strings alike, but for the delete character.
+    # TOML writes integers, booleans and strings as JSON does, except for the delete character.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""LPIPS: the distance of pictures in the features of VGG16 (Zhang et al. 2018, version 0.1 of the heads)."""
+"""LPIPS: the distance of pictures in the features of VGG16 (Zhang et al., arXiv 1801.03924; heads of version 0.1)."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
-from sv3d_jax.models.layers import Compute, conv2d
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.layers import conv2d
 
-# Convolutions by their place in torchvision's `features`, and channels, of each block; blocks are a pooling apart.
+# Of each block, the places of its convolutions in torchvision's `features`, and their channels. A pooling lies between
+# two blocks.
 BLOCKS = (
     ((0, 2), 64),
     ((5, 7), 128),
@@ -20,7 +22,7 @@ BLOCKS = (
 )
 # Mean and deviation of ImageNet's colours, for pixels in [-1, 1].
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-MIN_SIZE = 16  # pixels, for four poolings
+MIN_SIZE = 16  # pixels of a side, which four poolings halve
 
 
 def lpips_shapes() -> dict[str, tuple[int, ...]]:
@@ -50,7 +52,10 @@ def lpips_params(tensors: Mapping[str, np.ndarray]) -> Params:
 def lpips_distance(
     params: Params, first: Float[Array, "n h w 3"], second: Float[Array, "n h w 3"]
 ) -> Float[Array, "n"]:
-    """LPIPS of pixels in [-1, 1]: squared distances of unit features, weighted, averaged over places, summed."""
+    """LPIPS of pixels in [-1, 1], equation 1 of the paper.
+
+    Squared differences of unit-length features, weighted per channel, averaged over places, summed over blocks.
+    """
     distance = jnp.zeros(len(first))
     features = zip(_vgg_features(params, first), _vgg_features(params, second), strict=True)
     for block, (x, y) in enumerate(features):
@@ -74,7 +79,7 @@ def _vgg_features(params: Params, pixels: Float[Array, "n h w 3"]) -> list[Array
 
 
 def _unit(x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
-    """Features of unit length, 0 where all are 0; there the gradient of the root would be infinite."""
+    """Features of unit length. Where all are 0 they stay 0: the gradient of the root would be infinite there."""
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     is_zero = squared == 0
     return jnp.where(is_zero, 0.0, x / (jnp.sqrt(jnp.where(is_zero, 1.0, squared)) + 1e-10))

@@ -5,19 +5,24 @@ import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float
-from sv3d_jax.models.layers import Compute, Conv2d, Dense, GroupNorm, TemporalConv, silu
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.fast import choose
+from sv3d_jax.models.layers import Conv2d, Dense, GroupNorm, TemporalConv, silu
 
 EPSILON = 1e-5
 
 
 class TimeMixer(nn.Module):
-    """Blend a * spatial + (1 - a) * temporal with a = sigmoid(mix_factor), or 1 for frames that are still images."""
+    """a * spatial + (1 - a) * temporal with a = sigmoid(mix_factor), and a = 1 for frames that are still images.
+
+    Blattmann et al., Align your Latents, arXiv 2304.08818, section 3.1.
+    """
 
     def setup(self):
         self.mix_factor = self.param("mix_factor", nn.initializers.constant(0.5), (1,))
 
     def temporal_share(self) -> Float[Array, "1"]:
-        """1 - a."""
+        """1 - a, the weight of the temporal branch."""
         return 1 - jax.nn.sigmoid(self.mix_factor)
 
     def __call__(
@@ -35,7 +40,7 @@ class TimeMixer(nn.Module):
 
 
 class VideoResBlock(nn.Module):
-    """Spatial residual block on each frame, then a temporal one on the video; both see the embedding of each frame."""
+    """Spatial residual block on each frame, then a temporal one on the video; both add the embedding of each frame."""
 
     features: int
     groups: int
@@ -60,17 +65,17 @@ class VideoResBlock(nn.Module):
         if c != self.features:
             frames = Conv2d(self.features, size=1, compute=compute, name="skip_connection")(frames)
         spatial = (frames + u).reshape(b, f, h, w, self.features)
-        over_time = TemporalResBlock(self.groups, compute, name="time_stack")
+        temporal_block = TemporalResBlock(self.groups, compute, name="time_stack")
         mixer = TimeMixer(name="time_mixer")
-        if compute.fold and image_only is None:  # a x + (1 - a) (x + change) = x + (1 - a) change
-            return over_time(spatial, embedding, mixer.temporal_share())
-        return mixer(spatial, over_time(spatial, embedding), image_only)
+        if choose.scales_kernel(image_only, compute):
+            return temporal_block(spatial, embedding, mixer.temporal_share())
+        return mixer(spatial, temporal_block(spatial, embedding), image_only)
 
 
 class TemporalResBlock(nn.Module):
     """Residual block of convolutions over time; its norms pool over all frames of a video.
 
-    What it adds is times `scale`, a number.
+    With `scale`, a number, what the block adds to x is multiplied by it.
     """
 
     groups: int

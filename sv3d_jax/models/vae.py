@@ -1,7 +1,8 @@
-"""The autoencoder: picture in [-1, 1] to latent of an eighth of its side, and back (spec of Stable Diffusion's KL-f8).
+"""The autoencoder of Stable Diffusion (KL-f8; Rombach et al., arXiv 2112.10752, section 3.1): a picture in [-1, 1] to
+latents of an eighth of its side, and back.
 
-Two parts with their own parameters, as in the checkpoint: the encoder (with `quant_conv`) that makes conditioning
-latents, and the plain decoder that turns model latents into pixels. Frames are independent.
+Two parts with their own parameters, as in the checkpoint: the encoder (with `quant_conv`) makes conditioning latents,
+the decoder turns the model's latents into pixels. Each frame is encoded and decoded by itself.
 """
 
 from typing import Literal
@@ -11,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, Params
-from sv3d_jax.models.attend import attend
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import VAEConfig
-from sv3d_jax.models.layers import Compute, Conv2d, GroupNorm, UpsampleConv2d, silu
+from sv3d_jax.models.layers import Conv2d, GroupNorm, UpsampleConv2d, attend, silu
 
 EPSILON = 1e-6
 
@@ -44,7 +45,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent (model latent divided by the latent factor) to picture; SV3D's own has no post_quant_conv."""
+    """Latents, those of the model divided by its latent factor, to pictures; SV3D's has no post_quant_conv."""
 
     config: VAEConfig
     compute: Compute = Compute()
@@ -70,7 +71,7 @@ class Decoder(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks of one resolution and, but for the last, the change to the next."""
+    """The residual blocks of one resolution and, except for the last, the resampling to the next."""
 
     features: int
     num_blocks: int
@@ -83,14 +84,14 @@ class Level(nn.Module):
         for i in range(self.num_blocks):
             x = ResBlock(self.features, self.groups, self.compute, name=f"block_{i}")(x)
         if self.resample == "downsample":
-            x = Downsample(compute=self.compute, name="downsample")(x)
+            x = VAEDownsample(compute=self.compute, name="downsample")(x)
         elif self.resample == "upsample":
-            x = Upsample(compute=self.compute, name="upsample")(x)
+            x = VAEUpsample(compute=self.compute, name="upsample")(x)
         return x
 
 
 class ResBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a shortcut."""
+    """Two 3x3 convolutions, each after a group norm and SiLU, added to the input (or a 1x1 convolution of it)."""
 
     features: int
     groups: int
@@ -109,7 +110,7 @@ class ResBlock(nn.Module):
 
 
 class Middle(nn.Module):
-    """Block, single-head attention over all positions, block, at the coarsest resolution."""
+    """Residual block, single-head attention over all positions, residual block, at the coarsest resolution."""
 
     groups: int
     compute: Compute
@@ -122,7 +123,7 @@ class Middle(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """Residual self-attention with one head as wide as the features; 1x1 projections."""
+    """x plus self-attention over its positions, with one head as wide as the features and 1x1 projections."""
 
     groups: int
     compute: Compute
@@ -139,7 +140,7 @@ class SpatialAttention(nn.Module):
         return x + Conv2d(c, size=1, compute=self.compute, name="proj_out")(out)
 
 
-class Downsample(nn.Module):
+class VAEDownsample(nn.Module):
     """Strided 3x3 convolution after one row and column of zeros at the bottom and right only."""
 
     compute: Compute
@@ -150,7 +151,7 @@ class Downsample(nn.Module):
         return conv(x)
 
 
-class Upsample(nn.Module):
+class VAEUpsample(nn.Module):
     """Nearest doubling, then a 3x3 convolution."""
 
     compute: Compute
@@ -166,7 +167,7 @@ def encode_moments(
     """Mean and log-variance (within [-30, 20]) of the latents of pictures in [-1, 1].
 
     params is the `vae_encoder` tree: {"encoder": ..., "quant_conv": ...}. The mean, unscaled, is the conditioning
-    latent; times the latent factor it is the model's.
+    latent; times the latent factor it is what the model denoises.
     """
     moments = Encoder(config, compute).apply({"params": params["encoder"]}, pixels)
     moments = _quant_conv(config, compute).apply({"params": params["quant_conv"]}, moments)
@@ -177,7 +178,7 @@ def encode_moments(
 def decode(
     params: Params, config: VAEConfig, latents: Float[Array, "n h8 w8 c"], compute: Compute = Compute()
 ) -> Float[Array, "n h w 3"]:
-    """Pixels, about [-1, 1], of unscaled latents; params is the `vae_decoder` tree."""
+    """Pixels, about [-1, 1], of latents divided by the latent factor; params is the `vae_decoder` tree."""
     return Decoder(config, compute).apply({"params": params}, latents).astype(jnp.float32)
 
 
@@ -198,5 +199,5 @@ def init_vae(config: VAEConfig, key: Array) -> Params:
 
 
 def _quant_conv(config: VAEConfig, compute: Compute) -> Conv2d:
-    """The 1x1 convolution between encoder and moments."""
+    """The 1x1 convolution between the encoder and the moments."""
     return Conv2d(2 * config.latent_channels, size=1, compute=compute)

@@ -1,19 +1,39 @@
 """The spatio-temporal UNet of SV3D (VideoUNet of Stable Video Diffusion), channels last, published names."""
 
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.attention import SpatioTemporalTransformer
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
-from sv3d_jax.models.layers import Compute, Conv2d, Dense, GroupNorm, UpsampleConv2d, silu
+from sv3d_jax.models.layers import Conv2d, Dense, GroupNorm, UpsampleConv2d, silu
 from sv3d_jax.models.resnet import VideoResBlock
+from sv3d_jax.models.unet_layout import LayerKind, UNetBlock, input_blocks, middle_block, output_blocks
+
+CACHE = "cache"
+"""Collection in which a call stores the features of the levels below the first, as "features"."""
+
+
+class BlockInputs(NamedTuple):
+    """What every block is given beside the features that it changes."""
+
+    embedding: Float[Array, "b f e"]  # of noise level, conditioning noise and cameras
+    context: Float[Array, "b f l d"]
+    frame_index: Float[Array, "b f"]
+    image_only: Float[Array, "b f"] | None
 
 
 class VideoUNet(nn.Module):
-    """Predicts the network output F of the preconditioned denoiser for all frames of each video."""
+    """Predicts the network output F of the preconditioned denoiser for all frames of each video.
+
+    F is that of Karras et al., arXiv 2206.00364, equation 7. Which blocks there are says `unet_layout.py`.
+    """
 
     config: UNetConfig
     compute: Compute = Compute()
@@ -27,92 +47,101 @@ class VideoUNet(nn.Module):
         vector: Float[Array, "b f v"],
         image_only: Float[Array, "b f"] | None = None,
         frame_index: Float[Array, "b f"] | None = None,
-        deep: Float[Array, "b f h w d"] | None = None,
+        cached: Float[Array, "b f h w d"] | None = None,
     ) -> Float[Array, "b f h w o"]:
         """Network output in float32.
 
-        x: noisy latents times c_in, then conditioning latents, along channels. context: image tokens, per video
-        or per frame. vector: noise and camera embedding. image_only: nonzero for frames that are stills (their
-        temporal branches are off). frame_index: the place of each frame in its orbit, 0 .. f-1 by default; give it
-        when the frames are some of a longer orbit. deep: what the levels below the first gave another call (it sows
-        that as "deep", see `deep_shape`); only the first level is then computed.
-
-        Sides must be divisible by 2^(levels - 1) so that the skips fit.
+        Args:
+            x: noisy latents times c_in, then conditioning latents, along channels. Sides must be divisible by
+                2^(levels - 1), so that skips fit what they are joined to; ValueError otherwise.
+            c_noise: the noise level as the network is told it, per video or per frame.
+            context: image tokens, per video or per frame.
+            vector: embedding of conditioning noise and cameras.
+            image_only: nonzero for frames that are still images, whose temporal branches are off.
+            frame_index: the place of each frame in its orbit, 0 .. f-1 by default; to be given where the frames are
+                some of a longer orbit.
+            cached: features of the levels below the first, from another call with `mutable=CACHE`, which returns
+                them as [CACHE]["features"][0]. Only the first level is computed then.
         """
-        config, compute = self.config, self.compute
-        b, f, h, w, _ = x.shape
-        coarsest = 2 ** (len(config.channel_mult) - 1)
-        if h % coarsest or w % coarsest:
-            raise ValueError(f"latent sides must be multiples of {coarsest}, got {h}x{w}")
+        config = self.config
+        _check_sides(x, config)
+        inputs = self._block_inputs(x, c_noise, context, vector, image_only, frame_index)
+        skips = []
+
+        def up(x: Array, blocks: Iterable[UNetBlock]) -> Array:
+            for block in blocks:
+                x = self._run(block, jnp.concatenate([x, skips.pop()], axis=-1), inputs)
+            return x
+
+        x = x.astype(self.compute.dtype)
+        for block in input_blocks(config):
+            if cached is None or block.level == 0:
+                x = self._run(block, x, inputs)
+                skips.append(x)
+        if cached is None:
+            x = self._run(middle_block(config), x, inputs)
+            x = up(x, (block for block in output_blocks(config) if block.level > 0))
+            self.sow(CACHE, "features", x)
+        else:
+            x = cached
+        x = up(x, (block for block in output_blocks(config) if block.level == 0))
+        x = _on_frames(GroupNorm(1e-5, config.norm_groups, self.compute, name="out_0"), x)
+        out = Conv2d(config.out_channels, zero_init=True, compute=self.compute, name="out_2")
+        return _on_frames(out, silu(x)).astype(jnp.float32)
+
+    def _block_inputs(self, x, c_noise, context, vector, image_only, frame_index) -> BlockInputs:
+        """The arguments of the call per frame, in the type of computation, noise and vector embedded."""
+        b, f = x.shape[:2]
+        width, compute = self.config.embedding_width, self.compute
         c_noise = jnp.broadcast_to(c_noise if c_noise.ndim == 2 else c_noise[:, None], (b, f))
         if context.ndim == 3:
             context = jnp.broadcast_to(context[:, None], (b, f, *context.shape[1:]))
         if frame_index is None:
             frame_index = jnp.broadcast_to(jnp.arange(f, dtype=jnp.float32), (b, f))
-        x, context = x.astype(compute.dtype), context.astype(compute.dtype)
-
-        width = config.embedding_width
-        time = sinusoidal(c_noise, config.model_channels).astype(compute.dtype)
+        time = sinusoidal(c_noise, self.config.model_channels).astype(compute.dtype)
         time = Dense(width, compute=compute, name="time_embed_0")(time)
         time = Dense(width, compute=compute, name="time_embed_2")(silu(time))
         label = Dense(width, compute=compute, name="label_emb_0_0")(vector.astype(compute.dtype))
         label = Dense(width, compute=compute, name="label_emb_0_2")(silu(label))
-        embedding = time + label
+        return BlockInputs(time + label, context.astype(compute.dtype), frame_index, image_only)
 
-        ResBlock, Transformer = (
-            nn.remat(block) if compute.remat else block
-            for block in (VideoResBlock, SpatioTemporalTransformer)
-        )
+    def _run(self, block: UNetBlock, x: Array, inputs: BlockInputs) -> Array:
+        """The layers of a block, one after the other."""
+        for place, kind in enumerate(block.layers):
+            name = f"{block.name}.{place}".replace(".", "_")
+            x = self._layer(kind, block.outputs, name)(x, inputs)
+        return x
 
-        def res_block(x, level, name):
-            features = config.model_channels * config.channel_mult[level]
-            return ResBlock(features, config.norm_groups, compute, name=name)(x, embedding, image_only)
-
-        def transformer(x, name):
-            return Transformer(config, compute, name=name)(x, context, frame_index, image_only)
-
-        x = _on_frames(Conv2d(config.model_channels, compute=compute, name="input_blocks_0_0"), x)
-        skips = [x]
-        levels = range(len(config.channel_mult) if deep is None else 1)
-        for level in levels:
-            for _ in range(config.num_res_blocks):
-                block = f"input_blocks_{len(skips)}"
-                x = res_block(x, level, f"{block}_0")
-                if level in config.attention_levels:
-                    x = transformer(x, f"{block}_1")
-                skips.append(x)
-            if level != levels[-1]:
-                x = Downsample(compute, name=f"input_blocks_{len(skips)}_0")(x)
-                skips.append(x)
-
-        if deep is None:
-            x = res_block(x, levels[-1], "middle_block_0")
-            x = transformer(x, "middle_block_1")
-            x = res_block(x, levels[-1], "middle_block_2")
-
-        block = (len(config.channel_mult) - len(levels)) * (config.num_res_blocks + 1)
-        for level in reversed(levels):
-            if level == 0 and deep is not None:
-                x = deep
-            elif level == 0:
-                self.sow("deep", "deep", x)
-            for i in range(config.num_res_blocks + 1):
-                x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = res_block(x, level, f"output_blocks_{block}_0")
-                place = 1
-                if level in config.attention_levels:
-                    x = transformer(x, f"output_blocks_{block}_1")
-                    place = 2
-                if level and i == config.num_res_blocks:
-                    x = Upsample(compute, name=f"output_blocks_{block}_{place}")(x)
-                block += 1
-
-        x = _on_frames(GroupNorm(1e-5, config.norm_groups, compute, name="out_0"), x)
-        out = Conv2d(config.out_channels, zero_init=True, compute=compute, name="out_2")
-        return _on_frames(out, silu(x)).astype(jnp.float32)
+    def _layer(
+        self, kind: LayerKind, features: int, name: str
+    ) -> Callable[[Array, BlockInputs], Float[Array, "b f h2 w2 d"]]:
+        """The layer of a kind as a function of x and what every block is given."""
+        config, compute = self.config, self.compute
+        checkpointed = nn.remat if compute.remat else lambda block: block
+        match kind:
+            case "conv":
+                conv = Conv2d(features, compute=compute, name=name)
+                return lambda x, _: _on_frames(conv, x)
+            case "downsample":
+                return lambda x, _: UNetDownsample(compute, name=name)(x)
+            case "upsample":
+                return lambda x, _: UNetUpsample(compute, name=name)(x)
+            case "res_block":
+                res_block = checkpointed(VideoResBlock)(features, config.norm_groups, compute, name=name)
+                return lambda x, given: res_block(x, given.embedding, given.image_only)
+            case "transformer":
+                transformer = checkpointed(SpatioTemporalTransformer)(config, compute, name=name)
+                return lambda x, given: transformer(x, given.context, given.frame_index, given.image_only)
 
 
-class Downsample(nn.Module):
+def _check_sides(x: Array, config: UNetConfig) -> None:
+    h, w = x.shape[2:4]
+    coarsest = 2 ** (len(config.channel_mult) - 1)
+    if h % coarsest or w % coarsest:
+        raise ValueError(f"latent sides must be multiples of {coarsest}, got {h}x{w}")
+
+
+class UNetDownsample(nn.Module):
     """Strided 3x3 convolution, padded on all sides."""
 
     compute: Compute
@@ -122,7 +151,7 @@ class Downsample(nn.Module):
         return _on_frames(Conv2d(x.shape[-1], stride=2, compute=self.compute, name="op"), x)
 
 
-class Upsample(nn.Module):
+class UNetUpsample(nn.Module):
     """Nearest doubling, then a 3x3 convolution."""
 
     compute: Compute
@@ -132,8 +161,8 @@ class Upsample(nn.Module):
         return _on_frames(UpsampleConv2d(self.compute, name="conv"), x)
 
 
-def deep_shape(config: UNetConfig, x: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the features that the levels below the first give, for an input of shape `b f h w c`."""
+def cached_shape(config: UNetConfig, x: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the features that may be cached, for an input of shape `b f h w c`."""
     if len(config.channel_mult) < 2:
         raise ValueError("a UNet of one level has nothing below it")
     return (*x[:4], config.model_channels * config.channel_mult[1])

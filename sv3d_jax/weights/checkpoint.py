@@ -1,7 +1,7 @@
 """Parameter trees as Orbax checkpoints, written and read in bounded memory.
 
-Orbax restores a damaged byte as a wrong number, so a CRC-32 of every leaf stands in the checkpoint's own metadata
-and is compared when the leaf is read.
+Orbax restores a damaged byte as a wrong number without an error. So a CRC-32 of every leaf is kept in the checkpoint's
+own metadata and compared when the leaf is read.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ _BATCH_BYTES = 256 << 20  # leaves handed to Orbax at a time; it holds about thr
 
 
 def save_leaves(directory: Path, leaves: Iterable[tuple[TreePath, np.ndarray]]) -> None:
-    """Write (path, leaf) pairs as one checkpoint; `directory` appears when the last one has been written."""
+    """Write (path, leaf) pairs as one checkpoint; `directory` appears once the last one is written."""
     import orbax.checkpoint.experimental.v1 as ocp
 
     for batch in _batches(leaves, lambda leaf: leaf[1].nbytes):
@@ -36,7 +36,7 @@ def save_leaves(directory: Path, leaves: Iterable[tuple[TreePath, np.ndarray]]) 
 
 
 class SavedTree:
-    """A checkpoint on disk: types and shapes of its leaves at once, their values on demand."""
+    """A checkpoint on disk: types and shapes of its leaves are read when it is opened, values on demand."""
 
     def __init__(self, directory: Path):
         import orbax.checkpoint.experimental.v1 as ocp
@@ -55,7 +55,7 @@ class SavedTree:
         self.checksums = (metadata.custom_metadata or {}).get("crc32", {})
 
     def read(self, paths: Iterable[TreePath]) -> Iterator[np.ndarray]:
-        """The leaves at `paths`, in their order."""
+        """The leaves at `paths`, in that order; WeightsError for one that is damaged."""
         import orbax.checkpoint.experimental.v1 as ocp
 
         context = ocp.Context()
@@ -114,7 +114,7 @@ def _checksum(leaf: np.ndarray) -> int:
 
 
 def _return_memory() -> None:
-    """Give freed memory back to the system: the threads of Orbax leave it scattered over the allocator's arenas."""
+    """Return freed memory to the system: Orbax's threads leave it in many arenas of the allocator, which keep it."""
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc
         libc.malloc_trim(0)

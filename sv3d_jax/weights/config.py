@@ -21,6 +21,6 @@ class ConvertConfig(CommonConfig):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """type of the written weights (default: each tensor keeps its own)"""
     ema: bool = False
-    """take the averages (EMA) that stand beside the weights in a trainer's file"""
+    """take the averages (EMA) that a trainer stored beside the weights"""
     verify: bool = False
     """read the result back and compare every value"""

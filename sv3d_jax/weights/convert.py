@@ -34,7 +34,7 @@ def run_convert(
     progress: Progress,
     open_source: Callable[..., WeightsSource] = open_weights,
 ) -> dict[str, Any]:
-    """Convert `config.input` to `config.output`; returns an account of all tensors, by name under `--json`."""
+    """Convert `config.input` to `config.output`; returns counts of the tensors, under `--json` their names."""
     start = time.monotonic()
     source = open_source(config.input, ema=config.ema)
     check_variant(source, config.variant)
@@ -45,7 +45,7 @@ def run_convert(
     tensors = {
         "used": [name for name in source.tensors if name in used],
         "unused": [name for name in source.tensors if name not in used],
-        "left_out": list(source.left_out),  # of a trainer's or another program's file
+        "left_out": list(source.left_out),  # stored by a trainer or another program, with no place here
         "missing": [],  # an input that lacks a tensor has been refused
     }
     account = {
@@ -70,7 +70,10 @@ def convert(
     dtype: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Write weights as a safetensors file if `output` says so, else as a folder, whole or not at all."""
+    """Write weights as a file if `output` ends in .safetensors, else as a folder; completely or not at all.
+
+    dtype: type of the written floating-point tensors; None keeps that of each.
+    """
     progress = progress or NullProgress()
     _check_space(output, sum(info.nbytes for info in _infos(source, dtype).values()))
     progress.stage("convert", total=len(source.tensors))
@@ -79,7 +82,7 @@ def convert(
 
 
 def verify(source: WeightsSource, written: WeightsSource, dtype: str | None, progress: Progress) -> None:
-    """Compare every value of `written` with that of `source`, bit for bit."""
+    """Compare every value of `written` with that of `source`, bit for bit; WeightsError at the first difference."""
     progress.stage("verify", total=len(source.tensors))
     names = list(source.tensors)
     if set(names) != set(written.tensors):
@@ -149,7 +152,7 @@ def _infos(source: WeightsSource, dtype: str | None) -> dict[str, TensorInfo]:
 
 
 def _is_told_by_shapes(config: ModelConfig, infos: dict[str, TensorInfo]) -> bool:
-    """Whether a file needs no description of ours, as the published ones do not."""
+    """Whether the configuration follows from the shapes, so that a file needs no description of it in its metadata."""
     return not config.training and config == inferred_config(
         {name: info.shape for name, info in infos.items()}
     )
@@ -170,7 +173,10 @@ def _check_space(output: Path, needed: int) -> None:
 
 @contextmanager
 def staged(output: Path) -> Iterator[Path]:
-    """A path to write to that becomes `output` at the end; what a killed run left behind is removed."""
+    """A path to write to, renamed to `output` at the end; what a killed run left behind is removed.
+
+    Raises an OutputError if another run is writing `output`, or if it cannot be written.
+    """
     staging = output.absolute().parent / f".{output.name}.tmp"
     try:
         staging.mkdir(exist_ok=True)

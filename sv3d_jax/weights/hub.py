@@ -31,7 +31,7 @@ from sv3d_jax.weights.source import (
 MINI = Path(__file__).parent / "mini"
 MAX_SHIPPED_FILE = 15 << 20  # a single file of the package stays under 16 MiB
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-_SOURCE_FILE = "source.json"  # in a cached conversion: the file it was made from
+_SOURCE_FILE = "source.json"  # in a cached conversion: path and sha256 of the file it was made from
 
 
 def load_weights(
@@ -43,7 +43,8 @@ def load_weights(
     """Parameter tree of numpy arrays, configuration, and where they came from (`source`, `path`, `sha256`, `remarks`).
 
     `source` is "mini", a folder, a .safetensors file or a hub id with an optional @revision. A single file is
-    converted once and kept in the user's cache. `remarks` is there if the weights were not in published form.
+    converted once, and the conversion is kept in the user's cache. `remarks` says what was not in published form, and
+    is absent if all was.
     """
     path = find_weights(str(source), variant)
     weights = open_weights(path)
@@ -66,14 +67,14 @@ def load_weights(
 
 
 def read_model_config(source: str | Path = "mini", variant: str = "auto") -> ModelConfig:
-    """The model that the weights are, by their names and shapes alone."""
+    """The configuration of the model that weights are of, from their names and shapes alone."""
     weights = open_weights(find_weights(str(source), variant))
     check_variant(weights, variant)
     return weights.config
 
 
 def find_weights(source: str, variant: str = "auto") -> Path:
-    """The file or folder that `source` names, fetched from the hub where it is a hub id."""
+    """The file or folder that `source` names; a hub id is downloaded. Raises a WeightsError if there is none."""
     if source == "mini":
         if not (MINI / MODEL_FILE).is_file():
             raise WeightsError(f"the shipped weights are missing from {MINI}", hint="install sv3d_jax again")
@@ -87,7 +88,7 @@ def find_weights(source: str, variant: str = "auto") -> Path:
 
 
 def write_shipped(params: Mapping[str, Any], config: ModelConfig, directory: Path | str) -> None:
-    """Write a model as the package ships it: `model.toml` and bfloat16 files with published names, each part apart."""
+    """Write a model as the package ships it: `model.toml`, and for each part bfloat16 files with published names."""
     dtype = FLOAT_DTYPES["bfloat16"]
     with staged(Path(directory)) as folder:
         folder.mkdir()
@@ -107,7 +108,7 @@ def write_shipped(params: Mapping[str, Any], config: ModelConfig, directory: Pat
 
 
 def _converted(weights: WeightsSource, progress: Progress) -> tuple[WeightsSource, str]:
-    """A file's weights from their conversion in the cache, made now where there is none of this very file."""
+    """A file's weights from their conversion in the cache, which is made now if there is none, and their sha256."""
     status = weights.path.stat()
     identity = f"{weights.path.resolve()} {status.st_size} {status.st_mtime_ns}"
     name = f"{weights.config.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
@@ -182,7 +183,7 @@ def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
 
 
 def _shards(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """Names in groups that fit one shipped file each."""
+    """Names in groups, each small enough for one shipped file."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in tensors.items():

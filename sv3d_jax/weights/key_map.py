@@ -1,12 +1,12 @@
-"""Published tensor names and shapes of a model, and where each tensor stands in the parameter tree.
+"""Published tensor names and shapes of a model, and the place of each tensor in the parameter tree.
 
-A parameter path mirrors the published name: dots separate names, a number joins the name before it.
+A path mirrors the published name: dots become slashes, and a number is joined to the name before it.
 
     model.diffusion_model.input_blocks.1.0.in_layers.2.weight -> unet/input_blocks_1_0/in_layers_2/kernel
     conditioner.embedders.1.encoder.encoder.mid.attn_1.norm.weight -> vae_encoder/encoder/mid/attn_1/norm/scale
 
-Names and shapes are enumerated from a `ModelConfig`, so a file can be judged by its header alone and the way
-back from paths to names is a look-up.
+Names and shapes are listed from a `ModelConfig`. So a file can be judged by its header alone, and the name of a path is
+looked up.
 """
 
 import math
@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from sv3d_jax.models.config import ModelConfig, TowerConfig, UNetConfig, VAEConfig
+from sv3d_jax.models.config import ImageEncoderConfig, ModelConfig, UNetConfig, VAEConfig
 from sv3d_jax.models.families import family_of_width
+from sv3d_jax.models.unet_layout import LayerKind, input_blocks, layout_fields, middle_block, output_blocks
 
 Shape = tuple[int, ...]
 
@@ -29,8 +30,8 @@ PREFIXES = {
 }
 POST_QUANT_CONV = "first_stage_model.post_quant_conv."  # before the decoder, where a model has it
 _CLIP = "conditioner.embedders.0.open_clip.model."
-# Published tensors that the model does not use: what is left of CLIP's text half, the second half of the
-# conditioning autoencoder, and a first-stage encoder where a file has one.
+# Published tensors that the model does not use: the rest of CLIP's text half, the decoder of the conditioning
+# autoencoder, and the encoder of the first stage where a file has one.
 _EXTRA_PREFIXES = (
     f"{_CLIP}ln_final.",
     f"{_CLIP}token_embedding.",
@@ -74,10 +75,10 @@ class Parameter:
 
 
 def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)) -> list[Parameter]:
-    """Every tensor that the given parts of the model use."""
+    """Every tensor of the given parts of the model, without those that it does not use."""
     enumerate_part = {
         "unet": lambda: _unet(config.unet),
-        "image_tower": lambda: _tower(config.tower),
+        "image_tower": lambda: _image_encoder(config.image_encoder),
         "vae_encoder": lambda: _vae_encoder(config.vae),
         "vae_decoder": lambda: _vae_decoder(config.vae),
     }
@@ -99,7 +100,7 @@ def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)
 def unused_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Names and shapes of the published but unused tensors that follow from the configuration.
 
-    The text leftovers depend on a vocabulary that the model knows nothing of, and are not among them.
+    Those of CLIP's text half are not among them: their shapes depend on a vocabulary, which the model does not have.
     """
     latent = config.vae.latent_channels
     prefix = PREFIXES["vae_encoder"]
@@ -128,16 +129,17 @@ def tree_from_leaves(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str,
 
 
 def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The fields of a `ModelConfig` that the shapes of a checkpoint tell, as nested plain values.
+    """The fields of a `ModelConfig` that follow from the shapes of a checkpoint, as nested plain values.
 
-    Head widths are not among them. Raises KeyError on the first tensor that a model of this kind must have.
+    Head widths do not follow. Raises KeyError if a tensor is missing that every model of this kind has; ValueError,
+    IndexError or ZeroDivisionError if shapes do not fit together.
     """
     return {
         "variant": _variant(shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]),
         "unet": _infer_unet(_part(shapes, "unet")),
         "vae": _infer_vae(_part(shapes, "vae_encoder"))
         | {"post_quant_conv": f"{POST_QUANT_CONV}weight" in shapes},
-        "tower": _infer_tower(_part(shapes, "image_tower")),
+        "tower": _infer_image_encoder(_part(shapes, "image_tower")),
     }
 
 
@@ -184,39 +186,38 @@ def _unet(config: UNetConfig) -> Named:
     yield from _layer("label_emb.0.0", config.vector_width, emb)
     yield from _layer("label_emb.0.2", emb, emb)
 
-    yield from _layer("input_blocks.0.0", config.in_channels, base, 3, 3)
-    skips, channels, last = [base], base, len(config.channel_mult) - 1
-    for level, mult in enumerate(config.channel_mult):
-        for _ in range(config.num_res_blocks):
-            block = f"input_blocks.{len(skips)}"
-            yield from _video_res_block(f"{block}.0", channels, base * mult, emb)
-            channels = base * mult
-            if level in config.attention_levels:
-                yield from _transformer(f"{block}.1", channels, config)
-            skips.append(channels)
-        if level < last:
-            yield from _layer(f"input_blocks.{len(skips)}.0.op", channels, channels, 3, 3)
-            skips.append(channels)
-
-    yield from _video_res_block("middle_block.0", channels, channels, emb)
-    yield from _transformer("middle_block.1", channels, config)
-    yield from _video_res_block("middle_block.2", channels, channels, emb)
-
-    index = 0
-    for level in range(last, -1, -1):
-        for within in range(config.num_res_blocks + 1):
-            block = f"output_blocks.{index}"
-            outputs = base * config.channel_mult[level]
-            yield from _video_res_block(f"{block}.0", channels + skips.pop(), outputs, emb)
-            channels, slot = outputs, 1
-            if level in config.attention_levels:
-                yield from _transformer(f"{block}.1", channels, config)
-                slot = 2
-            if level > 0 and within == config.num_res_blocks:
-                yield from _layer(f"{block}.{slot}.conv", channels, channels, 3, 3)
-            index += 1
+    blocks = [*input_blocks(config), middle_block(config), *output_blocks(config)]
+    for block in blocks:
+        channels = block.inputs
+        for place, kind in enumerate(block.layers):
+            yield from _unet_layer(kind, f"{block.name}.{place}", channels, block.outputs, config)
+            channels = block.outputs
+    channels = blocks[-1].outputs
     yield from _norm("out.0", channels)
     yield from _layer("out.2", channels, config.out_channels, 3, 3)
+
+
+def _unet_layer(kind: LayerKind, name: str, inputs: int, outputs: int, config: UNetConfig) -> Named:
+    match kind:
+        case "conv":
+            yield from _layer(name, inputs, outputs, 3, 3)
+        case "downsample":
+            yield from _layer(f"{name}.op", inputs, outputs, 3, 3)
+        case "upsample":
+            yield from _layer(f"{name}.conv", inputs, outputs, 3, 3)
+        case "res_block":
+            yield from _video_res_block(name, inputs, outputs, config.embedding_width)
+        case "transformer":
+            yield from _transformer(name, outputs, config)
+
+
+# The tensor by which a layer of an input block is recognised. Its first axis is the output channels.
+_KNOWN_BY: dict[LayerKind, str] = {
+    "conv": "weight",
+    "downsample": "op.weight",
+    "res_block": "out_layers.3.weight",
+    "transformer": "norm.weight",
+}
 
 
 def _video_res_block(name: str, inputs: int, outputs: int, emb: int) -> Named:
@@ -264,7 +265,7 @@ def _feed_forward(name: str, channels: int, mult: int) -> Named:
     yield from _layer(f"{name}.net.2", mult * channels, channels)
 
 
-def _tower(config: TowerConfig) -> Named:
+def _image_encoder(config: ImageEncoderConfig) -> Named:
     width = config.width
     yield "class_embedding", (width,)
     yield "positional_embedding", (config.num_tokens, width)
@@ -337,31 +338,31 @@ def _part(shapes: Mapping[str, Shape], part: str) -> dict[str, Shape]:
 
 
 def _infer_unet(shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    base, inputs = shapes["input_blocks.0.0.weight"][:2]
-    widths: list[list[int]] = [[]]  # per level, the output channels of each residual block
-    attention_levels = []
-    index = 1
-    while any(f"input_blocks.{index}.0.{kind}.weight" in shapes for kind in ("op", "out_layers.3")):
-        block = f"input_blocks.{index}"
-        if f"{block}.0.op.weight" in shapes:
-            widths.append([])
-        else:
-            widths[-1].append(shapes[f"{block}.0.out_layers.3.weight"][0])
-            if f"{block}.1.norm.weight" in shapes:
-                attention_levels.append(len(widths) - 1)
-        index += 1
+    inputs = shapes["input_blocks.0.0.weight"][1]
+    blocks = []
+    while found := _layers_of_block(shapes, f"input_blocks.{len(blocks)}"):
+        blocks.append(found)
     middle = "middle_block.1.transformer_blocks.0"
     return {
-        "model_channels": base,
+        **layout_fields(blocks),
         "in_channels": inputs,
-        "channel_mult": [level[-1] // base if level else 0 for level in widths],
-        "num_res_blocks": len(widths[0]),
-        "attention_levels": sorted(set(attention_levels)),
         "context_width": shapes[f"{middle}.attn2.to_k.weight"][1],
         "ff_mult": shapes[f"{middle}.ff.net.2.weight"][1] // shapes[f"{middle}.ff.net.2.weight"][0],
         "vector_width": shapes["label_emb.0.0.weight"][1],
         "out_channels": shapes["out.2.weight"][0],
     }
+
+
+def _layers_of_block(shapes: Mapping[str, Shape], name: str) -> tuple[list[LayerKind], int] | None:
+    """Kinds of the layers of an input block, and its output channels; None if there is no such block."""
+    kinds: list[LayerKind] = []
+    widths: list[int] = []
+    for place in range(2):
+        for kind, tensor in _KNOWN_BY.items():
+            if f"{name}.{place}.{tensor}" in shapes and len(kinds) == place:
+                kinds.append(kind)
+                widths.append(shapes[f"{name}.{place}.{tensor}"][0])
+    return (kinds, widths[0]) if kinds else None
 
 
 def _infer_vae(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -376,7 +377,7 @@ def _infer_vae(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
-def _infer_tower(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _infer_image_encoder(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     width, _, patch = shapes["conv1.weight"][:3]
     return {
         "image_size": math.isqrt(shapes["positional_embedding"][0] - 1) * patch,

@@ -1,10 +1,10 @@
-"""What other programs make of the published tensors, and the way back: names, 8-bit scales, shapes, averages.
+"""Published tensors from those that other programs store: other names, 8-bit floats with scales, shapes, averages.
 
     module.model.diffusion_model._orig_mod.out.2.bias -> model.diffusion_model.out.2.bias
     model_ema.diffusion_modelout2bias -> the average of model.diffusion_model.out.2.bias
     first_stage_model.quant_conv.bias -> conditioner.embedders.1.encoder.quant_conv.bias
 
-Everything but the few bytes that describe a quantization is decided by names and shapes.
+All is decided by names and shapes, except for a few bytes that describe a quantization.
 """
 
 import json
@@ -23,12 +23,12 @@ from sv3d_jax.weights.safetensors_file import WIDER_FILE, TensorInfo, is_float8
 
 QUANTIZATION_METADATA = "_quantization_metadata"  # ComfyUI's, {"layers": {name: {"format": ...}}} as JSON
 
-# Segments that wrappers put into names: data parallel, compiled, sharded and checkpointed modules.
+# Segments that wrappers of modules put into names: data parallel, compiled, sharded, checkpointed.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-_OUTER = {"state_dict", "model"}  # before a whole published name
+_OUTER = {"state_dict", "model"}  # in front of a whole published name
 _ROOTS = ("model.diffusion_model.", "conditioner.embedders.", "first_stage_model.")
 _AVERAGES = {"ema", "model_ema", "ema_model", "ema_unet", "unet_ema", "ema_params"}
-_COUNTERS = {"decay", "num_updates", "step", "initted", "optimization_step"}  # beside averages
+_COUNTERS = {"decay", "num_updates", "step", "initted", "optimization_step"}  # stored among averages
 _COMFY_MARKERS = {"edm_vpred.sigma_max", "edm_vpred.sigma_min", "v_pred", "ztsnr"}
 
 _WEIGHT_SCALES = (".scale_weight", ".weight_scale")
@@ -36,17 +36,17 @@ _QUANTIZATION = (
     ".scale_input",
     ".input_scale",
     ".comfy_quant",
-)  # for arithmetic in 8 bits; what a layer's format is
+)  # scales of a layer's inputs, for arithmetic in 8 bits; a description of its format
 _FORMATS = {"float8_e4m3fn", "float8_e5m2"}
 _MAX_DESCRIPTION = 4096
 
-_UNET, _TOWER, _ENCODER = PREFIXES["unet"], PREFIXES["image_tower"], PREFIXES["vae_encoder"]
+_UNET, _IMAGE_ENCODER, _ENCODER = PREFIXES["unet"], PREFIXES["image_tower"], PREFIXES["vae_encoder"]
 _UNET_PARTS = ("time_embed.", "label_emb.", "input_blocks.", "middle_block.", "output_blocks.", "out.")
 _FIRST_STAGE = "first_stage_model."
 _ENCODER_PARTS = ("encoder.", "quant_conv.")
 _DECODER_PARTS = ("decoder.", "post_quant_conv.")
 _AUTOENCODERS = (_FIRST_STAGE, _ENCODER)
-_TRANSFORMERS_TOWER = {
+_TRANSFORMERS_IMAGE_ENCODER = {
     "vision_model.embeddings.class_embedding": "class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -65,7 +65,7 @@ _TRANSFORMERS_LAYER = {
 
 @dataclass(frozen=True)
 class View:
-    """A published tensor out of stored ones: each times its scale, joined along the first axis, then transposed."""
+    """A published tensor made of stored ones: each times its scale, joined along the first axis, then transposed."""
 
     info: TensorInfo
     parts: tuple[str, ...]
@@ -73,7 +73,7 @@ class View:
     is_transposed: bool = False
 
     def read(self, read: Callable[[str], np.ndarray]) -> np.ndarray:
-        """The values; `read` gives those of a stored tensor."""
+        """The values; `read` returns those of a stored tensor."""
         tensors = [
             self._scaled(read(part), scale and read(scale))
             for part, scale in zip(self.parts, self.scales, strict=True)
@@ -94,7 +94,7 @@ class Layout:
     """How a file's tensors become published ones."""
 
     views: dict[str, View] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)  # stored names that nothing is made of
+    left_out: list[str] = field(default_factory=list)  # stored names that are not used
     remarks: list[str] = field(default_factory=list)
 
 
@@ -106,11 +106,12 @@ def read_layout(
     models: Sequence[ModelConfig],
     ema: bool = False,
 ) -> Layout:
-    """The published tensors that those of `path` stand for; names without a rule stay as they are.
+    """How the tensors of `path` become published ones; names without a rule stay as they are.
 
-    `models` are those whose names averages without dots are looked up in. With `ema` the averages that a trainer
-    stored beside the weights take their place; where there are no weights beside them they do so anyway. Raises a
-    WeightsError for two tensors of one name, averages that fit no name, and quantizations that are not 8-bit floats.
+    `models` are those in whose names averages that were stored without dots are looked up. With `ema`, the averages
+    that a trainer stored beside the weights are read in their place; in a file of averages alone they always are.
+    Raises a WeightsError for two tensors of one name, averages that fit no name, and quantizations other than 8-bit
+    floats.
     """
     layout = Layout()
     plain, averages = _unwrapped(path, tensors)
@@ -132,7 +133,7 @@ def read_layout(
 
 
 def _unwrapped(path: Path, tensors: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """Stored names by their names without wrappers: weights, and averages without the mark of averages."""
+    """Stored names by their names without wrappers: those of weights, and those of averages without their prefix."""
     plain: dict[str, str] = {}
     averages: dict[str, str] = {}
     for stored in tensors:
@@ -166,7 +167,7 @@ def _choose(
     ema: bool,
     layout: Layout,
 ) -> dict[str, str]:
-    """Stored names by published name, of the weights or of the averages beside them."""
+    """Stored names by published name: of the weights, or of the averages beside them."""
     if not averages:
         if ema:
             raise WeightsError(f"{path} holds no averages (EMA) of its weights", hint="leave out --ema")
@@ -195,10 +196,10 @@ def _choose(
 def _named_averages(
     plain: Mapping[str, str], averages: Mapping[str, str], models: Sequence[ModelConfig]
 ) -> tuple[dict[str, str], list[str], list[str]]:
-    """Averages by published name, then stored names of counters and of what fits no name.
+    """Averages by published name, then the stored names of counters, then those of averages that fit no name.
 
-    Lightning's averages have names without dots, which are looked up among those of the weights beside them, or of
-    the first model that has them all.
+    Lightning stores averages under names without dots. They are looked up among the names of the weights beside them
+    and of the given models, whichever has most of them.
     """
     named, counters, dotless = {}, [], {}
     for name, stored in averages.items():
@@ -221,7 +222,7 @@ def _named_averages(
 
 
 def _dotless(names: Iterable[str]) -> dict[str, str]:
-    """Names by what is left of them without dots, from the root of the model or of its UNet's wrapper."""
+    """Names by their letters without dots, with and without the prefixes `model.` and that of the UNet."""
     short: dict[str, str] = {}
     ambiguous = set()
     for name in names:
@@ -233,7 +234,7 @@ def _dotless(names: Iterable[str]) -> dict[str, str]:
 
 
 def _move_halves(path: Path, stored: dict[str, str], layout: Layout) -> None:
-    """Bring the halves of an autoencoder to their places: ComfyUI reads one for both, and saves it as either."""
+    """Give an autoencoder's halves their published names: ComfyUI has one autoencoder, and saves it under either."""
     for half, parts, source, target in (
         ("encoder", _ENCODER_PARTS, _FIRST_STAGE, _ENCODER),
         ("decoder", _DECODER_PARTS, _ENCODER, _FIRST_STAGE),
@@ -248,13 +249,13 @@ def _move_halves(path: Path, stored: dict[str, str], layout: Layout) -> None:
 
 
 def _without_markers(stored: Mapping[str, str], layout: Layout) -> dict[str, str]:
-    """Without tensors that only say how ComfyUI should use the rest."""
+    """`stored` without the tensors that only tell ComfyUI how to use the others."""
     markers = {
         name
         for name in stored
         if name in _COMFY_MARKERS
         or name.split(".")[-1] == "scaled_fp8"
-        or name == f"{_TOWER}vision_model.embeddings.position_ids"
+        or name == f"{_IMAGE_ENCODER}vision_model.embeddings.position_ids"
     }
     layout.left_out += [stored[name] for name in stored if name in markers]
     return {name: tensor for name, tensor in stored.items() if name not in markers}
@@ -268,14 +269,14 @@ def _scales(
     read: Callable[[str], np.ndarray],
     layout: Layout,
 ) -> dict[str, str]:
-    """Stored names of scales by those of the weights that they belong to, both taken out of `stored`."""
+    """Stored names of scales by those of their weights; tensors of quantization are taken out of `stored`."""
     _check_formats(path, stored, tensors, metadata, read)
     scales: dict[str, str] = {}
     for name in [name for name in stored if name.endswith((*_WEIGHT_SCALES, *_QUANTIZATION))]:
         layer = name.rpartition(".")[0]
         weight = stored.get(f"{layer}.weight")
         if weight is None:
-            continue  # no layer's: reported as a tensor without a place
+            continue  # it belongs to no layer, and is reported as a tensor without a place
         scale = stored.pop(name)
         if not name.endswith(_WEIGHT_SCALES):
             layout.left_out.append(scale)
@@ -295,7 +296,7 @@ def _check_formats(
     metadata: Mapping[str, str],
     read: Callable[[str], np.ndarray],
 ) -> None:
-    """Refuse layers whose values are more than an 8-bit float times a scale."""
+    """Refuse layers whose values are anything else than 8-bit floats times scales."""
     descriptions = {
         name: read(tensor).tobytes()
         for name, tensor in stored.items()
@@ -321,15 +322,15 @@ def _check_formats(
 
 
 def _joined(stored: Mapping[str, str]) -> Iterable[tuple[str, tuple[str, ...], bool]]:
-    """Published name, the stored tensors that it is joined from, and whether they are transposed.
+    """Published name, the stored tensors that are joined for it, and whether they are transposed.
 
-    ComfyUI saves the image tower as the transformers library names it, with query, key and value apart.
+    ComfyUI saves the image encoder as the transformers library names it, with query, key and value apart.
     """
     for name, tensor in stored.items():
         published, is_transposed = name, False
-        if name.startswith((f"{_TOWER}vision_model.", f"{_TOWER}visual_projection.")):
-            published = _TOWER + _tower_name(name.removeprefix(_TOWER))
-            is_transposed = published == f"{_TOWER}proj"
+        if name.startswith((f"{_IMAGE_ENCODER}vision_model.", f"{_IMAGE_ENCODER}visual_projection.")):
+            published = _IMAGE_ENCODER + _image_encoder_name(name.removeprefix(_IMAGE_ENCODER))
+            is_transposed = published == f"{_IMAGE_ENCODER}proj"
         if published == name or ".attn.in_proj_" not in published:
             yield published, (tensor,), is_transposed
         elif ".self_attn.q_proj." in name:
@@ -338,8 +339,8 @@ def _joined(stored: Mapping[str, str]) -> Iterable[tuple[str, tuple[str, ...], b
                 yield published, tuple(stored[third] for third in thirds), False
 
 
-def _tower_name(name: str) -> str:
-    for start, published in _TRANSFORMERS_TOWER.items():
+def _image_encoder_name(name: str) -> str:
+    for start, published in _TRANSFORMERS_IMAGE_ENCODER.items():
         if name.startswith(start):
             return published + name.removeprefix(start)
     layer = name.removeprefix("vision_model.encoder.layers.")
@@ -357,7 +358,7 @@ def _result(
     scales: Sequence[str | None],
     tensors: Mapping[str, TensorInfo],
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of parts times scales, joined; 8-bit floats fit into bfloat16 without rounding."""
+    """Shape and type of the parts times their scales, joined; bfloat16 for 8-bit floats, each of which it can hold."""
     for part, scale in zip(parts, scales, strict=True):
         rows = (part.shape[:1] or (1,)) + (1,) * (len(part.shape) - 1)
         if scale and (part.dtype.kind not in "fV" or tensors[scale].dtype.kind not in "fV"):
@@ -383,6 +384,6 @@ def _result(
 
 
 def _published_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Attention of an autoencoder may be saved as linear layers, which its 1x1 convolutions are."""
+    """The shape as published: an autoencoder's attention may be saved as linear layers, and is 1x1 convolutions."""
     is_linear = len(shape) == 2 and ".attn_1." in name and name.startswith(_AUTOENCODERS)
     return (*shape, 1, 1) if is_linear else shape

@@ -1,4 +1,4 @@
-"""Safetensors files by plain reads and writes: every fault of a file found in its header, one tensor in memory.
+"""Safetensors files by plain reads and writes, one tensor in memory at a time; headers are checked for every fault.
 
 The format: eight bytes hold the header's length, the header is JSON (name -> dtype, shape, begin and end), then
 the tensors follow without gaps. Memory maps would count the whole file as resident, so tensors are read one by one.
@@ -60,7 +60,7 @@ class TensorInfo:
 
 
 def is_float8(info: TensorInfo) -> bool:
-    """Whether values have 8 bits with a fraction; bfloat16 holds each of them exactly."""
+    """Whether values are 8-bit floats, each of which bfloat16 holds exactly."""
     return info.dtype in _FLOAT8
 
 
@@ -111,7 +111,7 @@ class SafetensorsFile:
         self._begin = {name: 8 + length + begin for name, begin in self._begin.items()}
 
     def _sniff(self, start: bytes) -> None:
-        """Name what people most often have in place of a weights file."""
+        """Refuse, by name, what people most often have in place of a weights file."""
         text = start.lstrip().lower()
         if start.startswith(b"version https://git-lfs"):
             raise self._fault("it is a Git LFS pointer, not the file itself", "fetch the file: git lfs pull")
@@ -121,9 +121,9 @@ class SafetensorsFile:
                 "log in (hf auth login), accept the licence on the model's page, then download it again",
             )
         if start.startswith(b"PK\x03\x04"):
-            raise self._fault("it is a zip archive, as torch.save writes; it is not opened", _CONVERT_PICKLE)
+            raise self._fault("it is a zip archive, as torch.save writes, and is not opened", _CONVERT_PICKLE)
         if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05") and start[8:9] != b"{":
-            raise self._fault("it is a Python pickle; it is not opened", _CONVERT_PICKLE)
+            raise self._fault("it is a Python pickle, and is not opened", _CONVERT_PICKLE)
         if text.startswith(b'{"'):
             raise self._fault("it is a JSON text, perhaps the answer of a server", _DOWNLOAD_AGAIN)
 

@@ -1,4 +1,4 @@
-"""Several safetensors files as one: folders of shards with an index, as the Hugging Face libraries write them."""
+"""Several safetensors files read as one: folders of shards with an index, as the Hugging Face libraries write them."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _AGAIN = "download the folder again"
 
 
 class TensorFiles:
-    """The tensors of one or several files, by their stored names; a name may stand in one of them only."""
+    """The tensors of one or several files by their stored names; WeightsError for a name that two files have."""
 
     def __init__(self, path: Path, files: Sequence[SafetensorsFile]):
         self.path = path
@@ -28,8 +28,8 @@ class TensorFiles:
             for name in file.tensors:
                 if name in self._file:
                     raise WeightsError(
-                        f"{path}: {name!r} stands in {self._file[name].path.name} and in {file.path.name}",
-                        hint="the files belong to different weights, or to different savings of the same: keep one",
+                        f"{path}: {name!r} is in {self._file[name].path.name} and in {file.path.name}",
+                        hint="the files belong to different models, or to the same model saved twice: keep one of them",
                     )
                 self._file[name] = file
         self.tensors: Mapping[str, TensorInfo] = {
@@ -45,15 +45,15 @@ class TensorFiles:
 def open_files(path: Path) -> TensorFiles | None:
     """The tensors of a safetensors file, an index or a folder of shards; None for a folder without shards.
 
-    Raises a WeightsError if the index is damaged or names other files than those beside it, if a shard is missing or
-    lacks a tensor that the index says it holds, and for one shard alone.
+    Raises a WeightsError if the index is damaged or names files that are not beside it, if a shard is missing or lacks
+    a tensor that the index lists for it, and if `path` is a single shard of several.
     """
     if path.is_dir():
         indexes = sorted(path.glob(f"*{INDEX_SUFFIX}"))
         if len(indexes) > 1:
             raise WeightsError(
                 f"{path} holds {len(indexes)} indexes: {', '.join(index.name for index in indexes)}",
-                hint="name the index of the weights that are meant",
+                hint="name the index of the weights to read",
             )
         return _indexed(path, indexes[0]) if indexes else _numbered(path)
     if path.name.endswith(INDEX_SUFFIX):
@@ -86,7 +86,7 @@ def _indexed(path: Path, index: Path) -> TensorFiles:
 
 
 def _numbered(folder: Path) -> TensorFiles | None:
-    """The tensors of shards without an index, whose names tell whether all are there."""
+    """The tensors of shards without an index; whether all are there is known from their names."""
     found = [match for file in sorted(folder.glob("*.safetensors")) if (match := _SHARD.fullmatch(file.name))]
     if not found:
         return None
@@ -94,7 +94,7 @@ def _numbered(folder: Path) -> TensorFiles | None:
     if len(sets) > 1:
         raise WeightsError(
             f"{folder} holds shards of several weights: {', '.join(f'{stem} of {n}' for stem, n in sets)}",
-            hint="keep those of one in a folder of its own",
+            hint="move each model's shards into a folder of their own",
         )
     (stem, count), digits = sets[0], len(found[0]["index"])
     if int(count) > 10_000:
@@ -114,7 +114,7 @@ def _check_present(folder: Path, names: Sequence[str], index: Path) -> None:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Shard by tensor name."""
+    """For each tensor, the file that an index says it is in."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)

@@ -1,7 +1,7 @@
-"""Weights on disk, whatever their form: which model they are, and their tensors under published names.
+"""Weights on disk in any form: which model they are of, and their tensors under published names.
 
 A source is a safetensors file, a folder of such files with an index or with `model.toml` (as the package ships), or a
-folder with `model.toml` and an Orbax checkpoint. All are judged by names and shapes before any value is read.
+folder with `model.toml` and an Orbax checkpoint. Names and shapes are checked before any value is read.
 """
 
 import hashlib
@@ -34,36 +34,36 @@ FLOAT_DTYPES = {
 }
 _GET_SV3D = "the published weights: hf download stabilityai/sv3d sv3d_p.safetensors"
 _MERGE_LORA = (
-    "a LoRA changes a model and is none: merge it into the whole SV3D file with the program that trained it (kohya:"
+    "a LoRA is a change to a model: merge it into the whole SV3D file with the program that trained it (kohya:"
     " merge_lora, PEFT: merge_and_unload, diffusers: fuse_lora), save that as .safetensors and name it here"
 )
 _LORA_NAMES = re.compile(r"lora|\.?(hada|lokr)_w\d|dora_scale", re.IGNORECASE)
 _PART_NAMES = {
     "unet": f"UNet ({PREFIXES['unet']}*)",
-    "image_tower": f"image tower ({PREFIXES['image_tower']}*)",
+    "image_tower": f"image encoder ({PREFIXES['image_tower']}*)",
     "vae_encoder": f"autoencoder's encoder ({PREFIXES['vae_encoder']}*)",
     "vae_decoder": f"autoencoder's decoder ({PREFIXES['vae_decoder']}*)",
 }
 
 
 class WeightsSource(Protocol):
-    """Weights that have passed the check of names and shapes."""
+    """Weights whose names and shapes have been checked."""
 
     path: Path
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]  # by published name, unused ones included
-    metadata: Mapping[str, str]  # of a file from elsewhere, kept for the way back
+    metadata: Mapping[str, str]  # of a file that others wrote, kept for when it is written again
     left_out: Sequence[
         str
-    ]  # stored tensors that are not among `tensors`: averages, scales, marks of a program
-    remarks: Sequence[str]  # what was read in another way than published
+    ]  # stored tensors without a place in `tensors`: averages, scales, a program's marks
+    remarks: Sequence[str]  # what was not in published form, and how it was read
 
     def stream(self, names: Sequence[str]) -> Iterator[np.ndarray]:
-        """The named tensors in their order and published layout, few at a time in memory."""
+        """The named tensors, in that order and in published layout, a few at a time in memory."""
         ...
 
     def sha256(self) -> str:
-        """A fingerprint of the values; that of a single file is the file's own SHA-256."""
+        """A fingerprint of the values; for a single file it is the file's own SHA-256."""
         ...
 
 
@@ -72,9 +72,9 @@ def open_weights(
 ) -> WeightsSource:
     """The weights at `path`, a file, its index or a folder; each remark on them is a warning.
 
-    `stored` fills in fields of the configuration that a file without metadata of ours cannot tell, nested as in
-    `ModelConfig.to_dict`. `ema` takes the averages that a trainer stored beside the weights. Raises an InputError
-    where there is nothing, a WeightsError for what is no SV3D model.
+    `stored` gives fields of the configuration that do not follow from shapes, for a file that does not describe them
+    itself; nested as in `ModelConfig.to_dict`. `ema` takes the averages that a trainer stored beside the weights.
+    Raises an InputError if `path` does not exist, a WeightsError if it is not an SV3D model.
     """
     path = Path(path)
     if not path.exists():
@@ -96,7 +96,10 @@ def open_weights(
 
 
 def open_tensors(path: Path, ema: bool = False) -> "PublishedTensors | None":
-    """The tensors of a safetensors file, index or folder under published names, whatever model they are of."""
+    """The tensors of a safetensors file, index or folder under published names, whatever model they are of.
+
+    None for a folder without any.
+    """
     files = open_files(path)
     if files is None and (path / MODEL_FILE).is_file():
         found = [SafetensorsFile(file) for file in sorted(path.glob("*.safetensors"))]
@@ -109,19 +112,21 @@ def read_model_file(directory: Path) -> ModelConfig:
     path = directory / MODEL_FILE
     try:
         return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from None
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise WeightsError(f"{path} is not text in UTF-8", hint=f"fetch or write {path.name} again") from None
     except WeightsError as error:
         raise WeightsError(f"{path}: {error.message}", error.hint) from None
 
 
 def inferred_config(shapes: Mapping[str, Shape], stored: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The configuration that shapes tell, published values for what they do not; `stored` fields win over both."""
+    """The configuration that follows from shapes, with published values for the rest; `stored` fields override both."""
     return ModelConfig.from_dict(_overlaid(_with_name(infer_config(shapes)), stored or {}))
 
 
 def cast(tensor: np.ndarray, name: str, dtype: np.dtype | None) -> np.ndarray:
-    """A tensor in another floating dtype (None: its own); values that are not finite are refused."""
+    """A tensor in another floating-point type (None: its own); WeightsError for values that are not finite in it."""
     if tensor.dtype.kind not in "fV":  # ml_dtypes are of kind V
         return tensor
     if not np.isfinite(tensor).all():
@@ -186,7 +191,7 @@ class _FileSource:
 
 
 class _FolderSource:
-    """A folder made by `sv3d convert`: an Orbax checkpoint, and what the model does not use beside it."""
+    """A folder made by `sv3d convert`: an Orbax checkpoint, and a file of the tensors that the model does not use."""
 
     left_out: Sequence[str] = ()
     remarks: Sequence[str] = ()
@@ -239,7 +244,7 @@ def _described(files: TensorFiles) -> ModelConfig | None:
 
 
 def _no_weights(path: Path) -> WeightsError:
-    """Say what a folder holds in place of weights."""
+    """The error that says what a folder holds in place of weights."""
     files = sorted(path.iterdir())
     found = [file.name for file in files if file.suffix == ".safetensors"]
     if found:
@@ -268,14 +273,14 @@ def _check_names(path: Path, tensors: Mapping[str, TensorInfo], config: ModelCon
     if missing:
         absent = _absent_parts(tensors)
         raise WeightsError(
-            f"{len(missing)} tensors of {config.name} are missing in {path}, first {_few(missing)}",
+            f"{len(missing)} tensors of {config.name} are missing in {path}, the first are {_few(missing)}",
             hint=f"the file has no {', no '.join(absent)}: take what is missing from the published file"
             if absent
-            else "the file is of another model, or not whole",
+            else "the file is of another model, or incomplete",
         )
     if unknown:
         raise WeightsError(
-            f"{len(unknown)} tensors of {path} have no place in {config.name}, first {_few(unknown)}",
+            f"{len(unknown)} tensors of {path} have no place in {config.name}, the first are {_few(unknown)}",
             hint=_MERGE_LORA if is_lora(unknown) else "the file is of another model",
         )
     for name, shape in expected.items():
@@ -289,7 +294,7 @@ def _check_names(path: Path, tensors: Mapping[str, TensorInfo], config: ModelCon
 
 
 def is_lora(names: Iterable[str]) -> bool:
-    """Whether tensors are those of a LoRA, by the names of any of the programs that write some."""
+    """Whether any tensor has a name that programs give to those of a LoRA."""
     return any(_LORA_NAMES.search(name) for name in names)
 
 
@@ -300,7 +305,7 @@ def _is_lora(path: Path) -> WeightsError:
 
 
 def _absent_parts(names: Iterable[str]) -> list[str]:
-    """What a file lacks, of the parts of a model: those without a single tensor."""
+    """The parts of a model of which a file has no tensor at all."""
     names = tuple(names)
     extra = (f"{PREFIXES['vae_encoder']}decoder.", f"{PREFIXES['vae_encoder']}post_quant_conv.")
     return [
@@ -326,7 +331,7 @@ def _with_name(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _other_model(shapes: Mapping[str, Shape]) -> str | None:
-    """What a file with some of SV3D's names is, where it is something else."""
+    """What a file is that has some of SV3D's names but is another model; None if it may be SV3D."""
     label = shapes.get(f"{PREFIXES['unet']}label_emb.0.0.weight", ())
     over_time = f"{PREFIXES['vae_decoder']}conv_out.time_mix_conv.weight" in shapes
     if over_time or label[1:] == (768,):
@@ -341,7 +346,7 @@ def _other_model(shapes: Mapping[str, Shape]) -> str | None:
 
 
 def _not_a_model(path: Path, shapes: Mapping[str, Shape]) -> WeightsError:
-    """Say what a file is that lacks the tensors every SV3D model has."""
+    """The error that says what a file is that lacks the tensors every SV3D model has."""
     names = list(shapes)
     starts = {name.split(".")[0] for name in names}
     unet = PREFIXES["unet"]
@@ -351,14 +356,17 @@ def _not_a_model(path: Path, shapes: Mapping[str, Shape]) -> WeightsError:
     has_frames = any(name.startswith(unet) and ".time_stack." in name for name in names)
     if has_frames and absent:
         return WeightsError(
-            f"{path} is no whole SV3D model: it has no {', no '.join(absent)}",
-            hint=f"take the tensors of the parts that it lacks from {_GET_SV3D}",
+            f"{path} is not a whole SV3D model: it has no {', no '.join(absent)}",
+            hint=f"take the missing parts from {_GET_SV3D}",
         )
     if has_frames:
-        found = "an SV3D model of which tensors are missing, by which its widths would be known"
-    elif not any(name.startswith(unet) for name in names) and starts & {"input_blocks", "down_blocks"}:
+        return WeightsError(
+            f"{path} is not a whole SV3D model: tensors are missing from which its widths follow",
+            hint=f"download it again: {_GET_SV3D}",
+        )
+    if not any(name.startswith(unet) for name in names) and starts & {"input_blocks", "down_blocks"}:
         kind = "a bare UNet in diffusers' names" if "down_blocks" in starts else "a bare UNet"
-        found = f"{kind}, without the autoencoder and the image tower"
+        found = f"{kind}, without the autoencoder and the image encoder"
     elif starts <= {"encoder", "decoder", "quant_conv", "post_quant_conv", "first_stage_model"} and names:
         found = "a bare VAE, an autoencoder without the rest of the model"
     elif (

@@ -1,7 +1,7 @@
-"""The UNet of Stable Video Diffusion, from which SV3D was trained, as weights to start from.
+"""The UNet of Stable Video Diffusion (SVD), from which SV3D was fine-tuned, as weights to start training from.
 
-Its tensors have SV3D's names and shapes but for the first layer of the label embedding: SVD's vector holds frame
-rate, motion and conditioning noise, 256 sinusoids each, SV3D's the conditioning noise and, in sv3d_p, two angles.
+Its tensors have SV3D's names and shapes, except for the first layer of the label embedding: SVD's vector holds frame
+rate, motion and conditioning noise, 256 sinusoids each; SV3D's the conditioning noise and, in sv3d_p, two angles.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _NOISE_WIDTH, _POSE_WIDTH = 256, 1024
 
 
 def is_svd(path: Path) -> bool:
-    """Whether a file holds Stable Video Diffusion, whatever its decoder."""
+    """Whether a file holds Stable Video Diffusion, with either of its decoders."""
     found = open_tensors(path)
     return found is not None and has_svd_vector({name: info.shape for name, info in found.tensors.items()})
 
@@ -32,7 +32,10 @@ def has_svd_vector(shapes: Mapping[str, Shape]) -> bool:
 
 
 def read_svd_unet(path: Path, model: ModelConfig) -> Params:
-    """The UNet of an SVD file in float32, its label embedding still as wide as SVD's; other tensors are not read."""
+    """The UNet of an SVD file in float32, with a label embedding as wide as SVD's; other tensors are not read.
+
+    Raises a WeightsError if a tensor is missing or has another shape than in the UNet of `model`.
+    """
     file = open_tensors(path)
     if file is None:
         raise WeightsError(f"{path} holds no .safetensors file", hint="name the file of SVD")
@@ -55,8 +58,8 @@ def read_svd_unet(path: Path, model: ModelConfig) -> Params:
 def adapt_vector(kernel: np.ndarray, width: int) -> np.ndarray:
     """The first kernel of the label embedding, (vector, out), for a vector of another width.
 
-    What is said of the conditioning noise stays; frame rate and motion are dropped. Rows for the camera that the
-    kernel lacks are zero: at first the network answers as if there were none.
+    The rows of the conditioning noise stay, those of frame rate and motion are dropped. Rows of the camera are zero
+    where the kernel has none: at first the network ignores the camera.
     """
     noise = kernel[-_NOISE_WIDTH:] if len(kernel) == VECTOR_WIDTH else kernel[:_NOISE_WIDTH]
     pose = kernel[_NOISE_WIDTH:]

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sv3d_jax.errors import WeightsError
-from sv3d_jax.models.config import ModelConfig, UNetConfig, VAEConfig
+from sv3d_jax.models.config import ImageEncoderConfig, ModelConfig, UNetConfig, VAEConfig
 
 TRAINED = dataclasses.replace(
     ModelConfig.published("p"),
@@ -64,6 +64,15 @@ def test_vector_holds_noise_alone_without_cameras():
     assert ModelConfig.published("u").unet.vector_width == 256
 
 
+def test_files_keep_the_first_name_of_the_image_encoder():
+    wide = dataclasses.replace(ModelConfig(), image_encoder=ImageEncoderConfig(width=640))
+    assert wide.to_dict()["tower"]["width"] == 640
+    assert ModelConfig.from_dict({"tower": {"width": 640}}) == wide
+    assert ModelConfig.from_toml(wide.to_toml()) == wide
+    with pytest.raises(WeightsError, match="no field 'image_encoder'"):
+        ModelConfig.from_dict({"image_encoder": {}})
+
+
 def test_autoencoder_of_four_levels_shrinks_eightfold():
     assert VAEConfig().downsampling == 8
 
@@ -74,15 +83,19 @@ def test_autoencoder_of_four_levels_shrinks_eightfold():
         ("sigma_maxx = 3", "no field 'sigma_maxx'"),
         ("[unet]\nwidth = 3", "model.unet has no field 'width'"),
         ("unet = 3", "model.unet should be a table"),
-        ("num_frames = 21.5", "model.num_frames should be int, got 21.5"),
-        ("num_frames = true", "model.num_frames should be int, got True"),
-        ("[unet]\nchannel_mult = [1, 'a']", "model.unet.channel_mult should be int, got 'a'"),
+        ("num_frames = 21.5", "model.num_frames should be a whole number, got 21.5"),
+        ("num_frames = true", "model.num_frames should be a whole number, got true"),
+        ("[unet]\nchannel_mult = [1, 'a']", 'model.unet.channel_mult should be a whole number, got "a"'),
         ("[unet]\nattention_levels = [4]", "attention_levels"),
         ("[unet]\nchannel_mult = []", "channel_mult needs one positive value per level"),
         ("variant = 'x'", "variant is"),
         ("latent_factor = [1.0, 2.0]", "latent_factor needs 1 or 4 values"),
         ("sigma_min = 3.0\nsigma_max = 2.0", "need 0 < sigma_min < sigma_max"),
-        ("= 3", "is not TOML"),
+        ("name = 3", "model.name should be a text, got 3"),
+        ("latent_factor = 1.0", "model.latent_factor should be a list, got 1.0"),
+        ("num_frames = 21\n= 3", "is not TOML that can be read, line 2 is at fault"),
+        ("num_frames = " + "9" * 10_000, "is not TOML that can be read"),
+        ("training = " + "[" * 10_000, "is not TOML that can be read"),
     ],
 )
 def test_wrong_description_is_refused_by_its_field(text, says):

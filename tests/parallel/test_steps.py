@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from sv3d_jax.models.layers import Compute
+from sv3d_jax.models.compute import Compute
 from tests.test_imports import ROOT
 
 MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
@@ -66,8 +66,8 @@ def compare_steps(accumulate: str, *meshes: str) -> None:
 
 def compare_attention() -> None:
     """Kernels for frames and heads on several devices, with gradients, against plain products on one."""
-    from sv3d_jax.models.attend import _attend_at_once
-    from sv3d_jax.models.flash import flash_attention
+    from sv3d_jax.models.fast.flash import flash_attention
+    from sv3d_jax.models.layers import plain_attention
 
     q, k, v = jax.random.normal(jax.random.key(0), (3, 4, 130, 2, 16))
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("frames", "heads"))
@@ -79,7 +79,7 @@ def compare_attention() -> None:
     def run(attend, *qkv):
         return jax.jit(jax.value_and_grad(partial(total, attend), (0, 1, 2), has_aux=True))(*qkv)
 
-    (_, expected), gradients = run(lambda *qkv: _attend_at_once(*qkv, Compute()), q, k, v)
+    (_, expected), gradients = run(lambda *qkv: plain_attention(*qkv, Compute()), q, k, v)
     for platform in ("gpu", "tpu"):
         for spec in (PartitionSpec("frames", None, "heads"), PartitionSpec(None, "frames")):
             divided = jax.device_put((q, k, v), NamedSharding(mesh, spec))

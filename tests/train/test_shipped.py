@@ -29,7 +29,7 @@ def test_shipped_files_are_small():
 def test_shipped_networks_are_those_of_the_configuration():
     _, shipped, _ = load_weights("mini")
     ours = read_model("mini")
-    assert (shipped.vae, shipped.tower, shipped.unet) == (ours.vae, ours.tower, ours.unet)
+    assert (shipped.vae, shipped.image_encoder, shipped.unet) == (ours.vae, ours.image_encoder, ours.unet)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ DATA = {"objects": 4, "size": 32, "num_frames": 5}
 
 
 def tiny_config(folder: Path, output: str = "run", **changes) -> TrainConfig:
-    """An image tower run of six steps in folder/output; runs in one folder share its rendered orbits."""
+    """A run of the image encoder, of six steps in folder/output; runs in one folder share its rendered orbits."""
     model = folder / "model.toml"
     if not model.exists():
         model.write_text(CONFIG.to_toml())

@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from sv3d_jax.cli import main
 from sv3d_jax.errors import InputError, OutputError, WeightsError
-from sv3d_jax.models.config import ModelConfig, TowerConfig
+from sv3d_jax.models.config import ImageEncoderConfig, ModelConfig
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.weights import convert as convert_module
 from sv3d_jax.weights.config import ConvertConfig
@@ -261,7 +261,7 @@ def test_memory_does_not_grow_with_the_file(checkpoint, tmp_path):
         command = [sys.executable, "-c", PEAK, str(source), str(output)]
         return int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
-    config = dataclasses.replace(CONFIG, tower=TowerConfig(layers=24))
+    config = dataclasses.replace(CONFIG, image_encoder=ImageEncoderConfig(layers=24))
     tensors = published_tensors(CONFIG, "float16")
     shapes = {parameter.name: parameter.shape for parameter in model_parameters(config)}
     large = write_tensors(

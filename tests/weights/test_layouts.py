@@ -15,7 +15,7 @@ from tests.reference_weights import reference_tensor
 from tests.tiny_model import CONFIG
 from tests.weights.files import raw_file, write_tensors
 
-UNET, TOWER, ENCODER, DECODER = PREFIXES.values()
+UNET, IMAGE_ENCODER, ENCODER, DECODER = PREFIXES.values()
 USED = [parameter.name for parameter in model_parameters(CONFIG)]
 FLOAT8 = [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2]
 LAYER = f"{UNET}middle_block.1.proj_in"
@@ -365,23 +365,25 @@ def test_linear_attention_of_8_bit_floats_is_read(tmp_path, tensors):
     assert_reads(opened(tmp_path, tensors | linear), tensors | exact)
 
 
-def transformers_tower(tensors):
-    """The image tower under the names of the transformers library, as ComfyUI saves it."""
+def transformers_image_encoder(tensors):
+    """The image encoder under the names of the transformers library, as ComfyUI saves it."""
     stored = {}
     names = {
         "class_embedding": "embeddings.class_embedding",
         "conv1.weight": "embeddings.patch_embedding.weight",
         "positional_embedding": "embeddings.position_embedding.weight",
     }
-    for name in [name for name in USED if name.startswith(TOWER)]:
-        tensor, short = tensors[name], name.removeprefix(TOWER)
+    for name in [name for name in USED if name.startswith(IMAGE_ENCODER)]:
+        tensor, short = tensors[name], name.removeprefix(IMAGE_ENCODER)
         if short == "proj":
-            stored[f"{TOWER}visual_projection.weight"] = np.ascontiguousarray(tensor.T)
+            stored[f"{IMAGE_ENCODER}visual_projection.weight"] = np.ascontiguousarray(tensor.T)
         elif "in_proj" in short:
             layer = short.split(".")[2]
             for letter, third in zip("qkv", np.split(tensor, 3), strict=True):
                 kind = short.rpartition("_")[2]
-                stored[f"{TOWER}vision_model.encoder.layers.{layer}.self_attn.{letter}_proj.{kind}"] = third
+                stored[
+                    f"{IMAGE_ENCODER}vision_model.encoder.layers.{layer}.self_attn.{letter}_proj.{kind}"
+                ] = third
         else:
             new = names.get(short, short)
             for old, instead in (
@@ -394,36 +396,36 @@ def transformers_tower(tensors):
                 ("mlp.c_proj", "mlp.fc2"),
             ):
                 new = new.replace(old, instead)
-            stored[f"{TOWER}vision_model.{new}"] = tensor
+            stored[f"{IMAGE_ENCODER}vision_model.{new}"] = tensor
     return stored
 
 
-def test_image_tower_of_the_transformers_library_is_read(tmp_path, tensors):
-    rest = {name: tensors[name] for name in USED if not name.startswith(TOWER)}
+def test_image_encoder_of_the_transformers_library_is_read(tmp_path, tensors):
+    rest = {name: tensors[name] for name in USED if not name.startswith(IMAGE_ENCODER)}
     extra = {
         "edm_vpred.sigma_max": np.float32(700),
         "edm_vpred.sigma_min": np.float32(0.002),
-        f"{TOWER}vision_model.embeddings.position_ids": np.arange(5)[None],
+        f"{IMAGE_ENCODER}vision_model.embeddings.position_ids": np.arange(5)[None],
     }
-    source = opened(tmp_path, rest | transformers_tower(tensors) | extra)
+    source = opened(tmp_path, rest | transformers_image_encoder(tensors) | extra)
     assert_reads(source, tensors)
     assert set(source.left_out) == extra.keys()
 
 
-def test_image_tower_with_a_missing_third_is_not_whole(tmp_path, tensors):
-    rest = {name: tensors[name] for name in USED if not name.startswith(TOWER)}
-    tower = transformers_tower(tensors)
-    del tower[f"{TOWER}vision_model.encoder.layers.0.self_attn.k_proj.weight"]
-    assert "in_proj_weight" in refusal(tmp_path, rest | tower).message
+def test_image_encoder_with_a_missing_third_is_not_whole(tmp_path, tensors):
+    rest = {name: tensors[name] for name in USED if not name.startswith(IMAGE_ENCODER)}
+    encoder = transformers_image_encoder(tensors)
+    del encoder[f"{IMAGE_ENCODER}vision_model.encoder.layers.0.self_attn.k_proj.weight"]
+    assert "in_proj_weight" in refusal(tmp_path, rest | encoder).message
 
 
 @pytest.mark.parametrize("described", [False, True])
 @pytest.mark.parametrize(
     "parts, lacks",
     [
-        ([UNET], ["image tower", "autoencoder's encoder", "autoencoder's decoder"]),
-        ([UNET, TOWER], ["autoencoder's encoder"]),
-        ([UNET, ENCODER], ["image tower"]),
+        ([UNET], ["image encoder", "autoencoder's encoder", "autoencoder's decoder"]),
+        ([UNET, IMAGE_ENCODER], ["autoencoder's encoder"]),
+        ([UNET, ENCODER], ["image encoder"]),
     ],
 )
 def test_absent_parts_are_named(tmp_path, tensors, parts, lacks, described):
@@ -435,7 +437,7 @@ def test_absent_parts_are_named(tmp_path, tensors, parts, lacks, described):
 
 def test_model_whose_widths_cannot_be_known_is_not_whole(tmp_path, tensors):
     some = {name: tensors[name] for name in USED if not name.startswith(f"{UNET}middle_block.")}
-    assert "SV3D model of which tensors are missing" in refusal(tmp_path, some).message
+    assert "not a whole SV3D model: tensors are missing" in refusal(tmp_path, some).message
 
 
 # LoRA
@@ -476,8 +478,8 @@ def test_model_with_layers_that_are_not_merged_is_answered_with_merge(tmp_path, 
 def test_kinds_may_come_together(tmp_path, tensors):
     used = {name: tensors[name] for name in USED}
     stored, expected = scaled(used, "scale_weight", lambda t: np.asarray(SCALES["a number"](t)))
-    rest = {name: tensor for name, tensor in stored.items() if not name.startswith(TOWER)}
-    together = renamed(rest | transformers_tower(tensors), *FIRST_HALF)
+    rest = {name: tensor for name, tensor in stored.items() if not name.startswith(IMAGE_ENCODER)}
+    together = renamed(rest | transformers_image_encoder(tensors), *FIRST_HALF)
     name = "first_stage_model.encoder.mid.attn_1.q.weight"
     together[name] = together[name][:, :, 0, 0]
     source = opened(

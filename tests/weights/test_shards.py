@@ -120,7 +120,7 @@ def test_tensor_in_two_shards_is_named(sharded):
         file = SafetensorsFile(sharded / shard)
         both = {name: file.read(name) for name in file.tensors} | {"a.weight": np.zeros(1, np.float32)}
         write_tensors(sharded / shard, both)
-    refused(sharded, f"'a.weight' stands in {FIRST} and in {SECOND}")
+    refused(sharded, f"'a.weight' is in {FIRST} and in {SECOND}")
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,20 @@ def test_description_of_an_unknown_field_is_refused(tmp_path, tensors):
         open_weights(write_tensors(tmp_path / "x.safetensors", tensors, metadata))
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"name = '\xff'", "model.toml is not text in UTF-8"),
+        (b"name = 3 = 4", "model.toml: the description of the model is not TOML that can be read, line 1"),
+    ],
+)
+def test_model_file_that_cannot_be_read_is_refused_by_its_name(tmp_path, content, says):
+    (tmp_path / "params").mkdir()
+    (tmp_path / "model.toml").write_bytes(content)
+    with pytest.raises(WeightsError, match=says):
+        open_weights(tmp_path)
+
+
 def test_absent_path_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match="no weights at"):
         open_weights(tmp_path / "nothing")

@@ -90,7 +90,7 @@ class PackConfig(CommonConfig):
     validation: tuple[Path, ...] = ()
     """orbits that validate and are not trained on (default: one in ten of the others, at most 16)"""
     weights: str = "mini"
-    """whose autoencoder and image tower encode: mini, a folder, a .safetensors file, a hub id"""
+    """whose autoencoder and image encoder encode: mini, a folder, a .safetensors file, a hub id"""
     size: int | None = None
     """side in pixels that frames are brought to (default: the model's)"""
     backgrounds: tuple[Literal["white", "random"], ...] = ("white",)

@@ -28,7 +28,7 @@ class EncodedOrbits(NamedTuple):
 
 
 class Encoder:
-    """Encodes pictures by a model's autoencoder and image tower, in batches of one size."""
+    """Encodes pictures by a model's autoencoder and image encoder, in batches of one size."""
 
     def __init__(self, params: Params, model: ModelConfig, batch_size: int = ENCODE_BATCH):
         self._batch_size = batch_size
@@ -37,7 +37,7 @@ class Encoder:
         def run(params, images):
             pixels = to_pixels(images)
             mean, _ = encode_moments(params["vae_encoder"], model.vae, pixels)
-            return mean, embed_image(params["image_tower"], model.tower, pixels)
+            return mean, embed_image(params["image_tower"], model.image_encoder, pixels)
 
         self._run = jax.jit(run)
         self._encode = jax.jit(

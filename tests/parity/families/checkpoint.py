@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from sv3d_jax.models.clip_vision import init_tower
+from sv3d_jax.models.clip_vision import init_image_encoder
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import init_vae
 from sv3d_jax.models.video_unet import init_unet
@@ -66,8 +66,8 @@ def compute_weights(case: Case, path: str) -> dict[str, np.ndarray]:
         "config.model_channels": config.unet.model_channels,
         "config.context_dim": config.unet.context_width,
         "config.vae_ch": config.vae.channels,
-        "config.clip.layers": config.tower.layers,
-        "config.clip.width": config.tower.width,
+        "config.clip.layers": config.image_encoder.layers,
+        "config.clip.width": config.image_encoder.width,
     }
     for name, shape in shapes.items():
         tensor = reference_tensor(name, shape, given["base_seed"])
@@ -100,7 +100,7 @@ def checkpoint_shapes(stored: dict[str, list[int]]) -> dict[str, Shape]:
             "positional_embedding": (positions, width),
             "ln_final.weight": (width,),
             "ln_final.bias": (width,),
-            "text_projection": (width, config.tower.output_width),
+            "text_projection": (width, config.image_encoder.output_width),
             "logit_scale": (),
         }
         shapes |= {name: expected[name.removeprefix(_TEXT)] for name in text}
@@ -112,7 +112,7 @@ def _network_shapes(config: ModelConfig) -> Iterator[tuple[str, Shape]]:
     key = jax.random.key(0)
     trees = {
         "unet": jax.eval_shape(lambda: init_unet(config.unet, key)),
-        "image_tower": jax.eval_shape(lambda: init_tower(config.tower, key)),
+        "image_tower": jax.eval_shape(lambda: init_image_encoder(config.image_encoder, key)),
         **jax.eval_shape(lambda: init_vae(config.vae, key)),
     }
     places: dict[tuple[str, ...], Parameter] = {p.path: p for p in model_parameters(config)}

@@ -1,10 +1,10 @@
-"""`clip*`: pictures of any size to the tower's input, its activations and the embedding."""
+"""`clip*`: pictures of any size to the image encoder's input, its activations and the embedding."""
 
 import re
 
 import numpy as np
 
-from sv3d_jax.models.clip_vision import ImageTower, gaussian_kernel, prepare
+from sv3d_jax.models.clip_vision import ImageEncoder, gaussian_kernel, prepare
 from sv3d_jax.models.config import ModelConfig
 from tests.parity.cases import Case, Family, load_safetensors
 from tests.parity.compare import EXACT, Tolerance, absolute
@@ -13,11 +13,11 @@ from tests.parity.families.networks import (
     NETWORK_PATHS,
     Layers,
     channels_first,
+    image_encoder_fields,
     network_tolerance,
     params_of,
     recipe_weights,
     run,
-    tower_fields,
 )
 
 _PICTURE = r"(?P<which>\w*?)image_u8(_\d+x\d+)?"
@@ -25,17 +25,17 @@ _PICTURE = r"(?P<which>\w*?)image_u8(_\d+x\d+)?"
 
 def compute(case: Case, path: str) -> dict[str, np.ndarray]:
     given, tensors = case.description, case.tensors()
-    fields = tower_fields({**given, **given["clip_config"]})
+    fields = image_encoder_fields({**given, **given["clip_config"]})
     config = ModelConfig.from_dict({"tower": fields})
-    tower = ImageTower(config.tower, COMPUTE[path])
+    encoder = ImageEncoder(config.image_encoder, COMPUTE[path])
     params = params_of(config, given["base_seed"], "image_tower")
     wanted = [name for name in tensors if name.startswith("act.")]
 
     def forward(params, pixels):
         layers = Layers()
-        prepared = prepare(pixels, config.tower.image_size)
+        prepared = prepare(pixels, config.image_encoder.image_size)
         with layers.recorded():
-            embedding = tower.apply({"params": params}, prepared)
+            embedding = encoder.apply({"params": params}, prepared)
         return prepared, embedding, {name: layers.named(_layer(name)) for name in wanted}
 
     outputs = recipe_weights(tensors, given["base_seed"])
@@ -50,7 +50,7 @@ def compute(case: Case, path: str) -> dict[str, np.ndarray]:
                     act: _stored(act, value, tensors[act].shape) for act, value in activations.items()
                 }
         elif match := re.fullmatch(r"blur_kernel_(\d+)", name):
-            outputs[name] = gaussian_kernel(int(match[1]) / config.tower.image_size)
+            outputs[name] = gaussian_kernel(int(match[1]) / config.image_encoder.image_size)
     return outputs
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Params
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.models.layers import Compute
 from sv3d_jax.weights.key_map import Parameter, model_parameters, tree_from_leaves
 from tests.parity.compare import Tolerance
 from tests.reference_weights import reference_tensor
@@ -49,7 +49,7 @@ def model_config(config: Mapping[str, Any], vector_width: int, **fields: Any) ->
             "variant": "u" if vector_width == 256 else "p",
             "unet": unet_fields({**config, "adm_in_channels": vector_width}),
             "vae": {"channels": config["vae_ch"]},
-            "tower": tower_fields(clip),
+            "tower": image_encoder_fields(clip),
             **fields,
         }
     )
@@ -75,8 +75,8 @@ def unet_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def tower_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a `TowerConfig` from a description of the published tower."""
+def image_encoder_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of an `ImageEncoderConfig` from a description of the published encoder."""
     names = {
         "layers": "layers",
         "width": "width",

@@ -1,5 +1,8 @@
-"""Attention whose scores never leave the chip (arXiv 2205.14135), by jax's own Pallas kernels: splash attention on
-TPUs, Triton on NVIDIA GPUs. Here for any number of tokens, with gradients, and over several devices.
+"""Attention whose scores never leave the chip (Dao et al., FlashAttention, arXiv 2205.14135), by jax's Pallas kernels:
+splash attention on TPUs, Triton on NVIDIA GPUs.
+
+The kernels take whole blocks of tokens on one device. Here they get any number of tokens, gradients, and arrays that
+are divided over several devices.
 """
 
 import math
@@ -13,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sv3d_jax.arrays import Array, Float
 
 BLOCKS = {"tpu": 512, "gpu": 128}
-"""Tokens that a kernel takes at once. Tokens are padded to a multiple, and what was added is masked."""
+"""Tokens that a kernel takes at once. Sequences are padded to a multiple of it, and the padding is masked."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -26,8 +29,8 @@ def flash_attention(
 ) -> Float[Array, "n s k d"]:
     """softmax(q k^T / sqrt(d)) v per head among the tokens of each of n, softmax in float32.
 
-    platform is "tpu" or "gpu"; with `interpret` its kernel runs on any device, for tests. The first axis and the heads
-    may be divided over devices. The gradient keeps q, k and v, and computes the rest again. Not for use under vmap.
+    platform is "tpu" or "gpu"; with `interpret`, its kernel runs on any device, for tests. The first axis and the heads
+    may be divided over devices. The gradient keeps q, k and v, and computes the rest again. It cannot be vmapped.
     """
     return _call(platform, interpret, False, q, k, v)
 
@@ -44,20 +47,22 @@ flash_attention.defvjp(_forward, _backward)
 
 
 def _call(platform: str, interpret: bool, is_gradient: bool, *arrays: Array):
-    """The kernel, or its gradient, on arrays padded to whole blocks."""
+    """The kernel, or its gradient, on arrays that are padded to whole blocks and cut again."""
     s, block = arrays[0].shape[1], BLOCKS[platform]
     size = -(-s // block) * block
     padded = [jnp.pad(x, ((0, 0), (0, size - s), (0, 0), (0, 0))) for x in arrays]
     tables = jax.tree.leaves(_splash_kernel(size, interpret)) if platform == "tpu" else []
     table_axes = tuple(table.ndim for table in tables)
-    segments = (jnp.arange(size) >= s).astype(jnp.int32)  # a token attends to those of its own segment
+    segments = (jnp.arange(size) >= s).astype(
+        jnp.int32
+    )  # tokens attend to their own segment alone: given 0, padding 1
     out = _divided(platform, interpret, is_gradient, table_axes)(*padded, segments, *tables)
     return jax.tree.map(lambda x: x[:, :s], out)
 
 
 @cache
 def _divided(platform: str, interpret: bool, is_gradient: bool, table_axes: tuple[int, ...]):
-    """A function of arrays, segments and tables, that each device runs on its share of the first axis and the heads."""
+    """A function of arrays, segments and tables that each device runs on its part of the first axis and the heads."""
 
     def attend(segments, tables, *qkv):
         if platform == "tpu":
@@ -103,13 +108,15 @@ def _splash(
     structure = jax.tree.structure(_splash_kernel(q.shape[1], interpret))
     kernel = jax.tree.unflatten(structure, tables)
     ids = splash_attention_kernel.SegmentIds(q=segments, kv=segments)
-    q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)  # the kernel does not scale
+    q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(
+        q.dtype
+    )  # the kernel does not divide scores by sqrt(d)
     of_head = lambda *qkv: kernel(*(x[None] for x in qkv), ids)[0]  # noqa: E731
     return jax.vmap(jax.vmap(of_head, 1, 1))(q, k, v)
 
 
 def _splash_kernel(size: int, interpret: bool):
-    """The kernel for one head, whose tables say which blocks there are: every one."""
+    """The kernel for one head. Its tables list the blocks that are not masked away: here every one."""
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
         splash_attention_mask,

@@ -1,7 +1,8 @@
-"""Convolutions with kernels of three by fewer products (Winograd; Lavin and Gray, arXiv 1509.09308), for CPUs.
+"""Convolutions with three taps by fewer products, for CPUs (Lavin and Gray, arXiv 1509.09308, section 4).
 
-F(m, 3) makes m outputs from m + 2 inputs with as many products, where the plain sum takes 3 m: small fixed matrices
-change both sides before they are multiplied, and change the products back.
+Winograd's algorithm F(m, 3) makes m outputs from m + 2 inputs with m + 2 products, where the plain sum takes 3 m:
+y = A^T ((G g) * (B^T d)) for taps g and inputs d, with small fixed matrices A, B and G. In two dimensions each of them
+is applied along both axes. With channels, each product becomes a matrix product.
 """
 
 from collections.abc import Sequence
@@ -10,17 +11,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float, size_of_parts
+from sv3d_jax.arrays import Array, Float
+from sv3d_jax.models.fast.parts import part_size
 
-# Fewer channels, and changing the sides costs more than the products that are saved.
+# With fewer channels, transforming inputs and products costs more than the saved products.
 MIN_CHANNELS = 64
 MIN_CHANNELS_OVER_TIME = 256
-MIN_PIXELS = 512  # fewer, and changing the kernel does
-MAX_ROWS = 512  # of a product: the input goes part by part, and what a part is changed to stays in a cache
+MIN_PIXELS = 512  # with fewer pixels, transforming the kernel does
+MAX_ROWS = 512  # of one product: the input goes in parts, whose transforms stay in a cache
 
 
 class Transform(NamedTuple):
-    """The matrices of F(m, 3): of the inputs, of the kernel and of the products."""
+    """The matrices of F(m, 3): B^T for the inputs, G for the kernel, A^T for the products."""
 
     inputs: tuple[tuple[float, ...], ...]
     kernel: tuple[tuple[float, ...], ...]
@@ -28,7 +30,7 @@ class Transform(NamedTuple):
 
     @property
     def step(self) -> int:
-        """m."""
+        """m, the outputs of one tile."""
         return len(self.outputs)
 
 
@@ -51,16 +53,22 @@ F3 = Transform(
 
 
 def is_worth_it(kernel: Float[Array, "... c d"], pixels: int) -> bool:
-    """Whether a convolution of so many pixels, in the plane or over time, is faster this way on a CPU."""
+    """Whether a convolution in the plane (kernel 3 3 c d) or over time (3 c d) is faster this way on a CPU.
+
+    pixels: those of all frames.
+    """
     least = MIN_CHANNELS if kernel.ndim == 4 else MIN_CHANNELS_OVER_TIME
     return min(kernel.shape[-2:]) >= least and pixels >= MIN_PIXELS and kernel.dtype == jnp.float32
 
 
 @jax.custom_vjp
 def conv3(x: Float[Array, "b f h w c"], kernel: Float[Array, "3 c d"]) -> Float[Array, "b f h w d"]:
-    """Convolution along the second axis, zero beyond its ends, by F(3, 3); 2e-6 of the largest value off."""
+    """Convolution along the second axis, zero beyond its ends, by F(3, 3).
+
+    Its error is 2e-6 of the largest value.
+    """
     b, f, h, w, c = x.shape
-    size = size_of_parts(h * w, F3.step * MAX_ROWS // (b * f))
+    size = part_size(h * w, F3.step * MAX_ROWS // (b * f))
     if size == h * w:
         return _conv3(x, kernel)
     taps, x = _taps(kernel, F3, 0), x.reshape(b, f, h * w, c)
@@ -91,9 +99,10 @@ conv3.defvjp(
 
 @jax.custom_vjp
 def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "n h w d"]:
-    """Convolution of even sides, zero beyond them, by F(2, 3) along both; 1e-6 of the largest value off.
+    """Convolution of even sides, zero beyond them, by F(2, 3) along both.
 
-    The gradient keeps the inputs, not what they are changed to, which is four times as much.
+    Its error is 1e-6 of the largest value. The gradient keeps the inputs, not their transforms, which are four times
+    as large.
     """
     taps = _taps3x3(kernel)
     y = jax.lax.map(lambda part: _conv3x3_of_taps(part, taps), _split(x))
@@ -101,9 +110,9 @@ def conv3x3(x: Float[Array, "n h w c"], kernel: Float[Array, "3 3 c d"]) -> Floa
 
 
 def _split(x: Float[Array, "n h w c"]) -> Float[Array, "p m h w c"]:
-    """Parts of some frames."""
+    """The frames in equal parts, each with about `MAX_ROWS` tiles."""
     n, h, w, c = x.shape
-    size = size_of_parts(n, max(1, MAX_ROWS // (h * w // F2.step**2)))
+    size = part_size(n, max(1, MAX_ROWS // (h * w // F2.step**2)))
     return x.reshape(n // size, size, h, w, c)
 
 
@@ -134,7 +143,7 @@ conv3x3.defvjp(lambda x, kernel: (conv3x3(x, kernel), (x, kernel)), _conv3x3_bac
 
 
 def _tiles(x: Array, transform: Transform, axis: int) -> list[Array]:
-    """The changed inputs: overlapping tiles along an axis, every place of the tile an array."""
+    """B^T d for the overlapping tiles along an axis: one array for each place in a tile."""
     step = transform.step
     count = -(-x.shape[axis] // step)
     padding = [(0, 0)] * x.ndim
@@ -146,7 +155,7 @@ def _tiles(x: Array, transform: Transform, axis: int) -> list[Array]:
 
 
 def _taps(kernel: Array, transform: Transform, axis: int) -> list[Array]:
-    """The changed kernel along an axis."""
+    """G g along an axis of the kernel: one array for each place in a tile."""
     return _combine(transform.kernel, [jax.lax.index_in_dim(kernel, i, axis, False) for i in range(3)])
 
 
@@ -155,7 +164,7 @@ def _taps3x3(kernel: Float[Array, "3 3 c d"]) -> list[Array]:
 
 
 def _combine(matrix: Sequence[Sequence[float]], parts: Sequence[Array]) -> list[Array]:
-    """The matrix times a vector of arrays."""
+    """The matrix times a vector whose entries are arrays."""
 
     def row_times(row):
         terms = [

@@ -1,5 +1,5 @@
-"""Linear layers in 8 bits: inputs and kernels are rounded, each row of the one and column of the other on a scale of
-its own, and their product is accumulated exactly (int8) or in float32 (fp8).
+"""Linear layers in 8 bits: inputs and kernels are rounded, and their product is accumulated exactly (int8) or in
+float32 (fp8). Each row of the inputs and each column of the kernel has a scale of its own.
 """
 
 from functools import partial
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float
 
 FORMATS = {"int8": (jnp.int8, 127.0), "fp8": (jnp.float8_e4m3fn, 448.0)}
-"""Types, and their largest values."""
+"""By format: the type, and its largest value."""
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def matmul_8_bit(
     x: Float[Array, "... c"], kernel: Float[Array, "c d"], kind: str, platform: str
 ) -> Float[Array, "... d"]:
-    """x @ kernel of both rounded to `kind`, in the dtype of x.
+    """x @ kernel with both rounded to `kind`, in the dtype of x.
 
-    A CPU multiplies the rounded values in float32, which has the error of 8 bits and not their speed. For sampling:
-    there is no gradient.
+    A CPU multiplies the rounded values in float32: with the error of 8 bits, without their speed. It is for sampling
+    and has no gradient: NotImplementedError.
     """
     rows, row_scales = _rounded(x, -1, kind)
     columns, column_scales = _rounded(kernel, 0, kind)
@@ -37,7 +37,7 @@ def _no_gradient(kind, platform, primals, tangents):
 
 
 def _rounded(x: Array, axis: int, kind: str) -> tuple[Array, Array]:
-    """Values in 8 bits, and the scale of each slice along the axis, which its largest value decides."""
+    """Values in 8 bits, and the scale of each slice along the axis: its largest value over that of the type."""
     dtype, largest = FORMATS[kind]
     x = x.astype(jnp.float32)
     scales = jnp.abs(x).max(axis, keepdims=True) / largest

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sv3d_jax.models.layers import Compute, Dense
-from sv3d_jax.models.quantize import FORMATS, matmul_8_bit
+from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.fast.quantize import FORMATS, matmul_8_bit
+from sv3d_jax.models.layers import Dense
 
 
 @pytest.mark.parametrize(("kind", "error"), [("int8", 0.012), ("fp8", 0.04)])

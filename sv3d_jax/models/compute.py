@@ -1,0 +1,44 @@
+"""How a network computes: the precision, and what the program is compiled for."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Precision and form of a network. Activations are in `dtype`; norms and softmax are float32 whatever it is.
+
+    `reference` asks for the plain form of every layer, to which the fast forms are compared (`models/fast/choose.py`
+    decides between them; both share parameters and agree up to rounding). With `remat`, the gradient keeps the inputs
+    of the UNet's blocks and computes their inside again. With `fold`, kernels are joined and scaled before they are
+    used, which leaves fewer products: for callers that run this part once for many steps, see `hoist.py`.
+    """
+
+    dtype: Any = jnp.float32
+    reference: bool = False
+    remat: bool = False
+    fold: bool = False
+    quantize: str | None = None  # 8-bit format of the linear layers that allow it: int8 or fp8
+    platform: str | None = None  # cpu, gpu or tpu, where it is not the device in use
+
+    @property
+    def target(self) -> str:
+        """Platform that is compiled for."""
+        return self.platform or jax.default_backend()
+
+    @property
+    def on_one_cpu(self) -> bool:
+        """Whether one CPU runs the whole program.
+
+        Only there may a layer work through its input in parts that fit a cache: an array that is divided over
+        several devices would have to be gathered for each part.
+        """
+        return self.target == "cpu" and jax.device_count() == 1
+
+    @property
+    def precision(self) -> str | None:
+        """Precision of products, as jax takes it: that of the device, the highest one in the plain form."""
+        return "highest" if self.reference else None
