@@ -28,8 +28,9 @@ from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.metrics.geometry import color_error, compare_meshes
 from sv3d_jax.metrics.images import psnr
 from sv3d_jax.recon.config import ReconstructConfig
-from sv3d_jax.recon.export import Light, render_mesh, write_mesh
+from sv3d_jax.recon.export import render_mesh, write_mesh
 from sv3d_jax.recon.reconstruct import ReconstructResult, reconstruct
+from sv3d_jax.recon.representations import Light
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.render.orbit import render_orbit
 

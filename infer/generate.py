@@ -179,9 +179,10 @@ def _mesh(
 ) -> tuple[list[Path], dict[str, Any]]:
     """The mesh of the orbit in a folder, from its files, so that a resumed run gives the same one."""
     from sv3d_jax.io.orbits import read_orbit
-    from sv3d_jax.recon.reconstruct import STAGES, reconstruct_into
+    from sv3d_jax.recon.methods import find_method
+    from sv3d_jax.recon.reconstruct import reconstruct_into
 
-    progress.stages = STAGES
+    progress.stages = find_method(config.method).progress_stages
     progress.stage("load")
     orbit = read_orbit(folder.directory)
     return reconstruct_into(folder.directory, orbit, config, progress, folder.scratch, sds=sds)

@@ -1,6 +1,5 @@
 """Colours of a surface as a texture."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -13,17 +12,15 @@ from sv3d_jax.arrays import Float, Int
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.decimate import decimate
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.recon.representations import ColorsAt
 from sv3d_jax.recon.uv import check_texture_size, smooth_normals, unwrap
 from sv3d_jax.render.rasterize import rasterize
-
-# Colours (n 3) of points (n 3) of a surface with these unit normals (n 3).
-ColorsAt = Callable[[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 3"]]
 
 CHUNK = 2**16
 
 
 def textured(mesh: Mesh, colors_at: ColorsAt, texture_size: int = 2048, max_faces: int = 50_000) -> Mesh:
-    """The mesh with at most `max_faces` faces and with a texture that `colors_at` paints."""
+    """The mesh with at most `max_faces` faces and with a texture of the colours that `colors_at` gives."""
     check_texture_size(texture_size)
     unwrapped, _ = unwrap(decimate(mesh, max_faces), texture_size)
     texture = bake_texture(unwrapped, colors_at, texture_size)
@@ -33,11 +30,12 @@ def textured(mesh: Mesh, colors_at: ColorsAt, texture_size: int = 2048, max_face
 def bake_texture(
     mesh: Mesh, colors_at: ColorsAt, size: int, gutter: int = 4
 ) -> Float[np.ndarray, "size size 3"]:
-    """What `colors_at` says of the point of the surface that lies at each texel's centre, clipped to [0, 1].
+    """The texture of a mesh with uv: at each texel the colour of the surface point at its centre, clipped to [0, 1].
 
-    Up to `gutter` texels beyond the charts have the colour of the nearest texel inside, so that bilinear samples
-    near a chart's border mix no other colour in; the rest has the mean colour. `colors_at` is always called with
-    the same number of points and may be a compiled function. Raises InputError if there is no uv or no such size.
+    Up to `gutter` texels beyond the charts have the colour of the nearest texel inside, so that bilinear samples near
+    a chart's border mix in no other colour; the rest has the mean colour. `colors_at` is always called with the same
+    number of points and may be a compiled function. Raises InputError where there is no uv, or for a size that no
+    texture can have.
     """
     check_texture_size(size)
     if mesh.uv is None:
@@ -82,8 +80,7 @@ def _rasterize(screen, faces, size):
 
 
 def _evaluate(colors_at: ColorsAt, surface, corners, weights) -> np.ndarray:
-    """Colours of points on faces, by one call with as many points as every call has; `surface` is v 6: the
-    vertices and their normals."""
+    """Colours of points on faces, `CHUNK` of them in each call; `surface` has vertices and their normals (v 6)."""
     rows = np.minimum(np.arange(CHUNK), len(corners) - 1)
     seen = np.einsum("nk,nkc->nc", weights, surface[corners])[rows].astype(np.float32)
     points, normals = seen[:, :3], seen[:, 3:]

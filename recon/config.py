@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from sv3d_jax.config import HIDDEN, POSITIONAL, CommonConfig, check_range, load_config, short
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.families import Variant
-
-Stage = Literal["coarse", "fine", "bake", "all"]
-PRESETS = Path(__file__).parent.parent / "configs" / "recon"
+from sv3d_jax.recon.methods import find_method
+from sv3d_jax.recon.stages import Method
+from sv3d_jax.recon.sv3d import SV3D
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,20 +35,20 @@ class NerfConfig:
     learning_rate: float = 0.01  # falls to a tenth along a cosine
     photometric_weight: float = 10.0
     mask_weight: float = 5.0
-    distortion_weight: float = 0.2  # reached along a straight line from 0
+    distortion_weight: float = 0.2  # at the last step; rises linearly from 0
     nearness_weight: float = 0.006
     opaque_weight: float = 0.0
-    orientation_weight: float = 0.0  # more than 0 asks for the density of six more points at each sample
+    orientation_weight: float = 0.0  # above 0 it costs the density at six more points per sample
 
     occupancy_resolution: int = 64
     refresh_cells: int = 2**15
-    hull_tolerance: float = 0.05  # share of the views that may see background where there is object
+    hull_tolerance: float = 0.05  # share of the views that may show background at a point of the object
 
     surface_resolution: int = 128
-    # Densities at which a surface may be taken; the one whose silhouettes fit the masks best is.
+    # Candidates for the density of the surface; the one whose silhouettes fit the masks best is taken.
     surface_levels: tuple[float, ...] = (1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 35.0, 50.0)
     surface_blur: float = 0.7  # standard deviation in cells
-    min_component: float = 0.01  # share of the faces below which a loose part is dropped
+    min_component: float = 0.01  # share of the faces below which a loose part is removed
 
     def __post_init__(self):
         for name, low, high in (
@@ -70,9 +70,9 @@ class NerfConfig:
 class LossWeights:
     """Weights of the fine stage's losses; the paper publishes none.
 
-    `perceptual` weighs LPIPS where its weights are given, else structural similarity and absolute errors at several
-    scales; `illumination`, `chromaticity` and `evenness` tell the light from the albedo; `normal` counts where normals
-    are estimated; `sdf_sign` falls to a twentieth over the first quarter of the steps.
+    `perceptual` is for LPIPS where its weights are given, else for structural similarity and absolute errors at several
+    scales. `illumination`, `chromaticity` and `evenness` separate light and albedo. `normal` needs estimated normals.
+    `sdf_sign` falls to a twentieth over the first quarter of the steps.
     """
 
     photometric: float = 10.0
@@ -92,12 +92,12 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class SDSConfig:
-    """Masked score distillation (SV3D, section 4), where an orbit model is given."""
+    """Masked score distillation (SV3D, section 4.2), where an orbit model is given."""
 
     weight: float = 1e-3
-    share: float = 0.2  # of the fine stage's steps, the last ones, in whole calls of the fit
-    num_orbits: int = 16  # random ones, each step takes one of them
-    masked: bool = True  # False: what the orbit shows is changed as well, the paper's "naive SDS"
+    share: float = 0.2  # of the fine stage's steps: the last ones, rounded up to whole calls of the fit
+    num_orbits: int = 16  # drawn at the start; each step takes one of them
+    masked: bool = True  # False: the paper's "naive SDS", which also changes what the orbit shows
 
     def __post_init__(self):
         check_range("share", self.share, 0, 1)
@@ -112,7 +112,7 @@ class MeshConfig:
     cells: int = 64  # cubes along the box, each of six tetrahedra
     views_per_step: int = 2
     learning_rate: float = 0.01  # falls to a tenth along a cosine
-    num_lobes: int = 24  # of the light; 0: none, colours are exported as the views show them
+    num_lobes: int = 24  # of the light; 0: no model of light, colours are exported as the views show them
     weights: LossWeights = LossWeights()
     sds: SDSConfig = SDSConfig()
 
@@ -151,8 +151,10 @@ class Recipe:
 class ReconstructConfig:
     """How to turn an orbit into a mesh."""
 
-    preset: Literal["preview", "fast", "quality"] = "fast"
-    """preview: a first look in under a minute; fast: minutes on a CPU; quality: for accelerators"""
+    method: str = SV3D.name
+    """the way from views to a mesh; sv3d: a NeRF, then tetrahedra with texture and light, as in the paper"""
+    preset: str = "fast"
+    """of sv3d: preview, a first look in under a minute; fast, minutes on a CPU; quality, for accelerators"""
     steps: int | None = None
     """steps of the coarse fit (default: the preset's)"""
     fine_steps: int | None = None
@@ -178,16 +180,21 @@ class ReconstructConfig:
         if self.lpips is not None:
             self.require_fine_stage("--lpips")
 
-    def require_fine_stage(self, user: str) -> None:
-        """Raise an InputError where there is no fine stage, which `user` is about."""
-        if not self.resolve().mesh.num_steps:
+    def require_fine_stage(self, user: str, method: Method | None = None) -> None:
+        """Raise an InputError where there is no fine stage, which the option `user` needs."""
+        method = method or find_method(self.method)
+        if not any(stage.name == "fine" for stage in method.stages_until("all", self.resolve(method))):
             raise InputError(
                 f"{user}: there is no fine stage in --preset {self.preset}",
                 hint="--preset fast",
             )
 
-    def resolve(self) -> Recipe:
-        """The preset with what was set on top of it."""
+    def resolve(self, method: Method | None = None) -> Recipe:
+        """The preset with what was set on top of it, of another method than `self.method` if one is given.
+
+        Raises InputError for an unknown method, preset or field.
+        """
+        method = method or find_method(self.method)
         flags = {
             "nerf": {"num_steps": self.steps},
             "mesh": {"num_steps": self.fine_steps},
@@ -196,7 +203,7 @@ class ReconstructConfig:
         changes = {"nerf": dict(self.nerf), "mesh": dict(self.mesh), "bake": {}}
         for table, values in flags.items():
             changes[table] |= {name: value for name, value in values.items() if value is not None}
-        return load_config(Recipe, PRESETS / f"{self.preset}.toml", changes)
+        return load_config(Recipe, method.preset_file(self.preset), changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +215,7 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     nerfstudio, instant-ngp or Blender, or a COLMAP model"""
     output: Annotated[Path, short("-o")]
     """folder of the results"""
-    stage: Stage = "all"
+    stage: str = "all"
     """stop after coarse or fine (a PLY and a picture), or bake (the mesh files); a later stage goes on from there"""
     sds: bool = False
     """let an orbit model complete what the orbit does not show (masked score distillation, in the fine stage)"""
@@ -225,17 +232,24 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     def __post_init__(self):
         super().__post_init__()
         check_range("picture_every", self.picture_every, 0, 1_000_000)
+        find_method(self.method).check_stop(self.stage)
         if self.stage == "fine":
             self.require_fine_stage("--stage fine")
         if self.sds:
             self.require_fine_stage("--sds")
 
     def settings(self) -> dict[str, Any]:
-        """With the preset's values, so that a changed preset counts as other settings; less what changes no mesh."""
+        """What decides the result: the values of the preset too, so that a changed preset counts as other settings."""
         from sv3d_jax.config import to_plain
 
         settings = super().settings() | to_plain(self.resolve())
-        del settings["stage"], settings["picture_every"], settings["up"]  # the cameras' digest has it
+        del (
+            settings["stage"],
+            settings["picture_every"],
+            settings["up"],
+        )  # the digest of the cameras covers it
+        if self.method == SV3D.name:  # so that folders from before there were methods can be continued
+            del settings["method"]
         if not self.sds:
             del settings["weights"], settings["variant"]
         return settings

@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Float, UInt8
+from sv3d_jax.arrays import UInt8
 from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
@@ -19,21 +18,15 @@ from sv3d_jax.io.meshes import write_glb, write_obj, write_ply, write_usdz
 from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.io.surfaces import Up
 from sv3d_jax.io.video import available_format, contact_sheet, write_video
+from sv3d_jax.recon.representations import Light
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.render.appearance import appearance_of, seen_colors
 from sv3d_jax.render.interpolate import seen_shading_normals
 from sv3d_jax.render.lighting import SoftLight
 from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
 
-
-class Light(Protocol):
-    """Anything that shades: `SoftLight`, or the light that a reconstruction found."""
-
-    def shade(self, normals: Float[Array, "*n 3"]) -> Float[Array, "*n"]: ...
-
-
 # What a picture shows of points of a surface: from the number of the view, colours and unit normals (h w 3) to colours.
-Look = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+Shading = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 FORMATS = (".glb", ".obj", ".ply", ".usdz")
 SPOTLIGHT = SoftLight(np.array([0.8, 0.0, 0.6], np.float32), 0.3)
@@ -142,7 +135,7 @@ def show_normals(view: int, colors: np.ndarray, normals: np.ndarray) -> np.ndarr
     return 0.5 + 0.5 * normals
 
 
-def relit(light: Light, num_views: int) -> Look:
+def relit(light: Light, num_views: int) -> Shading:
     """Colours under a light that goes round the vertical once in so many views, clockwise seen from above."""
 
     def look(view, colors, normals):
@@ -155,7 +148,7 @@ def relit(light: Light, num_views: int) -> Look:
 
 
 def turntable(
-    mesh: Mesh, frames: OrbitFrames, looks: Sequence[Look] = (show_colors,)
+    mesh: Mesh, frames: OrbitFrames, looks: Sequence[Shading] = (show_colors,)
 ) -> UInt8[np.ndarray, "looks f h w 3"]:
     """The mesh turning once around the vertical through its middle, from the input view on, in each of the looks."""
     side = max(MIN_VIDEO_SIDE, *frames.images.shape[1:3])
@@ -203,7 +196,7 @@ def render_looks(
     center_px: np.ndarray,
     height: int,
     width: int,
-    looks: Sequence[Look],
+    looks: Sequence[Shading],
 ) -> UInt8[np.ndarray, "looks f h w 3"]:
     """Pictures of a closed mesh over white in each of the looks, several points to a pixel."""
     surface = {"vertices": mesh.vertices.astype(np.float32), "faces": mesh.faces}

@@ -1,9 +1,10 @@
-"""The optimisation loop of every stage: compiled calls of some steps each, a log, saves, resumption, cancelling."""
+"""The optimisation loop: compiled calls of several steps each, a log, saving, resuming, cancelling."""
 
 import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,68 +15,76 @@ import numpy as np
 
 from sv3d_jax.arrays import PRNGKeyArray
 
-State = Any  # pytrees, known to the stage alone
-Data = Any
+FitState = Any  # a pytree that the stage defines
+Data = Any  # a pytree, likewise
 Losses = dict[str, jax.Array]
-Step = Callable[[State, Data, PRNGKeyArray], tuple[State, Losses]]
+Step = Callable[[FitState, Data, PRNGKeyArray], tuple[FitState, Losses]]
 
 STEPS_PER_CALL = 16
 SAVE_EVERY_S = 20.0
 
 
 class FitInfo(NamedTuple):
-    """What a callback is told; it may raise `Cancelled`, which ends the fit at once."""
+    """What a callback is told after each call; it may raise `Cancelled`, which ends the fit at once."""
 
     step: int  # steps done
     total: int
-    losses: dict[str, float]  # mean over the steps since the last call
+    losses: dict[str, float]  # mean over the steps of the call
 
 
-class Look(NamedTuple):
-    """Who is shown the state of a fit now and then."""
+class Preview(NamedTuple):
+    """A function that is given the state of a fit every so many steps, and after the last one."""
 
-    every: int  # steps, rounded up to whole calls; the last ones count too
-    at: Callable[[int, State], None]  # is given the steps done and the state
+    every: int  # steps, rounded up to whole calls
+    show: Callable[[int, Any], None]  # takes the number of steps done, and the state
+
+    def of(self, convert: Callable[[FitState], Any]) -> "Preview":
+        """The preview of a fit whose state `convert` turns into what this one shows."""
+        return Preview(self.every, lambda step, state: self.show(step, convert(state)))
+
+    def is_due(self, info: FitInfo, steps: int) -> bool:
+        """Whether a multiple of `every` lies in the last `steps` steps, or the fit has ended."""
+        return info.step % self.every < steps or info.step == info.total
+
+
+@dataclass(frozen=True)
+class FitHooks:
+    """What `fit` calls besides the step; all are optional."""
+
+    callback: Callable[[FitInfo], None] | None = None
+    """is given the losses after each call"""
+    preview: Preview | None = None
+    """is given the state now and then"""
+    before_call: Callable[[FitState, PRNGKeyArray], FitState] | None = None
+    """changes the state at the start of each call, as a part of the compiled program; a stage's own, as the next two"""
+    choose_step: Callable[[FitState], Step] | None = None
+    """gives the step of the next call, where it depends on the state, such as on sizes of arrays; equal steps must be
+    the same object, or each is compiled"""
+    retry: Callable[[FitState, FitState], FitState | None] | None = None
+    """takes the states before and after a call; returns the state to repeat the call from, or None to go on"""
+
+
+NO_HOOKS = FitHooks()
 
 
 def fit(
     step: Step,
-    state: State,
+    state: FitState,
     data: Data,
     num_steps: int,
     key: PRNGKeyArray,
-    callback: Callable[[FitInfo], None] | None = None,
+    hooks: FitHooks = NO_HOOKS,
     steps_per_call: int = STEPS_PER_CALL,
-    begin: Callable[[State, PRNGKeyArray], State] | None = None,
-    choose: Callable[[State], Step] | None = None,
-    retry: Callable[[State, State], State | None] | None = None,
     save: Path | None = None,
-    look: Look | None = None,
-) -> tuple[State, list[FitInfo]]:
+) -> tuple[FitState, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
-    `begin` opens each call: work that is due now and then, such as a refresh of the occupancy grid. `choose` takes
-    the place of `step` where static shapes follow the state: it is asked before each call. `retry` is given the states
-    before and after a call; it returns None, or what to make the call again from, with more room. `data` is handed to
-    each step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
+    `data` is handed to each step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
 
-    With `save`, the state goes into that file every now and then, and a fit that finds it goes on from there to the
-    same result; the file is removed in the end. It belongs to one fit: same settings, same data.
+    With `save`, the state is written to that file every `SAVE_EVERY_S` seconds, and a fit that finds the file goes on
+    from there to the same result. The file is removed at the end. It belongs to one fit: same settings, same data.
     """
-
-    @cache
-    def compiled(step):
-        @partial(jax.jit, donate_argnums=() if retry else 0)
-        def call(state, data, key):
-            begin_key, step_key = jax.random.split(key)
-            if begin is not None:
-                state = begin(state, begin_key)
-            keys = jax.random.split(step_key, steps_per_call)
-            state, losses = jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
-            return state, jax.tree.map(jnp.mean, losses)
-
-        return call
-
+    compiled = cache(partial(_compiled, hooks=hooks, steps_per_call=steps_per_call))
     num_calls = -(-num_steps // steps_per_call)
     log: list[FitInfo] = []
     if save is not None and save.exists():
@@ -83,31 +92,51 @@ def fit(
     saved_at = time.monotonic()
     keys = jax.random.split(key, num_calls)
     for number in range(len(log), num_calls):
-        while True:
-            call = compiled(step if choose is None else choose(state))
-            after, losses = call(state, data, keys[number])
-            again = None if retry is None else retry(state, after)
-            if again is None:
-                break
-            state = again
-        state = after
-        losses = {name: float(value) for name, value in losses.items()}
+        state, losses = _call(compiled, step, state, data, keys[number], hooks)
         log.append(FitInfo((number + 1) * steps_per_call, num_calls * steps_per_call, losses))
         if save is not None and time.monotonic() - saved_at > SAVE_EVERY_S:
             _write(save, state, log)
             saved_at = time.monotonic()
-        if look is not None and _is_due(look.every, log[-1], steps_per_call):
-            look.at(log[-1].step, state)
-        if callback is not None:
-            callback(log[-1])
+        if hooks.preview is not None and hooks.preview.is_due(log[-1], steps_per_call):
+            hooks.preview.show(log[-1].step, state)
+        if hooks.callback is not None:
+            hooks.callback(log[-1])
     if save is not None:
         save.unlink(missing_ok=True)
     return state, log
 
 
-def _is_due(every: int, info: FitInfo, steps: int) -> bool:
-    """Whether a multiple of `every` lies in the last so many steps, or they are the last of all."""
-    return info.step % every < steps or info.step == info.total
+def _compiled(step: Step, hooks: FitHooks, steps_per_call: int) -> Callable[..., Any]:
+    """One call: `before_call`, then a scan over the steps; returns the state and the mean losses."""
+
+    @partial(jax.jit, donate_argnums=() if hooks.retry else 0)
+    def call(state, data, key):
+        before_key, step_key = jax.random.split(key)
+        if hooks.before_call is not None:
+            state = hooks.before_call(state, before_key)
+        keys = jax.random.split(step_key, steps_per_call)
+        state, losses = jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
+        return state, jax.tree.map(jnp.mean, losses)
+
+    return call
+
+
+def _call(
+    compiled: Callable[[Step], Callable[..., Any]],
+    step: Step,
+    state: FitState,
+    data: Data,
+    key: PRNGKeyArray,
+    hooks: FitHooks,
+) -> tuple[FitState, dict[str, float]]:
+    """The state and the losses after one call, repeated until `retry` has no objection."""
+    while True:
+        call = compiled(step if hooks.choose_step is None else hooks.choose_step(state))
+        after, losses = call(state, data, key)
+        again = None if hooks.retry is None else hooks.retry(state, after)
+        if again is None:
+            return after, {name: float(value) for name, value in losses.items()}
+        state = again
 
 
 def save_arrays(path: Path, tree: Any) -> None:
@@ -125,11 +154,21 @@ def load_arrays(path: Path, like: Any) -> Any:
         return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in saved.files])
 
 
-def _write(path: Path, state: State, log: list[FitInfo]) -> None:
-    save_arrays(path, (state, json.dumps(log)))
+def log_to_json(log: list[FitInfo]) -> str:
+    """A log as text, to be saved beside arrays."""
+    return json.dumps(log)
 
 
-def _read(path: Path, state: State) -> tuple[State, list[FitInfo]]:
-    """The saved state in the structure of a fresh one, and the log."""
+def log_from_json(text: Any) -> list[FitInfo]:
+    """The log that `log_to_json` wrote, from text or from an array that holds it."""
+    return [FitInfo(*entry) for entry in json.loads(str(text))]
+
+
+def _write(path: Path, state: FitState, log: list[FitInfo]) -> None:
+    save_arrays(path, (state, log_to_json(log)))
+
+
+def _read(path: Path, state: FitState) -> tuple[FitState, list[FitInfo]]:
+    """The saved state, in the structure of a fresh one, and the log."""
     state, log = load_arrays(path, (state, ""))
-    return jax.tree.map(jnp.asarray, state), [FitInfo(*entry) for entry in json.loads(str(log))]
+    return jax.tree.map(jnp.asarray, state), log_from_json(log)

@@ -1,7 +1,7 @@
-"""What score distillation asks the orbit model: views of random orbits around the object in the input picture.
+"""An orbit model as a prior for score distillation: it judges views of random orbits around the object.
 
-A guide is built once for a reconstruction. Its numbers, the model's parameters among them, are an argument of the
-compiled steps.
+A guide is built once for a reconstruction. Its arrays, the model's parameters among them, are an argument of the
+compiled steps rather than constants in them.
 """
 
 from collections.abc import Callable
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
     from sv3d_jax.pipeline import Pipeline
 
 
-class Guidance(NamedTuple):
-    """A guide's numbers."""
+class GuideArrays(NamedTuple):
+    """The arrays of a guide."""
 
     params: Params  # of the model
     cameras: Cameras  # `o f ...`: random orbits that end at the input view
-    condition: Conditioning  # of one orbit, but for its vectors, which are those of all: `o f v`
-    sigmas: Float[Array, "levels"]  # of the model's sampler, falling
+    condition: Conditioning  # the same for all orbits, but for its vectors, which are `o f v`
+    sigmas: Float[Array, "levels"]  # noise levels of the model's sampler, decreasing
 
 
 @dataclass(frozen=True, eq=False)
 class Guide:
-    """A model that says how views of a random orbit should change."""
+    """An orbit model whose score says how views of a random orbit should change."""
 
-    guidance: Guidance
+    arrays: GuideArrays
     size: int  # side of its frames
     encode: Callable[[Params, Array], Array]
     """(parameters, pixels `1 h w 3` in [-1, 1]) -> model latents `1 h8 w8 c`."""
@@ -51,11 +51,12 @@ class Guide:
 
     @property
     def num_frames(self) -> int:
-        return self.guidance.cameras.focal_px.shape[1]
+        """Frames of a random orbit."""
+        return self.arrays.cameras.focal_px.shape[1]
 
     def gradient(
         self,
-        guidance: Guidance,
+        arrays: GuideArrays,
         orbit: Int[Array, ""],
         images: Float[Array, "f h w 3"],
         mask: Float[Array, "f h w"],
@@ -63,12 +64,12 @@ class Guide:
         num_steps: int,
         key: PRNGKeyArray,
     ) -> Float[Array, "f h w 3"]:
-        """Cotangent of the pictures of one of the orbits, at a noise level that suits the step."""
+        """The score distillation gradient of the pictures of one orbit, at a random noise level of the step's range."""
         level_key, noise_key = jax.random.split(key)
-        sigma = guidance.sigmas[sds_sigma_index(guidance.sigmas, step, num_steps, level_key)]
-        condition = guidance.condition._replace(vector=guidance.condition.vector[orbit][None])
-        encode = partial(self.encode, guidance.params)
-        denoise = partial(self.denoise, guidance.params, condition)
+        sigma = arrays.sigmas[sds_sigma_index(arrays.sigmas, step, num_steps, level_key)]
+        condition = arrays.condition._replace(vector=arrays.condition.vector[orbit][None])
+        encode = partial(self.encode, arrays.params)
+        denoise = partial(self.denoise, arrays.params, condition)
         return sds_gradient(images, mask, encode, denoise, sigma, noise_key)
 
 
@@ -82,7 +83,10 @@ class InputView(NamedTuple):
 
 
 def make_guide(pipeline: "Pipeline", views: Views, input_frame: int, num_orbits: int, seed: int) -> Guide:
-    """A guide that knows the picture of one view and has that many random orbits in store."""
+    """A guide conditioned on the picture of one view, with `num_orbits` random orbits that end there.
+
+    Raises WeightsError for a model without cameras, CameraError where the input view is not one that it knows.
+    """
     config, view = pipeline.config, input_view(views, input_frame)
     check_model(config)
     rng = np.random.default_rng(seed)
@@ -102,7 +106,7 @@ def make_guide(pipeline: "Pipeline", views: Views, input_frame: int, num_orbits:
 
     scale = triangular_scale(config.num_frames, config.cfg_min, config.cfg_max)
     return Guide(
-        guidance=Guidance(
+        arrays=GuideArrays(
             {part: pipeline.params[part] for part in ("unet", "vae_encoder")},
             cameras,
             condition,

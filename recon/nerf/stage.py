@@ -1,6 +1,6 @@
 """Coarse stage: fit a hash-grid NeRF to the views of an orbit."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sv3d_jax.arrays import Array, Float, Int, Params
+from sv3d_jax.arrays import Array, Float, Int, Params, PRNGKeyArray, Scalar
 from sv3d_jax.recon.config import NerfConfig
-from sv3d_jax.recon.fit import FitInfo, Look, fit
+from sv3d_jax.recon.fit import NO_HOOKS, FitHooks, FitInfo, fit
 from sv3d_jax.recon.losses import (
     distortion_loss,
     mask_loss,
@@ -23,7 +23,7 @@ from sv3d_jax.recon.losses import (
 )
 from sv3d_jax.recon.nerf.field import density, density_and_albedo, density_normals, init_field
 from sv3d_jax.recon.nerf.occupancy import Occupancy, Samples, march, refresh, start_occupancy
-from sv3d_jax.recon.views import Views
+from sv3d_jax.recon.views import Cameras, Views
 from sv3d_jax.render.volume import Composite, composite
 
 
@@ -41,11 +41,13 @@ def fit_field(
     views: Views,
     hull: np.ndarray,
     seed: int,
-    callback: Callable[[FitInfo], None] | None = None,
+    hooks: FitHooks = NO_HOOKS,
     save: Path | None = None,
-    look: Look | None = None,
 ) -> tuple[FieldState, list[FitInfo]]:
-    """The field that explains the views, inside the hull."""
+    """Fit a field to the views (SV3D, section 4.1), inside the visual hull; returns the last state and the log.
+
+    A preview among the `hooks` is shown `FieldState`s. `save` is where an unfinished fit is kept.
+    """
     init_key, fit_key = jax.random.split(jax.random.key(seed))
     optimizer = optax.adam(
         optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
@@ -55,45 +57,21 @@ def fit_field(
     views = jax.tree.map(jnp.asarray, views)
     pixels, num_pixels = _pixels_of_interest(config, state.occupancy, views)
 
-    def loss(params, occupancy, step, data, key):
-        views, pixels, num_pixels = data
-        pixel_key, march_key = jax.random.split(key)
-        pixel = pixels[jax.random.randint(pixel_key, (config.rays_per_step,), 0, num_pixels)]
-        origins, directions = pixel_rays(views, pixel)
-        samples = march(config, occupancy, origins, directions, march_key)
-        seen = render_samples(config, params, samples)
-        # Fog first, for what is opaque too early hides what is behind it; a hard surface in the end.
-        ramp = jnp.minimum(step / config.num_steps, 1.0)
-        parts = {
-            "photometric": photometric_loss(seen.color, views.images.reshape(-1, 3)[pixel]),
-            "mask": mask_loss(
-                seen.opacity, views.masks.reshape(-1)[pixel], views.mask_weights.reshape(-1)[pixel]
-            ),
-            "distortion": ramp * distortion_loss(seen.weights, samples.depths, samples.lengths),
-            "nearness": nearness_loss(seen.weights, samples.depths),
-        }
-        if config.opaque_weight:
-            parts["opaque"] = opaque_loss(seen.opacity)
-        if config.orientation_weight:
-            normals = density_normals(config, params, samples.points.reshape(-1, 3))
-            parts["orientation"] = orientation_loss(
-                seen.weights, normals.reshape(samples.points.shape), directions
-            )
-        total = sum(getattr(config, f"{name}_weight") * value for name, value in parts.items())
-        return total, parts | {"loss": total}
-
     def step(state, data, key):
-        gradients, losses = jax.grad(loss, has_aux=True)(state.params, state.occupancy, state.step, data, key)
+        gradients, losses = jax.grad(partial(_loss, config), has_aux=True)(
+            state.params, state.occupancy, state.step, data, key
+        )
         updates, moments = optimizer.update(gradients, state.optimizer)
         params = optax.apply_updates(state.params, updates)
         return FieldState(params, moments, state.occupancy, state.step + 1), losses
 
-    def begin(state, key):
+    def refresh_occupancy(state, key):
         field_density = partial(density, config, state.params)
         return state._replace(occupancy=refresh(state.occupancy, field_density, config.refresh_cells, key))
 
     data = views, pixels, num_pixels
-    return fit(step, state, data, config.num_steps, fit_key, callback, begin=begin, save=save, look=look)
+    hooks = replace(hooks, before_call=refresh_occupancy)
+    return fit(step, state, data, config.num_steps, fit_key, hooks, save=save)
 
 
 def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Composite:
@@ -107,16 +85,59 @@ def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Comp
 
 def pixel_rays(views: Views, pixel: Int[Array, "n"]) -> tuple[Float[Array, "n 3"], Float[Array, "n 3"]]:
     """Origins and unit directions of the rays through flat pixel numbers (frame, row, column)."""
-    height, width = views.masks.shape[1:]
+    return camera_rays(views.cameras, views.masks.shape[1:], pixel)
+
+
+def camera_rays(
+    cameras: Cameras, size: tuple[int, int], pixel: Int[Array, "n"]
+) -> tuple[Float[Array, "n 3"], Float[Array, "n 3"]]:
+    """The same for cameras whose pictures have a size (h, w)."""
+    height, width = size
     frame, place = pixel // (height * width), pixel % (height * width)
     row, column = place // width, place % width
-    focal, center, pose = views.focal_px[frame], views.center_px[frame], views.camera_to_box[frame]
+    focal, center, pose = cameras.focal_px[frame], cameras.center_px[frame], cameras.camera_to_box[frame]
     x = (column + 0.5 - center[:, 0]) / focal[:, 0]
     y = (center[:, 1] - row - 0.5) / focal[:, 1]
     directions = jnp.einsum(
         "nij,nj->ni", pose[:, :3, :3], jnp.stack([x, y, -jnp.ones_like(x)], -1), precision="highest"
     )
     return pose[:, :3, 3], directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+
+
+def _loss(
+    config: NerfConfig,
+    params: Params,
+    occupancy: Occupancy,
+    step: Int[Array, ""],
+    data: tuple[Views, Int[Array, "p"], Int[Array, ""]],
+    key: PRNGKeyArray,
+) -> tuple[Scalar, dict[str, Array]]:
+    """The weighted sum of the losses on random rays, and each of them by name."""
+    views, pixels, num_pixels = data
+    pixel_key, march_key = jax.random.split(key)
+    pixel = pixels[jax.random.randint(pixel_key, (config.rays_per_step,), 0, num_pixels)]
+    origins, directions = pixel_rays(views, pixel)
+    samples = march(config, occupancy, origins, directions, march_key)
+    seen = render_samples(config, params, samples)
+    # The distortion loss comes in slowly: density that is concentrated too early hides what is behind it.
+    ramp = jnp.minimum(step / config.num_steps, 1.0)
+    parts = {
+        "photometric": photometric_loss(seen.color, views.images.reshape(-1, 3)[pixel]),
+        "mask": mask_loss(
+            seen.opacity, views.masks.reshape(-1)[pixel], views.mask_weights.reshape(-1)[pixel]
+        ),
+        "distortion": ramp * distortion_loss(seen.weights, samples.depths, samples.lengths),
+        "nearness": nearness_loss(seen.weights, samples.depths),
+    }
+    if config.opaque_weight:
+        parts["opaque"] = opaque_loss(seen.opacity)
+    if config.orientation_weight:
+        normals = density_normals(config, params, samples.points.reshape(-1, 3))
+        parts["orientation"] = orientation_loss(
+            seen.weights, normals.reshape(samples.points.shape), directions
+        )
+    total = sum(getattr(config, f"{name}_weight") * value for name, value in parts.items())
+    return total, parts | {"loss": total}
 
 
 def _pixels_of_interest(config, occupancy, views):

@@ -15,7 +15,7 @@ from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.nerf.field import density, density_and_albedo
 from sv3d_jax.recon.nerf.occupancy import box_crossing
-from sv3d_jax.recon.nerf.stage import FieldState, pixel_rays
+from sv3d_jax.recon.nerf.stage import pixel_rays
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 from sv3d_jax.render.volume import composite
 
@@ -25,10 +25,10 @@ UNSEEN = 0.02  # transmittance to a camera below which a point counts as hidden 
 MAX_MASK_SIDE = 64  # the level is chosen on masks of about this size
 
 
-def field_mesh(config: NerfConfig, state: FieldState, hull: np.ndarray, views: Views) -> tuple[Mesh, dict]:
+def field_mesh(config: NerfConfig, params: Params, hull: np.ndarray, views: Views) -> tuple[Mesh, dict]:
     """The field's surface in box coordinates, without colours, and how it was found."""
     cell = 2 * BOX_HALF_SIZE / config.surface_resolution
-    field = _density_grid(config, state, hull)
+    field = _density_grid(config, params, hull)
     thresholds = _cell_opacity(config, np.array(config.surface_levels))
     overlaps = _mask_overlaps(_opacity(config, field), thresholds, views)
     best = int(np.argmax(overlaps))
@@ -50,14 +50,14 @@ def _cell_opacity(config: NerfConfig, density: np.ndarray) -> np.ndarray:
     return -np.expm1(-density * (2 * BOX_HALF_SIZE / config.surface_resolution))
 
 
-def _density_grid(config: NerfConfig, state: FieldState, hull: np.ndarray) -> np.ndarray:
+def _density_grid(config: NerfConfig, params: Params, hull: np.ndarray) -> np.ndarray:
     """Density at cell centres (x y z), 0 outside the hull."""
     resolution = config.surface_resolution
     index = (2 * np.arange(resolution) + 1) * len(hull) // (2 * resolution)
     in_hull = hull[np.ix_(index, index, index)]
     grid = np.zeros(in_hull.shape, np.float32)
     points = ((np.argwhere(in_hull) + 0.5) / resolution * 2 - 1) * BOX_HALF_SIZE
-    grid[in_hull] = _in_chunks(lambda params, x: density(config, params, x), state, points)
+    grid[in_hull] = _in_chunks(lambda params, x: density(config, params, x), params, points)
     return grid
 
 
@@ -87,12 +87,12 @@ def seen_colors(config: NerfConfig, params: Params) -> Callable[[Array, Array], 
     return colors_at
 
 
-def _in_chunks(function, state: FieldState, rows: np.ndarray, size: int = CHUNK) -> np.ndarray:
+def _in_chunks(function, params: Params, rows: np.ndarray, size: int = CHUNK) -> np.ndarray:
     """`function` of the field's parameters and many rows, by one compiled program whatever their number."""
     padded = np.zeros((-(-len(rows) // size) * size, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
     compiled = jax.jit(function)
-    parts = [np.asarray(compiled(state.params, part)) for part in np.split(padded, len(padded) // size)]
+    parts = [np.asarray(compiled(params, part)) for part in np.split(padded, len(padded) // size)]
     return np.concatenate(parts)[: len(rows)]
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from sv3d_jax.errors import Cancelled
 from sv3d_jax.recon import fit as fit_module
-from sv3d_jax.recon.fit import Look, fit, load_arrays, save_arrays
+from sv3d_jax.recon.fit import FitHooks, Preview, fit, load_arrays, save_arrays
 
 
 def towards(state, target, key):
@@ -26,7 +26,7 @@ def test_losses_of_a_call_are_averaged():
     assert log[0].losses["loss"] == pytest.approx((0.81 + 0.6561) / 2)
 
 
-def test_begin_opens_every_call():
+def test_every_call_starts_with_its_hook():
     state, _ = fit(
         lambda state, data, key: (state, {}),
         jnp.zeros(()),
@@ -34,7 +34,7 @@ def test_begin_opens_every_call():
         12,
         jax.random.key(0),
         steps_per_call=4,
-        begin=lambda state, key: state + 1,
+        hooks=FitHooks(before_call=lambda state, key: state + 1),
     )
     assert float(state) == 3.0
 
@@ -48,7 +48,15 @@ def test_a_callback_ends_the_fit():
             raise Cancelled
 
     with pytest.raises(Cancelled):
-        fit(towards, jnp.ones(()), jnp.zeros(()), 100, jax.random.key(0), cancel, steps_per_call=5)
+        fit(
+            towards,
+            jnp.ones(()),
+            jnp.zeros(()),
+            100,
+            jax.random.key(0),
+            FitHooks(callback=cancel),
+            steps_per_call=5,
+        )
     assert calls == [5, 10]
 
 
@@ -72,10 +80,9 @@ def test_a_fit_that_was_cut_short_goes_on_to_the_same_result(tmp_path, monkeypat
 
     save = tmp_path / "fit.npz"
     with pytest.raises(Cancelled):
-        fit(noisy, start(), None, 12, jax.random.key(5), cut, steps_per_call=2, save=save)
-    resumed, resumed_log = fit(
-        noisy, start(), None, 12, jax.random.key(5), lambda info: calls.append(info.step), 2, save=save
-    )
+        fit(noisy, start(), None, 12, jax.random.key(5), FitHooks(callback=cut), 2, save)
+    hooks = FitHooks(callback=lambda info: calls.append(info.step))
+    resumed, resumed_log = fit(noisy, start(), None, 12, jax.random.key(5), hooks, 2, save)
     assert calls == [2, 4, 6, 8, 10, 12]
     assert resumed["x"].tolist() == whole["x"].tolist() and resumed_log == log
     assert not save.exists()
@@ -84,20 +91,15 @@ def test_a_fit_that_was_cut_short_goes_on_to_the_same_result(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("every", "seen"), [(1, [4, 8, 12, 16]), (6, [8, 12, 16]), (8, [8, 16]), (100, [16])]
 )
-def test_a_look_is_due_once_its_steps_are_done_and_in_the_end(every, seen):
-    looks = []
-    look = Look(every, lambda step, state: looks.append((step, float(state))))
-    fit(
-        lambda state, data, key: (state + 1, {}),
-        jnp.zeros(()),
-        None,
-        16,
-        jax.random.key(0),
-        None,
-        4,
-        look=look,
-    )
-    assert looks == [(step, step) for step in seen]
+def test_a_preview_is_due_once_its_steps_are_done_and_in_the_end(every, seen):
+    shown = []
+    preview = Preview(every, lambda step, state: shown.append((step, state))).of(float)
+
+    def step(state, data, key):
+        return state + 1, {}
+
+    fit(step, jnp.zeros(()), None, 16, jax.random.key(0), FitHooks(preview=preview), 4)
+    assert shown == [(step, step) for step in seen]
 
 
 def test_the_step_may_follow_the_state():
@@ -112,63 +114,9 @@ def test_the_step_may_follow_the_state():
         4,
         jax.random.key(0),
         steps_per_call=1,
-        choose=lambda state: steps[2 if state < 4 else 3],
+        hooks=FitHooks(choose_step=lambda state: steps[2 if state < 4 else 3]),
     )
     assert float(state) == 36.0
-
-
-def crowding(size):
-    """A step with noise that needs room of 4."""
-
-    def step(state, data, key):
-        x = state["x"] + jax.random.normal(key)
-        return {"x": x, "room": state["room"], "crowded": jnp.asarray(size < 4)}, {"x": x}
-
-    return step
-
-
-def fit_in(room, retried, **options):
-    """Fit with room to begin with, doubled where a call needs more; sizes that were too small go into `retried`."""
-
-    def retry(before, after):
-        if not after["crowded"]:
-            return None
-        retried.append(int(before["room"]))
-        return {**before, "room": 2 * before["room"]}
-
-    steps = {size: crowding(size) for size in (1, 2, 4)}
-    state = {"x": jnp.zeros(()), "room": jnp.asarray(room), "crowded": jnp.asarray(False)}
-    return fit(
-        steps[room],
-        state,
-        None,
-        12,
-        jax.random.key(3),
-        steps_per_call=4,
-        choose=lambda state: steps[int(state["room"])],
-        retry=retry,
-        **options,
-    )
-
-
-def test_a_call_that_is_made_again_loses_no_step():
-    retried = []
-    (state, log), (expected, expected_log) = fit_in(1, retried), fit_in(4, [])
-    assert retried == [1, 2] and float(state["x"]) == float(expected["x"]) and log == expected_log
-
-
-def test_what_was_learnt_about_room_is_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
-
-    def cut(info):
-        raise Cancelled
-
-    with pytest.raises(Cancelled):
-        fit_in(1, [], callback=cut, save=tmp_path / "fit.npz")
-    retried = []
-    resumed, log = fit_in(1, retried, save=tmp_path / "fit.npz")
-    whole, whole_log = fit_in(1, [])
-    assert not retried and float(resumed["x"]) == float(whole["x"]) and log == whole_log
 
 
 def test_saved_arrays_come_back_in_their_structure(tmp_path):

@@ -55,16 +55,14 @@ def test_the_input_view_is_read_off_its_pose(views):
 
 
 def test_every_orbit_ends_at_the_input_view(guide, views):
-    last = np.asarray(guide.guidance.cameras.camera_to_box[:, -1])
+    last = np.asarray(guide.arrays.cameras.camera_to_box[:, -1])
     np.testing.assert_allclose(last, np.tile(views.camera_to_box[1], (ORBITS, 1, 1)), atol=1e-3)
 
 
 def test_orbits_turn_from_there_as_the_model_is_told(guide, pipeline):
     """Seen from the box's centre; the model is told azimuths relative to the input view."""
     rng = np.random.default_rng(SEED)
-    for poses, vector in zip(
-        guide.guidance.cameras.camera_to_box, guide.guidance.condition.vector, strict=True
-    ):
+    for poses, vector in zip(guide.arrays.cameras.camera_to_box, guide.arrays.condition.vector, strict=True):
         path = random_orbit(rng, input_elevation_deg=10.0, num_frames=CONFIG.num_frames)
         x, y, z = np.asarray(poses, np.float64)[:, :3, 3].T
         seen = CameraPath(np.rad2deg(np.arctan2(y, x)), np.rad2deg(np.arctan2(z, np.hypot(x, y))))
@@ -77,21 +75,21 @@ def test_the_model_is_given_the_picture_of_the_input_view(guide, pipeline, views
     pixels = np.rint(255 * views.images[1]) / 255 * 2 - 1
     _, noise, _ = pipeline.noise([SEED], CONFIG.num_frames, SIZE)
     expected = pipeline.condition(pixels[None].astype(np.float32), noise, sine_orbit(CONFIG.num_frames))
-    np.testing.assert_allclose(guide.guidance.condition.concat, expected.concat, atol=1e-5)
-    np.testing.assert_allclose(guide.guidance.condition.context, expected.context, atol=1e-5)
+    np.testing.assert_allclose(guide.arrays.condition.concat, expected.concat, atol=1e-5)
+    np.testing.assert_allclose(guide.arrays.condition.context, expected.context, atol=1e-5)
 
 
 def test_a_picture_of_another_size_is_resized(pipeline):
     views, _ = prepare_views(ball_orbit(size=3 * SIZE // 2, num_frames=4))
     guide = make_guide(pipeline, views, 3, 1, SEED)
-    np.testing.assert_allclose(guide.guidance.cameras.focal_px, views.focal_px[0, 0] * 2 / 3, rtol=1e-5)
-    assert guide.guidance.condition.concat.shape[2] * CONFIG.vae.downsampling == SIZE
+    np.testing.assert_allclose(guide.arrays.cameras.focal_px, views.focal_px[0, 0] * 2 / 3, rtol=1e-5)
+    assert guide.arrays.condition.concat.shape[2] * CONFIG.vae.downsampling == SIZE
 
 
 def test_latents_are_those_that_the_decoder_takes(guide, pipeline, views):
     """The mean of the encoder, times the latent factor, which decoding divides by."""
     pixels = 2 * views.images[:1] - 1
-    latents = guide.encode(guide.guidance.params, pixels)
+    latents = guide.encode(guide.arrays.params, pixels)
     _, noise, _ = pipeline.noise([SEED], 1, SIZE)
     unscaled = pipeline.condition(pixels, 0 * noise, sine_orbit(2)).concat[:, 0]
     np.testing.assert_allclose(latents, unscaled * np.array(CONFIG.latent_factor), atol=1e-5)

@@ -23,16 +23,19 @@ def test_sides_that_are_no_multiple_lose_their_last_pixels():
     assert view.images.shape == (1, 11, 11, 3)
 
 
-def test_pictures_of_an_earlier_fit_go_unless_this_one_goes_on(tmp_path):
+def test_pictures_of_an_earlier_fit_go_unless_this_one_resumes_it(tmp_path):
     views = prepare_views(ball_orbit(16, num_frames=2))[0]
     pictures = Pictures(tmp_path, every=8)
 
-    def names(goes_on):
-        look = pictures.look("coarse", lambda view, state: view.images[0], views, 0, goes_on)
-        look.at(16, None)
+    class White:
+        def render(self, cameras, size):
+            return np.ones((1, *size, 3))
+
+    def names(resumes):
+        pictures.preview("coarse", views, 0, resumes).show(16, White())
         return sorted(file.name for file in tmp_path.iterdir())
 
     for name in ("coarse_000008.png", "fine_000008.png"):
         (tmp_path / name).touch()
-    assert names(goes_on=True) == ["coarse_000008.png", "coarse_000016.png", "fine_000008.png"]
-    assert names(goes_on=False) == ["coarse_000016.png", "fine_000008.png"]
+    assert names(resumes=True) == ["coarse_000008.png", "coarse_000016.png", "fine_000008.png"]
+    assert names(resumes=False) == ["coarse_000016.png", "fine_000008.png"]

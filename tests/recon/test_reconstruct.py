@@ -181,11 +181,16 @@ def test_a_run_may_end_with_the_fine_surface_in_the_colours_of_its_vertices(fine
     assert not seams  # so small a mesh is not simplified
 
 
+def copy_coarse(scratch, folder):
+    for name in ("coarse.npz", "surface.npz"):
+        shutil.copy(scratch / name, folder)
+
+
 def test_a_fine_surface_that_vanishes_says_its_range(unfinished, tmp_path, monkeypatch):
-    shutil.copy(unfinished / "coarse.npz", tmp_path)
+    copy_coarse(unfinished, tmp_path)
     nothing = Surface(np.zeros((8, 3)), np.zeros((8, 3), int), np.zeros((8, 2), int), 0, 0, False)
     left = nothing, {"sdf": np.array([0.5, 0.1, 2.0])}, []
-    monkeypatch.setattr("sv3d_jax.recon.reconstruct.fit_surface", lambda *_, **__: left)
+    monkeypatch.setattr("sv3d_jax.recon.dmtet.stage.fit_surface", lambda *_, **__: left)
     with pytest.raises(SV3DError, match="the surface is empty: .* between 0.1 and 2") as caught:
         reconstruct(ball_orbit(), FINE, scratch=tmp_path)
     assert caught.value.exit_code == 1
@@ -193,17 +198,17 @@ def test_a_fine_surface_that_vanishes_says_its_range(unfinished, tmp_path, monke
 
 def from_kept(scratch, folder, monkeypatch, **options):
     """A run that goes on from the coarse stage with a fine stage of no effect; what it was handed, and the result."""
-    shutil.copy(scratch / "coarse.npz", folder)
+    copy_coarse(scratch, folder)
     handed = []
 
-    def fit_surface(config, nerf, coarse, field, views, seed, vgg, **others):
+    def fit_surface(config, color, coarse, field, views, seed, vgg, **others):
         handed.append((views, vgg))
         faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
         surface = Surface(np.eye(4, 3), faces, faces, 4, 4, False)
         params = {"field": field, "light": None}
         return surface, params, [FitInfo(16, 16, {"perceptual": 0.0})]
 
-    monkeypatch.setattr("sv3d_jax.recon.reconstruct.fit_surface", fit_surface)
+    monkeypatch.setattr("sv3d_jax.recon.dmtet.stage.fit_surface", fit_surface)
     config = options.pop("config", FINE)
     unlit = replace(config, mesh=config.mesh | {"num_lobes": 0})
     return handed, reconstruct(ball_orbit(), unlit, scratch=folder, **options)
@@ -296,13 +301,13 @@ def test_the_verb_goes_on_from_the_stage_it_was_to_end_with_and_leaves_a_whole_r
     assert os.listdir(verb.output / "progress") == ["coarse_000032.png"]
     assert len(read_mesh(coarse["mesh"]).faces) == coarse["faces"]
 
-    monkeypatch.setattr("sv3d_jax.recon.reconstruct._coarse", never)
+    monkeypatch.setattr("sv3d_jax.recon.nerf.stage.fit_field", never)
     mesh = run_reconstruct(replace(verb, stage="bake"), NullProgress())["mesh"]
     names = {"mesh.glb", "mesh.obj", "mesh.mtl", "mesh.png", "mesh.ply"}
     assert set(modified(verb.output)) == {"coarse.ply", "coarse.png", "progress"} | names
     before = Path(mesh).read_bytes()
 
-    monkeypatch.setattr("sv3d_jax.recon.reconstruct.textured", never)
+    monkeypatch.setattr("sv3d_jax.recon.bake.textured", never)
     result = run_reconstruct(verb, NullProgress())
     assert Path(result["mesh"]).read_bytes() == before
     written = modified(verb.output)

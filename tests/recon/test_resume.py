@@ -55,10 +55,10 @@ sys.exit(cli.main(sys.argv[2:]))
 DEATHS = {
     "load": "sv3d_jax.recon.reconstruct.check_cameras",
     "coarse": "sv3d_jax.recon.fit._write coarse_fit.npz step=32",
-    "surface": "sv3d_jax.recon.reconstruct.field_mesh",
+    "surface": "sv3d_jax.recon.nerf.representation.field_mesh",
     "fine": "sv3d_jax.recon.fit._write fine_fit.npz step=32",
     "a half-written file": "os.replace fine.npz",
-    "bake": "sv3d_jax.recon.reconstruct.bake_texture",
+    "bake": "sv3d_jax.recon.bake.bake_texture",
     "write": "os.replace mesh_lit.glb",
 }
 
@@ -81,7 +81,7 @@ def test_killed_in_every_stage_a_run_ends_with_the_mesh_of_an_unbroken_one(tmp_p
     for stage, death in DEATHS.items():
         killed = run("broken", death)
         assert killed.returncode == -signal.SIGKILL, f"{stage}: {killed.stderr}"
-    resumed = run("broken", "sv3d_jax.recon.reconstruct.textured")  # baked before the death in write
+    resumed = run("broken", "sv3d_jax.recon.bake.textured")  # baked before the death in write
     assert resumed.returncode == 0, resumed.stderr
 
     for name in ("mesh.glb", "mesh_lit.glb", "mesh.obj", "mesh.png"):

@@ -16,11 +16,13 @@ from sv3d_jax.diffusion.schedule import karras_sigmas
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.metrics.geometry import is_closed
 from sv3d_jax.recon import fit as fit_module
+from sv3d_jax.recon.capacity import grow_on_overflow
 from sv3d_jax.recon.config import LossWeights, MeshConfig, NerfConfig, SDSConfig
 from sv3d_jax.recon.dmtet import stage
 from sv3d_jax.recon.dmtet.surface import Capacity, extract
-from sv3d_jax.recon.guide import Guidance, Guide, make_guide
-from sv3d_jax.recon.nerf.field import init_field
+from sv3d_jax.recon.fit import FitHooks
+from sv3d_jax.recon.guide import Guide, GuideArrays, make_guide
+from sv3d_jax.recon.nerf.field import albedo, init_field
 from sv3d_jax.recon.sds import visibility_mask
 from sv3d_jax.recon.views import Cameras, Views, prepare_views
 from sv3d_jax.render.antialias import mesh_edges
@@ -30,6 +32,7 @@ from tests.recon.scenes import ball_orbit
 from tests.tiny_model import tiny_pipeline
 
 NERF = NerfConfig(num_levels=2, table_size=2**10, finest_resolution=32)
+COLOR = partial(albedo, NERF)
 CONFIG = MeshConfig(num_steps=48, cells=12, num_lobes=0)
 RADIUS = 0.4
 
@@ -49,7 +52,7 @@ def coarse(views):
 def fit(config, views, coarse, **options):
     """Surface, parameters and log."""
     field = init_field(NERF, jax.random.key(0))
-    return stage.fit_surface(config, NERF, coarse, field, views[0], seed=0, **options)
+    return stage.fit_surface(config, COLOR, coarse, field, views[0], seed=0, **options)
 
 
 def test_the_surface_shrinks_to_the_silhouettes_and_is_closed(views, coarse):
@@ -95,18 +98,49 @@ def test_losses_that_are_asked_for_take_part_in_the_fit(views, coarse, monkeypat
     given = views[0]._replace(normals=np.zeros_like(views[0].images))
     field, vgg = init_field(NERF, jax.random.key(0)), {"far": np.float32(3.0)}
     config = replace(CONFIG, num_steps=16, weights=LossWeights(laplacian=0.1))
-    _, _, log = stage.fit_surface(config, NERF, coarse, field, given, 0, vgg=vgg)
+    _, _, log = stage.fit_surface(config, COLOR, coarse, field, given, 0, vgg=vgg)
     assert log[-1].losses["normal"] == pytest.approx(1.0)  # of normals that are 0
     assert log[-1].losses["perceptual"] == 3.0
     assert log[-1].losses["laplacian"] > 0
 
 
-def test_steps_without_room_for_the_pixels_are_made_again(views, coarse, monkeypatch):
+def test_steps_that_overflow_are_repeated(views, coarse, monkeypatch):
     monkeypatch.setattr(stage, "_object_pixels", lambda views, count: 512)  # two views of the ball have more
     config = replace(CONFIG, num_steps=16)
     _, params, log = fit(config, views, coarse)
     moved = np.abs(params["sdf"] - stage.start_lattice(config, coarse).sdf).max()
     assert moved > 0.01 and len(log) == 1
+
+
+@pytest.mark.parametrize("killed_at", [16, 32])
+def test_killed_after_it_grew_a_fit_goes_on_to_the_same_result(
+    views, coarse, tmp_path, monkeypatch, killed_at
+):
+    """Vertices, faces and pixels all overflow in the first call."""
+    monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(stage, "shared_size", lambda count: 256)
+    monkeypatch.setattr(stage, "_object_pixels", lambda views, count: 256)
+    grown = []
+
+    def grow(before, after):
+        if (again := grow_on_overflow(before, after)) is not None:
+            grown.append(again.capacity.static())
+        return again
+
+    monkeypatch.setattr(stage, "grow_on_overflow", grow)
+    save, kept = tmp_path / "fit.npz", tmp_path / "kept.npz"
+
+    def keep(info):
+        if info.step == killed_at:
+            shutil.copy(save, kept)
+
+    _, whole, log = fit(CONFIG, views, coarse, hooks=FitHooks(callback=keep), save=save)
+    assert all(size > 256 for size in grown[-1][:3])
+    grown.clear()
+    _, resumed, resumed_log = fit(CONFIG, views, coarse, save=kept)
+    assert not grown and resumed_log == log
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 # Light and albedo
@@ -192,7 +226,7 @@ def pixel_guide(views, size):
     orbit = Cameras(*(jnp.asarray(leaf[None]) for leaf in views.cameras))
     condition = Conditioning(jnp.zeros((1, 1, 1)), jnp.zeros((1, 4, 4, 4, 1)), jnp.zeros((1, 4, 1)))
     return Guide(
-        Guidance({"matrix": jnp.asarray(MATRIX)}, orbit, condition, jnp.asarray(karras_sigmas(10))),
+        GuideArrays({"matrix": jnp.asarray(MATRIX)}, orbit, condition, jnp.asarray(karras_sigmas(10))),
         size,
         encode=lambda params, pixels: pixels @ params["matrix"],
         denoise=lambda params, condition, noisy, sigma: jnp.full_like(noisy, DENOISED),
@@ -210,17 +244,18 @@ def distilled(views, coarse):
         "light": None,
     }
     _, capacity = extract(lattice.grid, 2.0 * lattice.grid.vertices, lattice.sdf, Capacity(2**10, 2**11))
-    room = stage.Room(capacity.vertices, capacity.faces, 2**11, 2**11)
     guide = pixel_guide(views, 32)
 
-    def render(params, cameras, size, room_for):
-        surface = stage.marching_tets(lattice.grid, *stage._displaced(CONFIG, lattice, params), room.mesh)
+    def render(params, cameras, size, max_pixels):
+        surface = stage.marching_tets(lattice.grid, *stage._displaced(CONFIG, lattice, params), capacity)
         edges = mesh_edges(surface.faces)
-        return stage.render_surface(NERF, params, surface, edges, cameras, size, room_for)
+        return stage.render_surface(
+            COLOR, params, surface.vertices, surface.faces, edges, cameras, size, max_pixels
+        )
 
     @jax.jit
     def both(params, reference):
-        data = stage.Data(lattice, views._replace(camera_to_box=reference), None, guide.guidance)
+        data = stage.Data(lattice, views._replace(camera_to_box=reference), None, guide.arrays)
 
         def loss(params):
             drawn = partial(render, params)
@@ -267,7 +302,7 @@ def test_naive_distillation_changes_what_the_orbit_shows_as_well(views, masked):
             image, flat, flat, 0 * normals, normals, normals, flat, covered, jnp.zeros((), bool)
         )
         config = replace(CONFIG, sds=SDSConfig(masked=masked))
-        data, key = stage.Data(None, views[0], None, guide.guidance), jax.random.key(1)
+        data, key = stage.Data(None, views[0], None, guide.arrays), jax.random.key(1)
         return stage.distillation(config, guide, lambda *_: seen, 0, 40, data, key)[0]
 
     guide = pixel_guide(views[0], 8)
@@ -308,7 +343,7 @@ def test_a_model_changes_what_no_view_shows(around, coarse):
 
 @pytest.mark.slow
 def test_a_guided_fit_that_was_cut_short_goes_on_to_the_same_result(around, coarse, tmp_path, monkeypatch):
-    """The pixels of the random orbit have too little room at first."""
+    """The capacity for the pixels of the random orbit is too small at first."""
     monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(stage, "_orbit_pixels", lambda views, guide: 2**11)
     views, guide = around
@@ -319,7 +354,7 @@ def test_a_guided_fit_that_was_cut_short_goes_on_to_the_same_result(around, coar
         if info.step == 16:
             shutil.copy(save, half_way)
 
-    _, whole, log = fit(config, views, coarse, guide=guide, save=save, callback=keep)
+    _, whole, log = fit(config, views, coarse, guide=guide, hooks=FitHooks(callback=keep), save=save)
     _, resumed, resumed_log = fit(config, views, coarse, guide=guide, save=half_way)
     assert resumed_log == log
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):

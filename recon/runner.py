@@ -1,0 +1,102 @@
+"""Runs the stages of a method one after the other: keeping, resuming, timing, progress."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sv3d_jax.errors import SV3DError
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.recon.context import Context
+from sv3d_jax.recon.representations import ColorsAt, Representation, lit
+from sv3d_jax.recon.stages import Stage, State
+from sv3d_jax.recon.uv import smooth_normals
+
+
+def run_stages(context: Context, stages: Sequence[Stage]) -> State:
+    """The state after the last stage, whose mesh has colours if there is anything to tell them.
+
+    With `context.scratch` what a stage packs is kept there, and a run that finds it goes on from it. What the next
+    stage is given is always read back from the file, so that a resumed run computes with the same numbers.
+    """
+    state = State()
+    for stage in stages:
+        state = _run_stage(context, stage, state)
+    if state.mesh is None:
+        raise SV3DError(f"stage {stages[-1].name} left no mesh")
+    if state.representation is not None and state.mesh.texture is None and state.mesh.vertex_colors is None:
+        context.progress.stage("bake")
+        state = _with_vertex_colors(state, state.mesh, state.representation)
+        context.clock.mark("bake")
+    return state
+
+
+def _run_stage(context: Context, stage: Stage, state: State) -> State:
+    file = None if context.scratch is None or stage.pack is None else context.scratch / f"{stage.name}.npz"
+    kept = None if file is None else load_tree(file)
+    if kept is not None:
+        return stage.unpack(context, state, kept)
+    if not stage.is_fit:
+        context.progress.stage(stage.name)
+    after = stage.run(context, state)
+    context.clock.mark(stage.name)
+    if file is None:
+        return after
+    save_tree(file, stage.pack(after))
+    return stage.unpack(context, state, load_tree(file))
+
+
+def _with_vertex_colors(state: State, mesh: Mesh, shape: Representation) -> State:
+    """The state with the colours of the representation at the vertices of its mesh, and also in light if it has one."""
+    places = mesh.vertices.astype(np.float32), smooth_normals(mesh).astype(np.float32)
+
+    def colored(colors_at: ColorsAt) -> Mesh:
+        return replace(mesh, vertex_colors=np.clip(np.asarray(colors_at(*places)), 0.0, 1.0))
+
+    in_light = None if shape.light is None else colored(lit(shape.colors_at, shape.light))
+    return replace(state, mesh=colored(shape.colors_at), lit=in_light)
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write nested dicts, lists and tuples of arrays, numbers, texts and None as one .npz file, whole or not at all."""
+    arrays: list[np.ndarray] = []
+
+    def described(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {"dict": {name: described(value) for name, value in node.items()}}
+        if isinstance(node, (list, tuple)):
+            return {"list" if isinstance(node, list) else "tuple": [described(value) for value in node]}
+        if node is None or isinstance(node, (bool, int, float, str)):
+            return {"value": node}
+        arrays.append(np.asarray(node))
+        return {"array": len(arrays) - 1}
+
+    structure = json.dumps(described(tree))
+    buffer = io.BytesIO()
+    np.savez(buffer, *arrays, structure=structure)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_tree(path: Path) -> Any:
+    """What `save_tree` wrote; NamedTuples come back as plain tuples. None without such a file."""
+    if not path.exists():
+        return None
+    with np.load(path) as saved:
+        if "structure" not in saved.files:  # of a version that kept other things
+            return None
+        arrays = {name: saved[name] for name in saved.files}
+
+    def built(node: dict[str, Any]) -> Any:
+        ((kind, content),) = node.items()
+        if kind == "dict":
+            return {name: built(value) for name, value in content.items()}
+        if kind in ("list", "tuple"):
+            return {"list": list, "tuple": tuple}[kind](built(value) for value in content)
+        return content if kind == "value" else arrays[f"arr_{content}"]
+
+    return built(json.loads(str(arrays["structure"])))
