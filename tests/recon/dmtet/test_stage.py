@@ -118,8 +118,8 @@ def test_killed_after_it_grew_a_fit_goes_on_to_the_same_result(
 ):
     """Vertices, faces and pixels all overflow in the first call."""
     monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(stage, "shared_size", lambda count: 256)
-    monkeypatch.setattr(stage, "_object_pixels", lambda views, count: 256)
+    monkeypatch.setattr(stage, "shared_size", lambda count: 1024)
+    monkeypatch.setattr(stage, "_object_pixels", lambda views, count: 512)
     grown = []
 
     def grow(before, after):
@@ -131,13 +131,14 @@ def test_killed_after_it_grew_a_fit_goes_on_to_the_same_result(
     save, kept = tmp_path / "fit.npz", tmp_path / "kept.npz"
 
     def keep(info):
-        if info.step == killed_at:
+        if info.step == 16:
             shutil.copy(save, kept)
 
-    _, whole, log = fit(CONFIG, views, coarse, hooks=FitHooks(callback=keep), save=save)
-    assert all(size > 256 for size in grown[-1][:3])
+    config = replace(CONFIG, num_steps=32)
+    _, whole, log = fit(config, views, coarse, hooks=FitHooks(callback=keep), save=save)
+    assert grown and all(size > start for size, start in zip(grown[-1], (1024, 1024, 512), strict=False))
     grown.clear()
-    _, resumed, resumed_log = fit(CONFIG, views, coarse, save=kept)
+    _, resumed, resumed_log = fit(config, views, coarse, save=kept)
     assert not grown and resumed_log == log
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
