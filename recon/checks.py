@@ -1,8 +1,8 @@
 """Whether the cameras of an orbit fit its frames; usual mistakes are a wrong sense of rotation, a wrong elevation.
 
-Both carve the visual hull until it no longer fills the masks, though not always: seen from far away at the height of
-its middle, an object that turns the other way has the outlines of its mirror image. But then the colours of what is
-taken for its surface differ from view to view.
+With such cameras the visual hull usually does not fill the masks. Not always: from far away and level with its middle,
+an object that turns the other way has the silhouettes of its mirror image. But then the colours at the surface of the
+hull differ from view to view. The misfit is the sum of both.
 """
 
 import warnings
@@ -19,7 +19,7 @@ from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 RESOLUTION = 56  # points along the box
 MAX_SIDE = 128  # of the masks and pictures
 OFFSETS_DEG = (-40.0, -30.0, -20.0, -10.0, 10.0, 20.0, 30.0, 40.0)
-CLEARLY = 0.6  # part of the given cameras' misfit that others must fall below to be believed
+CLEARLY = 0.6  # a warning needs other cameras whose misfit is below this share of the given ones'
 
 
 class CameraFitWarning(UserWarning):
@@ -34,7 +34,7 @@ class Fit(NamedTuple):
 
     @property
     def misfit(self) -> float:
-        """The smaller the better; wrong cameras multiply it."""
+        """The sum of both; smaller is better."""
         return self.unfilled + self.color_variance
 
 
@@ -135,7 +135,7 @@ def _project(points, shape, pose, focal, center):
 
 
 def _reduced(views: Views) -> Views:
-    """Every so many pixels of the views."""
+    """The views at a lower resolution, by every n-th pixel."""
     stride = max(1, min(views.masks.shape[1:]) // MAX_SIDE)
     thin = slice(None), slice(stride // 2, None, stride), slice(stride // 2, None, stride)
     return views._replace(

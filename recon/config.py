@@ -92,7 +92,7 @@ class LossWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class SDSConfig:
-    """Masked score distillation (SV3D, section 4.2), where an orbit model is given."""
+    """Masked score distillation (SV3D, section 4), where an orbit model is given."""
 
     weight: float = 1e-3
     share: float = 0.2  # of the fine stage's steps: the last ones, rounded up to whole calls of the fit

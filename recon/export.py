@@ -136,7 +136,7 @@ def show_normals(view: int, colors: np.ndarray, normals: np.ndarray) -> np.ndarr
 
 
 def relit(light: Light, num_views: int) -> Shading:
-    """Colours under a light that goes round the vertical once in so many views, clockwise seen from above."""
+    """Colours under a light that circles the vertical once in `num_views`, clockwise seen from above."""
 
     def look(view, colors, normals):
         angle = 2 * np.pi * view / num_views
@@ -150,7 +150,7 @@ def relit(light: Light, num_views: int) -> Shading:
 def turntable(
     mesh: Mesh, frames: OrbitFrames, looks: Sequence[Shading] = (show_colors,)
 ) -> UInt8[np.ndarray, "looks f h w 3"]:
-    """The mesh turning once around the vertical through its middle, from the input view on, in each of the looks."""
+    """Pictures of the mesh in each of the looks as it turns once around the vertical, starting at the input view."""
     side = max(MIN_VIDEO_SIDE, *frames.images.shape[1:3])
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
     center, radius = (low + high) / 2, np.linalg.norm(high - low) / 2

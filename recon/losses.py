@@ -1,4 +1,4 @@
-"""Losses of the reconstruction; all are means in float32."""
+"""Losses of the reconstruction: means in float32."""
 
 from typing import NamedTuple
 
@@ -8,9 +8,9 @@ from einops import reduce
 
 from sv3d_jax.arrays import Array, Float, Int, PRNGKeyArray, Scalar
 
-CHROMATICITY_STD = 0.015  # of r, g and b over their sum, among pixels taken for one paint
-CHROMATICITY_DARKEST = 0.1  # largest channel of pixels whose chromaticity says something
-CHROMATICITY_PARTNERS = 4  # of a pixel
+CHROMATICITY_STD = 0.015  # of r, g and b over their sum, within one paint
+CHROMATICITY_DARKEST = 0.1  # pixels whose largest channel is below have no reliable chromaticity
+CHROMATICITY_PARTNERS = 4  # pixels that each pixel is compared with
 
 
 def photometric_loss(rendered: Float[Array, "*n d"], target: Float[Array, "*n d"]) -> Scalar:
@@ -26,10 +26,10 @@ def mask_loss(opacity: Float[Array, "*n"], mask: Float[Array, "*n"], weights: Fl
 def distortion_loss(
     weights: Float[Array, "n s"], depths: Float[Array, "n s"], lengths: Float[Array, "n s"]
 ) -> Scalar:
-    """Mean over rays of the distance between the places where a ray sees something (mip-NeRF 360, eq. 15).
+    """The distortion loss of mip-NeRF 360 (eq. 15), mean over rays: how far a ray's weights are spread in depth.
 
-    Where colour is even, fog explains the views as well as a surface does; this prefers the surface. Samples are
-    in order along the ray.
+    In places of uniform colour, semi-transparent fog explains the views as well as a surface does; this prefers the
+    surface. Samples are in order along the ray.
     """
     # sum_ij w_i w_j |t_i - t_j| is twice the sum over pairs with t_j < t_i.
     weight_before = jnp.cumsum(weights, axis=-1) - weights
@@ -43,13 +43,13 @@ def distortion_loss(
 def nearness_loss(weights: Float[Array, "n s"], depths: Float[Array, "n s"]) -> Scalar:
     """Mean over rays of the distance from the first sample, where a ray enters the hull, to what it sees.
 
-    Where colour is even, views agree on any surface inside the hull; this prefers the hull.
+    In places of uniform colour the views agree with any surface inside the hull; this prefers the hull.
     """
     return jnp.mean(jnp.sum(weights * (depths - depths[:, :1]), axis=-1))
 
 
 def eroded(mask: Float[Array, "*f h w"]) -> Float[Array, "*f h w"]:
-    """The least coverage in each pixel's 3x3 neighbourhood: what is `valid` where a loss looks at neighbours."""
+    """The least coverage in each pixel's 3x3 neighbourhood: the `valid` pixels of losses that compare neighbours."""
     window = (1,) * (mask.ndim - 2) + (3, 3)
     return jax.lax.reduce_window(mask, jnp.inf, jax.lax.min, window, (1,) * mask.ndim, "SAME")
 
@@ -88,12 +88,12 @@ def normals_in_camera(
 def illumination_loss(
     shading: Float[Array, "*f h w"], images: Float[Array, "*f h w 3"], valid: Float[Array, "*f h w"]
 ) -> Scalar:
-    """Mean squared distance of the rendered light from the largest channel of the picture (SV3D's L_illum)."""
+    """Mean squared distance of the shading from the largest channel of the picture (SV3D's L_illum)."""
     return _mean(jnp.square(jnp.max(images, axis=-1) - shading), valid)
 
 
 class PaintPairs(NamedTuple):
-    """Random pairs of pixels, by what tells the light from the albedo."""
+    """Random pairs of pixels: the quantities that separate light and albedo."""
 
     ratio: Float[Array, "n"]  # difference of log brightness over light
     light: Float[Array, "n"]  # difference of the log of the light
@@ -107,14 +107,14 @@ def paint_pairs(
     valid: Float[Array, "*f h w"],
     key: PRNGKeyArray,
 ) -> PaintPairs:
-    """Pairs of any two pixels; what is nearly black has no chromaticity and is not valid."""
+    """Random pairs of pixels; those with a nearly black one are not valid, for black has no chromaticity."""
     brightness = jnp.max(images, axis=-1)
     light = jnp.log(jnp.maximum(shading, 1e-3))
     ratio = jnp.log(jnp.maximum(brightness, 1e-3)) - light
     hue = images / jnp.maximum(jnp.sum(images, axis=-1, keepdims=True), 1e-3)
     bright = valid * (brightness > CHROMATICITY_DARKEST)
     pixels = jnp.stack([ratio, light, *jnp.moveaxis(hue, -1, 0), bright], axis=-1).reshape(-1, 6)
-    # In order, pixels a shift apart would nearly all lie on the same two parts of the object.
+    # Permuted first: in order, nearly all pixels a shift apart would lie on the same two parts of the object.
     mix_key, shift_key = jax.random.split(key)
     pixels = pixels[jax.random.permutation(mix_key, len(pixels))]
     shifts = jax.random.randint(shift_key, (CHROMATICITY_PARTNERS,), 1, len(pixels))
@@ -125,15 +125,15 @@ def paint_pairs(
 
 
 def one_paint_share(pairs: PaintPairs) -> Scalar:
-    """The probability that two places of the object have one chromaticity: 1 where all is of one paint."""
+    """The probability that two random places have the same chromaticity: 1 for an object of one paint."""
     return _mean(pairs.alike, pairs.valid)
 
 
 def chromaticity_loss(pairs: PaintPairs) -> Scalar:
-    """Mean absolute difference of log brightness over light, between pixels of like chromaticity.
+    """Mean absolute difference of log(brightness / light) between pixels of the same chromaticity.
 
-    What has one chromaticity is taken for one paint, anywhere on the object, so that its brighter places tell the
-    light; absolute values, because some of it is not (Shen, Tan and Lin 2008; Gehler et al. 2011).
+    Pixels of the same chromaticity are taken for the same paint, anywhere on the object, so that their brightness
+    differs by the light alone. Absolute values tolerate exceptions (Shen, Tan and Lin 2008; Gehler et al. 2011).
     """
     return _mean(jnp.abs(pairs.ratio), pairs.alike * pairs.valid)
 
@@ -141,8 +141,8 @@ def chromaticity_loss(pairs: PaintPairs) -> Scalar:
 def evenness_loss(pairs: PaintPairs) -> Scalar:
     """Mean absolute difference of the log of the light.
 
-    As both are absolute values, the light is exactly even unless places of like chromaticity say otherwise, with more
-    weight, and is not drawn away from what these say.
+    An absolute value, like the chromaticity loss, which has more weight: so the light is exactly even unless places of
+    the same chromaticity contradict, and then follows those without a bias.
     """
     return _mean(jnp.abs(pairs.light), pairs.valid)
 
@@ -150,9 +150,9 @@ def evenness_loss(pairs: PaintPairs) -> Scalar:
 def bilateral_loss(
     normals: Float[Array, "*f h w 3"], images: Float[Array, "*f h w 3"], valid: Float[Array, "*f h w"]
 ) -> Scalar:
-    """Mean of exp(-3 g) sqrt(1 + |grad n|), g the gradient of the picture: bends belong where colours change (SV3D).
+    """Mean of exp(-3 |grad I|) sqrt(1 + |grad n|): normals n may change where the picture I does (SV3D, appendix).
 
-    |grad n| is over forward differences of all components.
+    |grad n| is the norm of the forward differences of all components.
     """
     here, right, below = _with_neighbours(jnp.moveaxis(normals, -1, 0))
     squared = jnp.sum(jnp.square(right - here) + jnp.square(below - here), axis=0)
@@ -176,9 +176,9 @@ def albedo_smoothness_loss(
 def orientation_loss(
     weights: Float[Array, "n s"], normals: Float[Array, "n s 3"], directions: Float[Array, "n 3"]
 ) -> Scalar:
-    """Mean over rays that see something of the weighted max(n . direction, 0)^2: what is seen faces the camera.
+    """Mean over rays that hit something of sum w max(n . d, 0)^2 (Ref-NeRF, eq. 11): surfaces face the camera.
 
-    Weights get no gradient (Ref-NeRF, eq. 11, as threestudio has it).
+    The weights get no gradient, as in threestudio.
     """
     away = jnp.maximum(jnp.einsum("nsi,ni->ns", normals, directions, precision="highest"), 0.0)
     total = jnp.sum(jax.lax.stop_gradient(weights) * jnp.square(away))
@@ -186,7 +186,7 @@ def orientation_loss(
 
 
 def opaque_loss(opacity: Float[Array, "*n"]) -> Scalar:
-    """Mean binary entropy of opacity, least at 0 and 1 (threestudio)."""
+    """Mean binary entropy of opacity, smallest at 0 and 1 (threestudio)."""
     inside = jnp.clip(opacity, 1e-3, 1.0 - 1e-3)
     return -jnp.mean(inside * jnp.log(inside) + (1.0 - inside) * jnp.log1p(-inside))
 
@@ -196,7 +196,7 @@ def laplacian_loss(
 ) -> Scalar:
     """Mean squared distance of a vertex from the mean of its neighbours (umbrella Laplacian).
 
-    Edges whose faces are (-1, -1) are padding, vertices without an edge do not count.
+    Edges whose faces are (-1, -1) are padding; vertices without an edge are ignored.
     """
     used = edge_faces[:, 0] >= 0
     first, second = edge_vertices[:, 0], edge_vertices[:, 1]
@@ -213,9 +213,9 @@ def normal_consistency_loss(face_normals: Float[Array, "t 3"], edge_faces: Int[A
 
 
 def sdf_sign_loss(sdf: Float[Array, "v"], edges: Int[Array, "e 2"]) -> Scalar:
-    """Mean cross-entropy of each end's distance and the other end's side, over edges that cross the surface.
+    """Mean cross-entropy between each end's distance and the other end's sign, over edges that cross the surface.
 
-    Draws both ends to one side and so removes loose parts (nvdiffrec, section 3.1). Inside is sdf < 0.
+    It pulls both ends to one side and so removes loose parts (nvdiffrec, section 3.1). Inside is sdf < 0.
     """
     first, second = sdf[edges[:, 0]], sdf[edges[:, 1]]
     outside_first, outside_second = first >= 0, second >= 0
@@ -227,7 +227,7 @@ def sdf_sign_loss(sdf: Float[Array, "v"], edges: Int[Array, "e 2"]) -> Scalar:
 def perceptual_loss(rendered: Float[Array, "f h w 3"], target: Float[Array, "f h w 3"]) -> Scalar:
     """1 - SSIM plus the mean absolute error of pictures and of their halves, quarters and eighths.
 
-    Stands in for LPIPS where its weights are not at hand. Sides are at least 11 pixels.
+    Takes the place of LPIPS where its weights are not given. Sides must have at least 11 pixels.
     """
     from sv3d_jax.metrics.images import ssim  # that module reads files, for which a bare host lacks libraries
 

@@ -1,6 +1,6 @@
-"""Masked score distillation: what the orbit model would change in views that the reference orbit does not show.
+"""Masked score distillation (SV3D, section 4): a gradient from the orbit model for views that the orbit does not show.
 
-SV3D, section 4. Nothing here knows a model: `encode` and `denoise` are functions, and their weights get no gradient.
+Nothing here knows a model: `encode` and `denoise` are functions, and their weights get no gradient.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from sv3d_jax.errors import CameraError
 
 SIGMA_MIN = 0.3
 SIGMA_MAX = (20.0, 5.0)  # at the first and at the last step
-SEEN_COSINE = 0.5  # of the angle between normal and view; a reference view this direct decides alone
+SEEN_COSINE = 0.5  # of the angle between normal and view; at this or more the mask is 0
 MAX_ELEVATION_DEG = 89.0
 
 Encode = Callable[[Array], Array]
@@ -37,11 +37,11 @@ def sds_gradient(
     sigma: Scalar,
     key: PRNGKeyArray,
 ) -> Float[Array, "f h w 3"]:
-    """Cotangent of rendered pictures in [0, 1]: mask J^T (z - D), J the encoder's Jacobian; 0 where the mask is.
+    """The gradient mask * J^T (z - D) of rendered pictures in [0, 1], J being the Jacobian of the encoder.
 
     z are the latents, D is their denoised version at noise sigma: the score distillation gradient w (eps_D - eps)
-    with w = sigma. Frames go through the encoder one by one, forward and again for the way back, so that one frame's
-    activations are in memory at a time.
+    with w = sigma. Frames go through the encoder one by one, and again for the backward pass, so that the activations
+    of only one frame are in memory at a time.
     """
 
     images = jax.lax.stop_gradient(images)
@@ -61,17 +61,17 @@ def sds_gradient(
 
 
 def sds_loss(images: Float[Array, "f h w 3"], cotangent: Float[Array, "f h w 3"]) -> Scalar:
-    """A scalar whose gradient with respect to the images is the cotangent; its value means nothing."""
+    """A scalar whose gradient with respect to the images is the cotangent; the value itself has no meaning."""
     return jnp.sum(jax.lax.stop_gradient(cotangent) * images)
 
 
 def visibility_mask(
     points: Float[Array, "*n 3"], normals: Float[Array, "*n 3"], camera_positions: Float[Array, "f 3"]
 ) -> tuple[Float[Array, "*n"], Float[Array, "*n"], Int[Array, "*n"]]:
-    """Share that distillation has in surface points, the cosine of the most direct reference view, and that view.
+    """The distillation mask of surface points, the cosine of the most direct reference view, and that view's index.
 
     1 where no reference camera stands before the surface, 0 where one sees it within 60 degrees of its unit normal,
-    a smooth step between; occlusion is not looked at (SV3D, section 4). 0 where the normal is 0, on the background.
+    a smooth step between; occlusion is ignored (SV3D, section 4). 0 where the normal is 0, on the background.
     The mask carries no gradient.
     """
     points, normals = jax.lax.stop_gradient((points, normals))
@@ -95,7 +95,7 @@ def visibility_mask(
 def random_orbit(
     rng: np.random.Generator, input_elevation_deg: float, num_frames: int = NUM_FRAMES
 ) -> CameraPath:
-    """A smooth orbit as the model was trained on, ending at the input view; every other one goes far up and down.
+    """A smooth orbit like those of training, ending at the input view; every second one goes far up and down.
 
     Elevation is a sum of sines of one to five whole periods, kept within 89 degrees; azimuths increase in slightly
     uneven steps. Raises CameraError for an input view beyond 89 degrees.
@@ -111,7 +111,7 @@ def random_orbit(
     if rng.uniform() < 0.5:
         elevations += rng.choice([-1.0, 1.0]) * rng.uniform(30.0, 60.0) * np.sin(2.0 * np.pi * turn)
     elevations += input_elevation_deg - elevations[-1]
-    # Before smoothing the unevenness lies within half a step, so that neighbours never change places.
+    # Within half a step before smoothing, so that neighbours never change places.
     uneven = smooth_cyclic(rng.uniform(-0.5, 0.5, num_frames), width=min(3, num_frames)) * 360.0 / num_frames
     azimuths = static_azimuths_deg(num_frames) + uneven
     return CameraPath(azimuths, np.clip(elevations, -MAX_ELEVATION_DEG, MAX_ELEVATION_DEG))
@@ -126,9 +126,9 @@ def sds_sigma_range(step: int | Array, num_steps: int) -> tuple[float, float | A
 def sds_sigma_index(
     sigmas: Float[Array, "levels"], step: int | Array, num_steps: int, key: PRNGKeyArray
 ) -> Int[Array, ""]:
-    """Index of a level of the sampler's ladder, which falls, uniform among those in the step's range.
+    """Index of a random one of the sampler's noise levels (decreasing), uniform among those in the step's range.
 
-    Where no level lies in the range, the next below it.
+    Where no level lies in the range, the next lower one is taken.
     """
     low, high = sds_sigma_range(step, num_steps)
     first, end = jnp.sum(sigmas > high), jnp.sum(sigmas >= low)

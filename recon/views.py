@@ -36,7 +36,7 @@ class Cameras(NamedTuple):
 
 
 class Views(NamedTuple):
-    """Pictures over white with their cameras in box coordinates."""
+    """Pictures over white, with their masks, and their cameras in box coordinates."""
 
     images: Float[Array, "f h w 3"]
     masks: Float[Array, "f h w"]  # coverage in [0, 1]
@@ -48,6 +48,7 @@ class Views(NamedTuple):
 
     @property
     def cameras(self) -> Cameras:
+        """The cameras alone."""
         return Cameras(self.camera_to_box, self.focal_px, self.center_px)
 
 
@@ -59,6 +60,7 @@ class Box:
     scale: float
 
     def to_world(self, points: Num[np.ndarray, "n 3"]) -> Num[np.ndarray, "n 3"]:
+        """Points of the box in world coordinates."""
         return self.center + self.scale * points
 
 
@@ -67,9 +69,9 @@ class CoverageWarning(UserWarning):
 
 
 def usable_frames(frames: OrbitFrames) -> OrbitFrames:
-    """The frames less those that show no object, which a warning names.
+    """The frames without those that show no object, which a warning names.
 
-    Raises InputError, or CameraError, where arrays do not belong together or hold what no picture or camera can.
+    Raises InputError or CameraError where shapes do not match, or values are impossible for pictures or cameras.
     """
     _check_arrays(frames)
     coverage = _coverage_by_color(frames.images) if frames.alphas is None else frames.alphas
@@ -151,7 +153,7 @@ def surrounding_box(frames: OrbitFrames, masks: Float[np.ndarray, "f h w"] | Non
 
 
 def _meeting_point(position: Float[np.ndarray, "f 3"], direction: Float[np.ndarray, "f 3"]) -> np.ndarray:
-    """The point nearest to all lines; for parallel ones, of those points the nearest to the origin."""
+    """The point nearest to all lines (least squares); for parallel lines the one nearest to the origin."""
     across = np.eye(3) - direction[:, :, None] * direction[:, None, :]
     return np.linalg.lstsq(across.sum(0), np.einsum("fij,fj->i", across, position), rcond=1e-9)[0]
 
@@ -185,7 +187,7 @@ def _object_rays(
 
 
 def _missing(box: Box, position: Float[np.ndarray, "3"], directions: Float[np.ndarray, "n 3"]) -> np.ndarray:
-    """Which rays do not meet the box."""
+    """Which rays miss the box."""
     half = box.scale * BOX_HALF_SIZE
     directions = np.where(np.abs(directions) < 1e-12, 1e-12, directions)
     faces = (box.center - position + half * np.array([[-1.0], [1.0]]))[:, None] / directions

@@ -35,7 +35,7 @@ TRUNCATION_CELLS = 2.0  # of the distances at the start, so that the zero-crossi
 SPARE = 1.25  # capacity for vertices and faces at the start, over what the coarse surface needs
 SPARE_PIXELS = 1.1  # capacity for pixels, over what the masks cover
 WORLD_TO_BOX = BOX_HALF_SIZE / 0.6  # box units to a unit of SV3D's world, in which the paper gives lengths
-NEARBY_STD = 0.01 * WORLD_TO_BOX  # of the points that the albedo is compared with (SV3D, appendix)
+NEARBY_STD = 0.01 * WORLD_TO_BOX  # of the points that the albedo is compared with (SV3D)
 NEARBY_POINTS = 4096  # of each step
 MANY_PAINTS = (
     4  # exponent: the prior on the light counts as far as so many random places differ in paint from one

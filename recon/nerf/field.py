@@ -15,7 +15,7 @@ from sv3d_jax.recon.views import BOX_HALF_SIZE
 
 MAX_LOG_DENSITY = 8.0
 MAX_ALBEDO = (
-    4.0  # above 1, for light and albedo share a factor: a bright paint among dark ones exceeds the light
+    4.0  # above 1, because light and albedo share a factor: a bright paint among dark ones exceeds the light
 )
 NORMAL_STEP = 0.01 / 0.6 * BOX_HALF_SIZE  # 0.01 in SV3D's world, as threestudio has it
 

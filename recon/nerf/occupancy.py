@@ -1,4 +1,4 @@
-"""Where samples are worth taking: the visual hull of the masks, then the density itself, on a coarse grid."""
+"""Where samples are placed: in the visual hull of the masks at first, then where the field is dense (a coarse grid)."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from sv3d_jax.arrays import Array, Bool, Float, PRNGKeyArray
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 
-INITIAL_DENSITY = 1.0  # of hull cells, before the field has been asked
+INITIAL_DENSITY = 1.0  # of hull cells, before the field was evaluated
 DECAY = 0.95
 MIN_DENSITY = 0.3  # of an occupied cell: alpha 0.01 over 1/128 of the box side
 OPAQUE = 1e-3  # transmittance from which on nothing more is seen
@@ -21,7 +21,7 @@ class Occupancy(NamedTuple):
     """Running density of the cells of a cubic grid over the box, x slowest; 0 outside the hull."""
 
     density: Float[Array, "r r r"]
-    core: Float[Array, "r r r"]  # least density of a cell and its neighbours: what surely blocks a ray
+    core: Float[Array, "r r r"]  # least density of a cell and its neighbours: what certainly blocks a ray
     hull: Float[Array, "r r r"]  # 1 in cells that masks allow
 
 
@@ -63,7 +63,7 @@ def start_occupancy(hull: np.ndarray) -> Occupancy:
 
 
 def refresh(occupancy: Occupancy, density, num_cells: int, key: PRNGKeyArray) -> Occupancy:
-    """Ask the field at a random point in each of `num_cells` random cells; the rest decays until its turn."""
+    """Update `num_cells` random cells by a running mean of the field's density at a random point of each."""
     resolution = occupancy.density.shape[0]
     cell_key, point_key = jax.random.split(key)
     cells = jax.random.randint(cell_key, (num_cells, 3), 0, resolution)
@@ -81,11 +81,11 @@ def march(
     directions: Float[Array, "n 3"],
     key: PRNGKeyArray | None,
 ) -> Samples:
-    """Samples where rays cross occupied cells and something of them may be seen.
+    """Samples along rays, in occupied cells that are not hidden behind dense ones.
 
-    Of the evenly spaced candidates between entering and leaving the box the first `samples_per_ray` fitting ones
-    are taken; a ray with more takes evenly strided ones, so that no surface is lost. `key` jitters the
-    candidates, None puts them into the middle of their intervals.
+    Candidates are evenly spaced between entering and leaving the box. A ray takes the first `samples_per_ray` of those
+    that qualify; if there are more, every n-th, so that no surface is lost. `key` jitters the candidates; None puts
+    them in the middle of their intervals.
     """
     num_rays, budget = origins.shape[0], config.samples_per_ray
     near, far = box_crossing(origins, directions)
@@ -121,9 +121,9 @@ def box_crossing(
 
 
 def _useful(occupancy, points, step):
-    """Candidates in occupied cells, in front of where the ray is surely blocked.
+    """Which candidates are in occupied cells and in front of where the ray is certainly blocked.
 
-    Surely: only cells whose neighbours are all dense count as blocking, so a ray that grazes a surface goes on.
+    Only cells whose neighbours are all dense count as blocking, so that a ray that grazes a surface goes on.
     """
     resolution = occupancy.density.shape[0]
     cell = jnp.clip(((points / BOX_HALF_SIZE + 1) * (resolution / 2)).astype(jnp.int32), 0, resolution - 1)

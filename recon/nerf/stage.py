@@ -44,7 +44,7 @@ def fit_field(
     hooks: FitHooks = NO_HOOKS,
     save: Path | None = None,
 ) -> tuple[FieldState, list[FitInfo]]:
-    """Fit a field to the views (SV3D, section 4.1), inside the visual hull; returns the last state and the log.
+    """Fit a field to the views (SV3D, section 4), inside the visual hull; returns the last state and the log.
 
     A preview among the `hooks` is shown `FieldState`s. `save` is where an unfinished fit is kept.
     """

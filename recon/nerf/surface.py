@@ -42,7 +42,7 @@ def field_mesh(config: NerfConfig, params: Params, hull: np.ndarray, views: View
 
 
 def _opacity(config: NerfConfig, field: np.ndarray) -> np.ndarray:
-    """Smoothed opacity of the cells: a step that is even on both sides of a surface, where density has no bound."""
+    """Smoothed opacity of the cells; unlike density it is bounded, so that blurring is symmetric about a surface."""
     return ndimage.gaussian_filter(_cell_opacity(config, field), config.surface_blur)
 
 
@@ -62,9 +62,9 @@ def _density_grid(config: NerfConfig, params: Params, hull: np.ndarray) -> np.nd
 
 
 def seen_colors(config: NerfConfig, params: Params) -> Callable[[Array, Array], Array]:
-    """What one sees of surface points (n 3) when looking straight at them, against their normals (n 3).
+    """A function of surface points and their normals to the colours that a camera in front of them sees.
 
-    Albedo composited through a shell of some cells around the surface.
+    These are the albedo composited along the normal, through a shell of a few cells around the surface.
     """
     cell = 2 * BOX_HALF_SIZE / config.surface_resolution
     depths = cell * jnp.linspace(-SHELL, SHELL, 4 * SHELL + 1)
@@ -88,7 +88,7 @@ def seen_colors(config: NerfConfig, params: Params) -> Callable[[Array, Array], 
 
 
 def _in_chunks(function, params: Params, rows: np.ndarray, size: int = CHUNK) -> np.ndarray:
-    """`function` of the field's parameters and many rows, by one compiled program whatever their number."""
+    """`function` of the field's parameters and many rows, in chunks of one size, so that it is compiled once."""
     padded = np.zeros((-(-len(rows) // size) * size, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
     compiled = jax.jit(function)
@@ -114,10 +114,7 @@ def _mask_overlaps(opacity: np.ndarray, levels: np.ndarray, views: Views) -> np.
 
 
 def _unseen(field: np.ndarray, views: Views) -> np.ndarray:
-    """Cells that no view sees into. They are inside: what the field says of them was never tested.
-
-    Judged on blocks of 2 x 2 x 2 cells.
-    """
+    """Cells that no view sees into, found on blocks of 2 x 2 x 2 cells; the views say nothing about their density."""
     blocks = -(-field.shape[0] // 2)
     padded = np.pad(field, (0, 2 * blocks - field.shape[0]))
     coarse = padded.reshape(blocks, 2, blocks, 2, blocks, 2).mean((1, 3, 5))
@@ -134,7 +131,7 @@ def _unseen(field: np.ndarray, views: Views) -> np.ndarray:
 
 @jax.jit
 def _least_optical_depth(density, points, cameras):
-    """Of the ways from each point to all cameras."""
+    """The least optical depth between each point and any of the cameras."""
     num_steps, resolution = density.shape[0], density.shape[0]
 
     def to_camera(least, camera):
@@ -159,7 +156,7 @@ def _least_optical_depth(density, points, cameras):
 
 @partial(jax.jit, static_argnames="num_steps")
 def _highest_opacity(views, opacity, pixels, num_steps):
-    """Of the points along each pixel's ray."""
+    """The highest opacity along each pixel's ray."""
     origins, directions = pixel_rays(views, pixels)
     near, far = box_crossing(origins, directions)
     resolution = opacity.shape[0]
