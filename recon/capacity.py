@@ -44,7 +44,9 @@ class HasCapacity(Protocol):
     """The state of a fit, a named tuple that has a capacity among its fields."""
 
     @property
-    def capacity(self) -> GrowingCapacity: ...
+    def capacity(self) -> GrowingCapacity:
+        """Sizes of the arrays of a step."""
+        ...
 
     def _replace(self, **changes: Any) -> Any: ...
 

@@ -9,7 +9,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.surfaces import MAX_TEXTURE_PIXELS
 
-PADDING = 6  # texels between charts: two or more around each, also where the packer needs more room than it was given
+PADDING = 6  # texels between charts; leaves two or more around each, even where the packer enlarges the atlas
 
 
 def unwrap(mesh: Mesh, texture_size: int = 2048) -> tuple[Mesh, Int[np.ndarray, "v"]]:

@@ -60,6 +60,7 @@ class StepSizes(NamedTuple):
 
     @property
     def mesh(self) -> Capacity:
+        """Those of the surface."""
         return Capacity(self.vertices, self.faces)
 
 

@@ -1,8 +1,8 @@
-"""Between a signed distance on a grid of tetrahedra and a triangle mesh, both ways.
+"""From signed distances on a grid of tetrahedra to a triangle mesh, and back.
 
 `marching_tets` is DMTet's differentiable extraction (Shen et al. 2021): every edge of the grid with one end inside
-has a vertex of the mesh, every tetrahedron with both kinds of corners has one or two of its triangles. All shapes
-are static. `signed_distance` is the way back, by which a coarse mesh starts the fit.
+carries a vertex of the mesh, every tetrahedron with corners on both sides has one or two triangles. All shapes are
+static. `signed_distance` gives the distances to a mesh, with which the fit starts.
 """
 
 from dataclasses import dataclass
@@ -17,8 +17,7 @@ from sv3d_jax.arrays import Array, Bool, Float, Int
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.recon.dmtet.tets import TetGrid
 
-# Distances nearer to each other than this count as so far apart: the gradient, one over their difference squared,
-# stays finite.
+# Least difference of the distances at the ends of an edge. The gradient has its square in the denominator.
 MIN_DIFFERENCE = 1e-12
 CHUNK = 2**12  # points whose distances are computed at a time
 
@@ -63,8 +62,9 @@ class Capacity:
 class Surface(NamedTuple):
     """A triangle mesh in arrays of static length; unused vertices and faces are zeros.
 
-    The numbers are those of the whole mesh even where it overflows. Then the arrays hold only a part of it, with
-    faces whose vertices are missing, and are of no use: extract again with `capacity.doubled_for(surface)`.
+    `num_vertices` and `num_faces` count the whole mesh, also where it exceeds the capacity (`overflow`). Then arrays
+    hold a part of it, with faces whose vertices are missing, and are of no use: extract again with
+    `capacity.doubled_for(surface)`.
     """
 
     vertices: Float[Array, "v 3"]
@@ -78,9 +78,9 @@ class Surface(NamedTuple):
 def extract(
     grid: TetGrid, positions: Float[Array, "n 3"], sdf: Float[Array, "n"], capacity: Capacity
 ) -> tuple[Surface, Capacity]:
-    """The whole surface, and the capacity that held it: the given one, or the next that suffices by doubling.
+    """The whole surface, and the capacity that it was extracted with: the given one, doubled until it suffices.
 
-    Not for use inside jit, where shapes cannot follow the data.
+    Not for use under jit, where shapes cannot depend on the data.
     """
     surface = _marching_tets(grid, positions, sdf, capacity)
     if surface.overflow:
@@ -92,10 +92,10 @@ def extract(
 def marching_tets(
     grid: TetGrid, positions: Float[Array, "n 3"], sdf: Float[Array, "n"], capacity: Capacity
 ) -> Surface:
-    """The zero level of the distances at the grid's displaced vertices; sdf < 0 is inside, 0 is outside.
+    """The zero level set of the signed distances at the grid's displaced vertices; sdf < 0 is inside, 0 is outside.
 
-    Differentiable in positions and sdf; only arrays of the capacity's size take part in that. `capacity` is static.
-    The surface is open where it meets the border of the grid.
+    Differentiable in positions and sdf; the backward pass uses only arrays of the capacity's size. `capacity` is
+    static. The surface is open where it meets the border of the grid.
     """
     inside = sdf < 0
     is_cut = inside[grid.edges[:, 0]] != inside[grid.edges[:, 1]]

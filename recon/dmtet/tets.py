@@ -27,7 +27,7 @@ class TetGrid(NamedTuple):
 def kuhn_grid(cells: int) -> TetGrid:
     """The grid of `cells`^3 cubes, as numpy arrays: 6 tetrahedra to a cube, (cells + 1)^3 vertices.
 
-    With 64 cells it holds 80 MB. It never changes, so make it once and keep it on the device.
+    With 64 cells it takes 80 MB.
     """
     side = cells + 1
     axis = np.linspace(-1.0, 1.0, side, dtype=np.float32)
@@ -54,11 +54,11 @@ def kuhn_grid(cells: int) -> TetGrid:
 def band(
     grid: TetGrid, near: Bool[np.ndarray, "v"]
 ) -> tuple[TetGrid, Int[np.ndarray, "v2"], Bool[np.ndarray, "v2"]]:
-    """The tetrahedra that have a near vertex, which rows of the grid their vertices are, and which are at the rim.
+    """The tetrahedra with a near vertex; also the rows of the grid that are their vertices, and which are at the rim.
 
-    At the rim are the vertices of tetrahedra that were left out, and those on the border of the cube: a surface that
-    keeps its signs there is closed. Arrays are padded with repeated vertices and with tetrahedra without extent, to
-    few different sizes, so that bands of different objects can share a compiled program.
+    At the rim are vertices that an omitted tetrahedron shares, and those on the border of the cube: if the signs there
+    do not change, the surface is closed. Arrays are padded with repeated vertices and degenerate tetrahedra to one of
+    few sizes, so that bands of different objects share a compiled program.
     """
     kept = near[grid.tets].any(axis=1)
     at_rim = (np.abs(grid.vertices) == 1.0).any(axis=1)
@@ -77,7 +77,7 @@ def band(
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:
-    """Zeros behind, up to the next of four sizes to a doubling."""
+    """The rows, padded with zeros to the next of few sizes (four to each doubling)."""
     step = max(2 ** (len(rows).bit_length() - 3), 1)
     return np.concatenate([rows, np.zeros((-len(rows) % step, *rows.shape[1:]), rows.dtype)])
 

@@ -24,8 +24,8 @@ CORNERS = [tuple(corner >> axis & 1 for axis in range(3)) for corner in range(8)
 class HashGrid:
     """Shape of the encoding.
 
-    `paper` scales a point of the unit cube by N_l. `tcnn` is tiny-cuda-nn's variant, which matters for weights
-    from there: scale N_min b^l - 1, shifted by half a cell.
+    The variant `paper` scales a point of the unit cube by N_l (instant-ngp, section 3). `tcnn` is that of tiny-cuda-nn,
+    for weights that were trained with it: scale N_min b^l - 1, shifted by half a cell.
     """
 
     num_levels: int = 16
@@ -37,6 +37,7 @@ class HashGrid:
 
     @property
     def num_outputs(self) -> int:
+        """Features of a point, of all levels together."""
         return self.num_levels * self.num_features
 
     @property
@@ -55,8 +56,8 @@ def init_tables(grid: HashGrid, key: PRNGKeyArray) -> Float[Array, "l t d"]:
 def encode(grid: HashGrid, tables: Float[Array, "l t d"], x: Float[Array, "n 3"]) -> Float[Array, "n c"]:
     """Features of points in [0, 1]^3, level-major.
 
-    Accumulates corner by corner: on a CPU five times as fast as one gather of all corners. Points outside the
-    cube are not allowed, for gathers promise to be in bounds.
+    Accumulates corner by corner, which on a CPU is five times as fast as one gather of all corners. Points must lie in
+    the cube, because the gathers promise to be in bounds.
     """
     rows = tables.reshape(-1, grid.num_features)
     levels = []
@@ -74,7 +75,7 @@ def _encode_forward(grid, tables, x):
 
 
 def _encode_backward(grid, residuals, cotangent):
-    """A scatter into each level's table, which a CPU's cache holds; weights are computed again rather than kept."""
+    """One scatter per level, whose table fits a CPU's cache; the interpolation weights are recomputed, not stored."""
     tables, x = residuals
     rows = tables.reshape(-1, grid.num_features)
     tables_cotangent, x_cotangent = [], jnp.zeros_like(x)
