@@ -55,6 +55,10 @@ class Stage:
     is_used: "Callable[[Recipe], bool]" = lambda recipe: True
     """whether a recipe has this stage at all"""
 
+    def __post_init__(self):
+        if (self.pack is None) != (self.unpack is None):
+            raise ValueError(f"stage {self.name} needs both pack and unpack, or neither")
+
     @property
     def stop_name(self) -> str | None:
         """The value of `--stage` that ends a run after this stage, None if none does."""
@@ -99,9 +103,9 @@ class Method:
     def stages_until(self, stop: str, recipe: "Recipe") -> list[Stage]:
         """The stages of a run that ends at `stop`, without those that the recipe leaves out."""
         self.check_stop(stop)
-        used = [stage for stage in self.stages if stage.is_used(recipe)]
-        ends = [index for index, stage in enumerate(used) if stage.stop_name == stop]
-        return used[: ends[0] + 1] if ends else used
+        ends = [place for place, stage in enumerate(self.stages) if stage.stop_name == stop]
+        until = self.stages[: ends[0] + 1] if ends else self.stages
+        return [stage for stage in until if stage.is_used(recipe)]
 
     def check_stop(self, stop: str) -> None:
         """Raise an InputError for a `--stage` that this method does not have."""
