@@ -183,9 +183,7 @@ def _pack(pictures: list[np.ndarray], source: Source) -> tuple[dict[int, _Packed
     total = sum(picture.shape[0] * picture.shape[1] for picture in pictures)
     if total > MAX_ATLAS_PIXELS:
         factor = int(np.ceil(np.sqrt(total / MAX_ATLAS_PIXELS)))
-        source.remark(
-            f"its {len(pictures)} pictures of {total} texels are reduced by {factor} along each side"
-        )
+        source.remark(f"its {len(pictures)} textures with {total} texels are downscaled by {factor}")
         small = {
             key: reduced(picture, *(min(factor, side) for side in picture.shape[:2]))
             for key, picture in small.items()
@@ -203,5 +201,7 @@ def _pack(pictures: list[np.ndarray], source: Source) -> tuple[dict[int, _Packed
     if len(places) == 1:
         width = small[order[0]].shape[1]
     if (top + shelf) * width > 2 * MAX_ATLAS_PIXELS:
-        raise InputError(f"its {len(places)} pictures do not fit one of {2 * MAX_ATLAS_PIXELS} texels")
+        raise InputError(
+            f"its {len(places)} textures do not fit into an atlas of {2 * MAX_ATLAS_PIXELS} texels"
+        )
     return places, (top + shelf, width)

@@ -124,7 +124,7 @@ def frame_cameras(document: dict[str, Any], file: Path, height: int, width: int)
             object_to_world=_object_to_world(document),
         )
         if contradiction := angle_contradiction(document):
-            warnings.warn(f"{file}: {contradiction}; the matrix is taken", CameraWarning, stacklevel=3)
+            warnings.warn(f"{file}: {contradiction}; the matrix is used", CameraWarning, stacklevel=3)
     return read
 
 
@@ -146,7 +146,7 @@ def read_camera_path(path: str | Path) -> CameraPath:
                 pose = _pose(frame, index)  # refuses impossible distances, although they are not used
             angles.append(_stands_at(pose) if None in given else given)
         if contradiction := angle_contradiction(document):
-            warnings.warn(f"{path}: {contradiction}; the angle is taken", CameraWarning, stacklevel=2)
+            warnings.warn(f"{path}: {contradiction}; the angle is used", CameraWarning, stacklevel=2)
         azimuths, elevations = np.array(angles).T
         return custom_orbit(azimuths, elevations, len(angles))
 

@@ -227,14 +227,14 @@ def _decode_draco(
         raise
     except Exception:  # the decoder raises errors of many kinds on damaged data
         raise InputError(
-            f"is damaged: what {where} packs by {DRACO} cannot be decoded",
+            f"is damaged: {where}, compressed by {DRACO}, cannot be decoded",
             hint="export without mesh compression",
         ) from None
     values = {}
     for name, unique in as_object(extension.get("attributes"), where).items():
         if name.startswith(_USED_ATTRIBUTES):
             if unique not in by_id:
-                raise InputError(f"is damaged: {where} lacks {name} in what {DRACO} packs")
+                raise InputError(f"is damaged: {where} has no {name} in its data compressed by {DRACO}")
             accessor = document.item("accessors", as_object(primitive["attributes"], where).get(name), where)
             values[name] = _draco_values(by_id[unique], accessor)
     return values, faces

@@ -23,7 +23,8 @@ def read_hdr(path: str | Path) -> np.ndarray:
     header = re.match(rb"#\?(?:RADIANCE|RGBE)\n.*?\n\n-Y (\d+) \+X (\d+)\n", data, re.S)
     if header is None or b"FORMAT=32-bit_rle_rgbe" not in header[0]:
         raise InputError(
-            f"{path} is not a Radiance .hdr picture", hint="others can be converted, e.g. by oiiotool"
+            f"{path} is not a Radiance .hdr picture",
+            hint="convert other formats first, for example with oiiotool",
         )
     height, width = int(header[1]), int(header[2])
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):

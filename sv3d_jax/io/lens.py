@@ -101,7 +101,7 @@ def undistorted(picture: Picture, lens: Lens, where: str) -> Picture:
         import cv2
     except ImportError:
         raise CameraError(
-            f"{where}: the lens distorts, {lens.distortion}, and OpenCV, which would undo it, is not installed",
+            f"{where}: the lens distorts, {lens.distortion}, and OpenCV, which undistorts it, is not installed",
             hint='pip install "sv3d_jax[photos]", or undistort the pictures first (colmap image_undistorter)',
         ) from None
     try:
@@ -129,8 +129,8 @@ def _check_terms(lens: Lens, where: str) -> None:
     for name, value in lens.terms.items():
         if value and name not in known:
             raise CameraError(
-                f"{where}: {name} = {value:g} is no term of the camera model {lens.model}",
-                hint=f"its terms are {', '.join(known)}; FULL_OPENCV has {', '.join(TERMS)}",
+                f"{where}: {name} = {value:g} is no coefficient of the camera model {lens.model}",
+                hint=f"its coefficients are {', '.join(known)}; FULL_OPENCV has {', '.join(TERMS)}",
             )
         if not np.isfinite(value):
             raise CameraError(f"{where}: {name} must be a finite number, got {value}")

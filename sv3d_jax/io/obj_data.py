@@ -231,7 +231,8 @@ class _Parser:
                 if (bad := relative & (column < 1)).any():
                     at = np.argmax(bad)
                     raise _damaged(
-                        number[at], f"names {name} {corners[at, which]} of those before it, which are fewer"
+                        number[at],
+                        f"names {name} {corners[at, which]} relative to its line, but fewer come before it",
                     )
             corners[:, which] = np.minimum(column - 1, np.iinfo(np.int32).max)
         self.faces.append(

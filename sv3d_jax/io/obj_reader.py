@@ -62,7 +62,7 @@ def _part(
     uv = None
     if is_textured:
         if (texture < 0).all():
-            source.remark("a surface with a picture has no texture coordinates: zeros are used")
+            source.remark("a textured surface has no texture coordinates: zeros are used")
         has_uv = (texture[kept] >= 0)[:, None]
         uv = np.zeros((len(kept), 2))
         np.copyto(uv, obj.uv[texture[kept]] if len(obj.uv) else 0.0, where=has_uv)

@@ -64,7 +64,7 @@ def write_orbit(
         raise InputError(f"got {len(images)} images for {len(cameras)} cameras")
     if alphas is not None and (images.shape[-1] != 3 or alphas.shape != images.shape[:3]):
         raise InputError(
-            f"alphas of shape {alphas.shape} do not belong beside frames of shape {images.shape}",
+            f"alphas of shape {alphas.shape} do not fit frames of shape {images.shape}",
             hint="frames (f, h, w, 3) over white have alphas (f, h, w); frames (f, h, w, 4) have their own",
         )
     pictures = {frame_file(index): image for index, image in enumerate(images)}
@@ -140,7 +140,7 @@ def read_frame(directory: Path, frame: dict[str, Any], index: int) -> Frame:
         return Frame(picture.rgb if alpha is None else over_white(picture.rgb, alpha), alpha)
     if picture.alpha is not None:
         raise InputError(
-            f"{path} has an alpha of its own, and {name} beside it",
+            f"{path} has an alpha channel, and also the alpha_file {name}",
             hint=f"leave alpha_file out of frames[{index}] of {CAMERAS_FILE}, or give the frame over white",
         )
     alpha = _read_alpha(directory / name)
@@ -150,7 +150,7 @@ def read_frame(directory: Path, frame: dict[str, Any], index: int) -> Frame:
     if ((alpha == 0) & (picture.rgb.min(axis=-1) < 255 - NOT_WHITE)).mean() > MAX_CONTRADICTION:
         raise InputError(
             f"{directory / name} is 0 where {path.name} is not white",
-            hint=f"beside an alpha_file, frames lie over white; is it the alpha of frames[{index}]?",
+            hint=f"frames with an alpha_file are composited over white; is it the alpha of frames[{index}]?",
         )
     return Frame(picture.rgb, alpha)
 

@@ -175,7 +175,7 @@ class OutputFolder:
         if earlier is not None and earlier != self.config:
             raise InputError(
                 f"{self.directory} holds a run with other settings: {'; '.join(_differences(earlier, self.config))}",
-                hint="choose another folder with -o, or --overwrite to begin afresh",
+                hint="choose another folder with -o, or --overwrite to start again",
             )
 
     def _record(self) -> dict[str, Any]:

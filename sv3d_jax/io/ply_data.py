@@ -102,7 +102,7 @@ def parse_header(data: bytes) -> Header:
             case _:
                 raise InputError(f"is damaged: its header says {line[:80]!r}")
     if order is None:
-        raise InputError("is damaged: its header names no format that is known")
+        raise InputError("is damaged: its header has no known format")
     return Header(order, elements, pictures, end.end())
 
 
@@ -278,7 +278,7 @@ class _Text:
 
     def _ended(self, element: _Element) -> InputError:
         return InputError(
-            f"is truncated, or holds what is no number: {len(self.numbers)} numbers are read,"
+            f"is truncated, or contains something that is no number: {len(self.numbers)} numbers are read,"
             f" {element.name} needs more"
         )
 

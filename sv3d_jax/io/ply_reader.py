@@ -88,7 +88,7 @@ def _polygons(tables: dict[str, Table], positions: np.ndarray, source: Source) -
 
 def _checked_indices(values: np.ndarray, count: int) -> np.ndarray:
     if values.dtype.kind not in "iu":
-        raise InputError("is damaged: its faces name vertices by numbers that are not whole")
+        raise InputError("is damaged: its faces name vertices by numbers that are not integers")
     indices = values.astype(np.int64)
     if len(indices) and not 0 <= indices.min() <= indices.max() < count:
         wrong = indices[(indices < 0) | (indices >= count)][0]

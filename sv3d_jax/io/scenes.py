@@ -126,7 +126,7 @@ def read_scene(source: Path) -> Scene:
     """Read what `find_scene` found and undistort its pictures. Raises InputError and CameraError, naming the view."""
     views, absent = read_transforms(source) if source.is_file() else read_colmap(source)
     if not views:
-        raise InputError(absent[0], hint="none of the pictures is there")
+        raise InputError(absent[0], hint="none of the pictures exists")
     first = views[0].picture.rgb.shape
     for view in views:
         if view.picture.rgb.shape != first:
@@ -138,10 +138,12 @@ def read_scene(source: Path) -> Scene:
     pictures = [undistorted(view.picture, view.lens, f"{source}: {view.name}") for view in views]
     distortion = next((view.lens.distortion for view in views if view.lens.distortion), None)
     if distortion is not None:
-        _say(f"{source}: pictures are undistorted ({distortion}); what that moves out of them is lost")
+        _say(
+            f"{source}: pictures are undistorted ({distortion}); parts that move out of the picture are lost"
+        )
     left = [name for name in TRANSFORMS_FILES[1:] if source.name != name and exists(source.with_name(name))]
     if source.name in TRANSFORMS_FILES[1:] and left:
-        _say(f"{source} is read alone; {', '.join(left)} beside it can be named instead")
+        _say(f"{source} is read; {', '.join(left)} can be given instead")
     return Scene(
         source=source,
         names=[view.name for view in views],
@@ -167,7 +169,9 @@ def _upright(poses: np.ndarray, where: str) -> np.ndarray:
     # Cameras side by side do not determine a plane: then take the mean of their y axes.
     direction = axes[2] if spread[1] > SCATTERED > spread[2] else up
     if np.linalg.norm(up) < 0.1 or abs(direction @ up) < 0.1 * np.linalg.norm(up):
-        raise CameraError(f"{where}: its cameras have no common up", hint="name an axis: --up y or --up z")
+        raise CameraError(
+            f"{where}: its cameras have no common up direction", hint="name an axis: --up y or --up z"
+        )
     direction = direction / np.linalg.norm(direction) * np.sign(direction @ up)
     x, y, z = direction
     turn = np.eye(4)

@@ -120,8 +120,8 @@ def refuse_materials(mesh: Mesh) -> None:
     """Raise InputError for a mesh with `materials`, which the writers do not support."""
     if mesh.materials is not None:
         raise InputError(
-            "a mesh with materials of a file that was read cannot be written",
-            hint="give it colours at its vertices, or one texture that each face shows once",
+            "a mesh with several materials, as read from a file, cannot be written",
+            hint="give it vertex colours, or a single texture",
         )
 
 

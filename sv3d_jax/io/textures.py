@@ -56,7 +56,7 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
         down, across = (min(max(factor, -(-side // MAX_KEPT_SIDE)), side) for side in (height, width))
         if max(down, across) > 1:
             smaller = f"{width // across}x{height // down}"
-            source.remark(f"{name}: {width}x{height} texels are reduced to {smaller}")
+            source.remark(f"{name}: {width}x{height} texels are downscaled to {smaller}")
         try:
             image.draft(
                 "RGB", (width // across, height // down)

@@ -123,9 +123,9 @@ def test_without_opencv_the_terms_are_named_with_the_way_to_install_it(monkeypat
 @pytest.mark.parametrize("model, terms, text", [
     ("EQUIRECTANGULAR", {}, "EQUIRECTANGULAR is not known"),
     ("THIN_PRISM_FISHEYE", {}, "THIN_PRISM_FISHEYE is not known"),
-    ("OPENCV", {"k4": 0.1}, "k4 = 0.1 is no term of the camera model OPENCV"),
-    ("OPENCV", {"b1": 2.0}, "b1 = 2 is no term"),
-    ("OPENCV_FISHEYE", {"p1": 0.1}, "p1 = 0.1 is no term"),
+    ("OPENCV", {"k4": 0.1}, "k4 = 0.1 is no coefficient of the camera model OPENCV"),
+    ("OPENCV", {"b1": 2.0}, "b1 = 2 is no coefficient"),
+    ("OPENCV_FISHEYE", {"p1": 0.1}, "p1 = 0.1 is no coefficient"),
     ("OPENCV", {"k1": float("nan")}, "k1 must be a finite number"),
 ])  # fmt: skip
 def test_terms_that_cannot_be_undone_are_refused_by_name(model, terms, text):

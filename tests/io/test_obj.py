@@ -406,7 +406,7 @@ def test_a_black_material_that_emits_a_picture_shows_it(folder):
         (TRIANGLE + "f 1//2 2//1 3//1\nvn 0 0 1\n", "is damaged: line 4 names normal 2 of 1"),
         (
             TRIANGLE + "f 1 2 -4\nv 0 0 0\n",
-            "is damaged: line 4 names vertex -4 of those before it, which are fewer",
+            "is damaged: line 4 names vertex -4 relative to its line, but fewer come before it",
         ),
         (TRIANGLE + "f 0 1 2\n", "is damaged: line 4 has 0 where the corner of a face is needed"),
         (TRIANGLE + "f 1 2 3.5\n", "is damaged: line 4 has 3.5 where the corner of a face is needed"),

@@ -110,7 +110,7 @@ def test_an_opaque_alpha_beside_a_frame_counts(masked):
         ),
         (
             lambda f: Image.new("RGBA", (16, 12), (9, 9, 9, 99)).save(f / "frames/001.png"),
-            "frames/001.png has an alpha of its own, and alphas/001.png beside it",
+            "frames/001.png has an alpha channel, and also the alpha_file alphas/001.png",
         ),
         (lambda f: edit(f, set_in_frame(1, alpha_file=7)), r"frames\[1\].alpha_file must be a file's name"),
         (lambda f: edit(f, set_in_frame(1, alpha_file="../a.png")), r"frames\[1\].alpha_file lies outside"),
@@ -126,7 +126,7 @@ def test_what_is_wrong_with_an_alpha_file_is_named(masked, change, message):
 
 
 def test_alphas_do_not_go_beside_frames_that_have_their_own(tmp_path):
-    with pytest.raises(InputError, match="do not belong beside frames of shape"):
+    with pytest.raises(InputError, match="do not fit frames of shape"):
         write_orbit(
             tmp_path,
             np.zeros((5, 8, 8, 4), np.uint8),
@@ -385,7 +385,7 @@ def test_an_azimuth_that_contradicts_its_matrix_is_said_with_both_numbers(folder
     edit(folder, lambda document: document["frames"][index].update(azimuth_deg=true + 30))
     (said,) = contradictions(folder)
     assert f"cameras.json: frames[{index}].azimuth_deg is {true + 30:g}" in said
-    assert f"stands at {true:.4g} degrees; the matrix is taken" in said
+    assert f"stands at {true:.4g} degrees; the matrix is used" in said
 
 
 def test_azimuths_that_go_round_the_other_way_are_said_once(folder):
@@ -409,7 +409,7 @@ def test_a_path_to_sample_takes_the_angle_and_says_so(folder):
     true = dynamic_orbit(5, seed=1).azimuths_deg[1]
     edit(folder, lambda document: document["frames"][1].update(azimuth_deg=true + 5))
     (said,) = contradictions(folder, read_camera_path)
-    assert "the angle is taken" in said
+    assert "the angle is used" in said
 
 
 # Lenses of their own

@@ -71,7 +71,7 @@ def test_of_files_for_training_and_tests_one_is_read(tmp_path, names, taken):
         (tmp_path / f"transforms{name}.json").write_text(content)
     assert find_scene(tmp_path) == tmp_path / f"transforms{taken}.json"
     if taken and len(names) > 1:
-        with pytest.warns(CameraWarning, match=f"transforms{taken}.json is read alone.*{names[-1]}"):
+        with pytest.warns(CameraWarning, match=f"transforms{taken}.json is read.*{names[-1]}"):
             read_views(tmp_path)
     else:
         read_views(tmp_path)
@@ -79,7 +79,7 @@ def test_of_files_for_training_and_tests_one_is_read(tmp_path, names, taken):
 
 def test_each_of_them_can_be_named(tmp_path):
     scene = copy_case("reports/split", tmp_path)
-    with pytest.warns(CameraWarning, match="transforms_test.json is read alone"):
+    with pytest.warns(CameraWarning, match="transforms_test.json is read"):
         assert len(read_views(scene / "transforms_test.json").files) == 21
 
 

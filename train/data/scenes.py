@@ -51,7 +51,7 @@ def scene_orbit(scene: Scene, up: Up = "auto") -> tuple[CameraPath, np.ndarray, 
     """
     if scene.absent:
         raise InputError(
-            scene.absent[0], hint=f"{len(scene.absent)} pictures are not there; an orbit needs all"
+            scene.absent[0], hint=f"{len(scene.absent)} pictures do not exist; an orbit needs all"
         )
     if len(scene.names) < 3:
         raise CameraError(f"{scene.source} has {len(scene.names)} views, an orbit needs at least three")
@@ -113,7 +113,7 @@ def _center(poses: np.ndarray, names: list[str]) -> tuple[np.ndarray, float]:
     across = np.eye(3) - forward[:, :, None] * forward[:, None, :]  # projections onto the picture planes
     normal = across.sum(0)
     if np.linalg.cond(normal) > 1e6:
-        raise CameraError("the cameras look in one direction, not at one point")
+        raise CameraError("all cameras look in the same direction, not at one point")
     center = np.linalg.solve(normal, np.einsum("fij,fj->i", across, positions))
     offsets = positions - center
     radii = np.linalg.norm(offsets, axis=1)
@@ -178,7 +178,7 @@ def _frames(scene: Scene, order: np.ndarray) -> np.ndarray:
     height, width = scene.size
     if height != width:
         raise InputError(
-            f"{scene.source}: its pictures have {width}x{height} pixels, square ones are needed to train on",
+            f"{scene.source}: its pictures have {width}x{height} pixels, training needs square ones",
             hint="sv3d reconstruct takes pictures of any shape",
         )
     return np.stack([_frame(scene.pictures[index], scene.source, scene.names[index]) for index in order])

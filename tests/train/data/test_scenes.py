@@ -223,7 +223,7 @@ def test_pictures_that_are_not_square_are_left_to_reconstruct(tmp_path):
     write_scene(tmp_path / "scene", mode="RGBA")
     for file in (tmp_path / "scene" / "train").iterdir():
         Image.new("RGBA", (10, 8), (1, 2, 3, 90)).save(file)
-    with pytest.raises(InputError, match="10x8 pixels, square ones are needed") as error:
+    with pytest.raises(InputError, match="10x8 pixels, training needs square ones") as error:
         imported(tmp_path / "scene", tmp_path / "out")
     assert "sv3d reconstruct" in error.value.hint
 
