@@ -225,7 +225,7 @@ def cut_by_box(rgb: np.ndarray, box: tuple[int, int, int, int], name: str = "the
     pieces, count = ndimage.label(label == cv2.GC_PR_FGD, np.ones((3, 3)))
     if not count:
         raise InputError(
-            f"no object is found in the box of {name}: it looks there as it looks around",
+            f"no object is found in the box of {name}: the box looks like its surroundings",
             hint="draw the box closer around the object, or give a --mask",
         )
     sizes = np.bincount(pieces.ravel())

@@ -29,14 +29,14 @@ GRADIENTS = {
 
 
 def figure():
-    """Colours (h, w, 3) and coverage (h, w) of the example figure, which was rendered before white."""
+    """Colours (h, w, 3) and coverage (h, w) of the example figure, rendered over white."""
     rgb = np.asarray(Image.open(FIGURE))
     cut, _ = key_border(rgb)
     return cut[..., :3].astype(float), cut[..., 3] / 255.0
 
 
 def photograph(rgb, alpha, background, quality=88):
-    """The object before a background, with a little noise, as a JPEG."""
+    """The object over a background, with a little noise, as a JPEG."""
     mixed = rgb * alpha[..., None] + background * (1 - alpha[..., None])
     mixed += np.random.default_rng(0).normal(0, 1.5, mixed.shape)
     file = io.BytesIO()
@@ -56,7 +56,7 @@ def ellipse(size=(120, 160), box=(40, 30, 110, 100)):
 
 
 def texture(size, seed=0):
-    """Noise that no plain border passes for."""
+    """Noise that does not count as a plain background."""
     return np.random.default_rng(seed).integers(60, 200, (*size, 3)).astype(np.uint8)
 
 
@@ -67,7 +67,7 @@ def without_extras(monkeypatch):
 
 @pytest.fixture
 def with_rembg(tmp_path, monkeypatch):
-    """A package rembg whose session is a file away: it takes the middle of a picture for the object."""
+    """A fake package rembg, which takes the middle of a picture as the object."""
     (tmp_path / "onnxruntime.py").write_text("")
     (tmp_path / "rembg.py").write_text(
         "sessions = []\n"
@@ -228,7 +228,7 @@ def test_of_the_ways_to_cut_out_one_is_taken(more):
 
 
 def bowl(size=(200, 260)):
-    """A bright object of two colours before a dark texture, and its coverage."""
+    """A bright object of two colours over a dark texture, and its coverage."""
     alpha = np.asarray(Image.fromarray(ellipse((400, 520), (120, 90, 400, 330))).resize(size[::-1])) / 255.0
     inside = np.where(np.arange(size[0])[:, None, None] < 100, [220.0, 180.0, 60.0], [200.0, 60.0, 50.0])
     outside = texture(size) * np.array([0.2, 0.3, 0.5]) + 10

@@ -1,4 +1,4 @@
-"""Fewer faces, the same closed surface."""
+"""Simplified meshes have fewer faces and the same closed surface."""
 
 import numpy as np
 import pytest
@@ -11,20 +11,20 @@ from sv3d_jax.geometry.mesh import Mesh
 
 
 def ball(resolution: int = 24, radius: float = 9.0) -> Mesh:
-    """Around the origin."""
+    """A sphere around the origin."""
     grid = np.indices((resolution,) * 3) - (resolution - 1) / 2
     vertices, faces = extract_surface(radius - np.linalg.norm(grid, axis=0), 0.0)
     return Mesh(vertices - (resolution - 1) / 2, faces)
 
 
 def noisy(seed: int) -> Mesh:
-    """With handles, thin bridges and loose parts, which a collapse may easily pinch."""
+    """A surface with handles, thin bridges and separate parts, where collapses may pinch."""
     field = np.random.default_rng(seed).normal(size=(28, 28, 28))
     return Mesh(*extract_surface(ndimage.gaussian_filter(field, 1.5), 0.0))
 
 
 def sheet(count: int = 12) -> Mesh:
-    """An open square in a plane."""
+    """A planar square with a border."""
     x, y = np.meshgrid(np.arange(count), np.arange(count), indexing="ij")
     corner = (x * count + y)[:-1, :-1].ravel()
     faces = np.concatenate(
@@ -37,7 +37,7 @@ def sheet(count: int = 12) -> Mesh:
 
 
 def is_watertight(mesh: Mesh) -> bool:
-    """Stricter than closed: two faces at every edge, that run along it in opposite ways."""
+    """Whether every edge has exactly two faces, which use it in opposite directions."""
     start, end = mesh.faces.ravel(), np.roll(mesh.faces, -1, axis=1).ravel()
     forward, back = start * len(mesh.vertices) + end, end * len(mesh.vertices) + start
     return len(np.unique(forward)) == len(forward) and np.array_equal(np.sort(forward), np.sort(back))

@@ -1,4 +1,4 @@
-"""The mesh value and its place in the world."""
+"""The placement of meshes in the world."""
 
 import numpy as np
 

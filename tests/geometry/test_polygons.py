@@ -1,4 +1,4 @@
-"""Polygons are cut into triangles that fill them once and turn their way."""
+"""Triangulations fill polygons exactly once and keep their winding."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ TURN *= np.linalg.det(TURN)
 
 
 def in_space(flat: np.ndarray) -> np.ndarray:
-    """A polygon of the plane (k 2), turned and moved in space."""
+    """A planar polygon (k 2), rotated and moved in space."""
     return np.pad(np.asarray(flat, float), ((0, 0), (0, 1))) @ TURN.T + [100.0, -20.0, 3.0]
 
 

@@ -16,14 +16,14 @@ CASES = Path(__file__).parents[1] / "cases" / "meshes"
 
 
 def views(path, size=48, frames=3, elevation=20.0):
-    """Colours (f h w 3) without light, and alphas, from around."""
+    """Unlit colours (f h w 3) and alphas of views all around."""
     cameras = custom_orbit(None, elevation, frames)
     images, alphas = render_orbit(to_world(read_mesh(path)), cameras, size, background="transparent")
     return images, alphas
 
 
 def seen(path, **settings):
-    """All colours (n 3) that are seen whole."""
+    """The colours (n 3) of all fully covered pixels."""
     images, alphas = views(path, **settings)
     return images[alphas == 255]
 
@@ -35,7 +35,7 @@ def extents(path):
 
 
 class Builder:
-    """A GLB of one mesh, put together by arrays."""
+    """Builds a GLB of one mesh from arrays."""
 
     def __init__(self):
         self.document = {"asset": {"version": "2.0"}, "accessors": [], "bufferViews": []}
@@ -106,7 +106,7 @@ QUAD_FACES = np.array([0, 1, 2, 0, 2, 3], "<u2")
 
 
 def quad(material, tmp_path, uv=QUAD_UV, positions=QUAD, colors=None, builder=None, **fields):
-    """The path of a square with a material that `material` makes of the builder."""
+    """The path of a square, whose material is made by `material(builder)`."""
     builder = builder or Builder()
     attributes = {"POSITION": builder.accessor(positions), "TEXCOORD_0": builder.accessor(uv)}
     if colors is not None:
@@ -117,14 +117,14 @@ def quad(material, tmp_path, uv=QUAD_UV, positions=QUAD, colors=None, builder=No
 
 
 def front(path, size=64):
-    """The square as the camera in front of its +z side sees it: RGBA."""
+    """RGBA of the square, seen from its +z side."""
     cameras = custom_orbit([0.0, 180.0, 0.0], 0.0, 3)
     images, alphas = render_orbit(to_world(read_mesh(path)), cameras, size, background="transparent")
     return np.dstack([images[-1], alphas[-1]]).astype(int)
 
 
 def square(pixels, margin=4):
-    """The part of a picture that the object covers, less its border."""
+    """The part of an image that the object covers, without its border."""
     rows, columns = np.nonzero(pixels[..., 3] == 255)
     return pixels[rows.min() + margin : rows.max() - margin, columns.min() + margin : columns.max() - margin]
 

@@ -1,4 +1,4 @@
-"""Folders as other programs leave them, for tests of what reads them."""
+"""Scene folders like those of other programs, for tests of their readers."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ PLAIN = CASES / "reports" / "plain" / "train"
 
 
 def copy_case(case: str, folder: Path, shift: tuple[int, int] = (0, 0)) -> Path:
-    """A case's files in a folder of its own, with the pictures of `plain` moved by whole pixels down and right."""
+    """The files of a case in a new folder, with the pictures of `plain` shifted by whole pixels down and right."""
     target = folder / Path(case).name
     shutil.copytree(CASES / case, target, dirs_exist_ok=True)
     for file in target.glob("*.json"):
@@ -27,7 +27,7 @@ def copy_case(case: str, folder: Path, shift: tuple[int, int] = (0, 0)) -> Path:
 
 
 def write_transforms(folder: Path, document: dict, size=(8, 8), count: int = 3, mode="RGBA") -> Path:
-    """A transforms.json with `count` frames, unless it has some, and their pictures; returns the folder."""
+    """Write a transforms.json, with `count` frames unless it has some, and their pictures; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if "frames" not in document:
         document = document | {"frames": [frame(index) for index in range(count)]}

@@ -1,4 +1,4 @@
-"""Cameras out of COLMAP's models, as pycolmap writes them."""
+"""Reading COLMAP models as written by pycolmap."""
 
 import json
 import shutil

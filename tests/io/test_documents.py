@@ -1,4 +1,4 @@
-"""JSON files of users: what is wrong with one is said in own words, with its name."""
+"""Defects of users' JSON files become errors that name the file."""
 
 import pytest
 

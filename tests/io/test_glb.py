@@ -1,4 +1,4 @@
-"""GLB files as they are written."""
+"""GLB files that are written."""
 
 import functools
 import hashlib

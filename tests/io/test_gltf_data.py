@@ -82,7 +82,7 @@ WRONG = [None, True, -1, 1.5, 10**9, "x", [], {}, [None], [[]], {"a": {}}]
 
 
 def test_any_value_of_a_wrong_type_is_an_input_error_that_names_the_file(tmp_path):
-    """Every field of a document in turn takes values of other types; nothing but an InputError comes of it."""
+    """Values of wrong types in any field of a document raise InputError and nothing else."""
     builder = Builder()
     path = quad(textured(transform={"offset": [0.1, 0]}, sampler={"wrapS": 33071}), tmp_path, builder=builder)
     whole = json.dumps(builder.document)

@@ -94,7 +94,7 @@ def test_a_textured_part_beside_one_with_vertex_colours():
 
 
 def test_quantized_texture_coordinates_show_the_whole_picture():
-    """As gltfpack writes them: whole numbers, and a texture transform that makes them small again."""
+    """As gltfpack writes them: integers, and a texture transform that scales them back."""
     mesh = read_mesh(CASES / "gltfpack_box.glb")
     assert mesh.texture.shape == (64, 64, 3)
     images, alphas = views(CASES / "gltfpack_box.glb")
@@ -301,7 +301,7 @@ def test_a_ktx2_picture_beside_a_plain_one_is_not_needed(tmp_path):
 
 
 def test_cutoffs_at_either_end(tmp_path):
-    """Opaque texels pass a cutoff of 1, clear ones one of 0, half clear ones their own."""
+    """Opaque texels pass a cutoff of 1, transparent ones a cutoff of 0, half transparent ones their own alpha."""
     for level, cutoff in ((255, 1.0), (0, 0.0), (128, 128 / 255)):
         pixels = np.full((7, 5, 4), 200)
         pixels[..., 3] = level

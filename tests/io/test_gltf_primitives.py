@@ -77,7 +77,7 @@ def test_primitives_over_one_buffer_share_its_vertices(tmp_path):
 
 
 def draco_quad(tmp_path, damage=None):
-    """The square with its picture, packed by KHR_draco_mesh_compression."""
+    """The textured square, compressed by KHR_draco_mesh_compression."""
     import DracoPy
 
     builder = Builder()

@@ -1,4 +1,4 @@
-"""Lenses: their distortion undone in pictures, or refused by the name of the term."""
+"""Undistortion of pictures, and refusal of unknown coefficients by name."""
 
 import sys
 
@@ -23,13 +23,13 @@ def pixel_centres():
 
 
 def ramp(alpha=None):
-    """A picture whose red is the column and whose green the row."""
+    """A picture whose red is the column and whose green is the row."""
     columns, rows = np.floor(pixel_centres())
     return Picture(np.stack([columns, rows, 0 * rows], axis=-1).astype(np.uint8), alpha)
 
 
 def perspective(x, y, k1=0.0, k2=0.0, p1=0.0, p2=0.0, k3=0.0, k4=0.0, k5=0.0, k6=0.0):
-    """Where a direction lands on the plane at distance 1: the model of OpenCV's documentation."""
+    """The distorted position of a direction on the plane at distance 1, as in OpenCV's documentation."""
     square = x * x + y * y
     radial = (1 + k1 * square + k2 * square**2 + k3 * square**3) / (
         1 + k4 * square + k5 * square**2 + k6 * square**3

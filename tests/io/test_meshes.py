@@ -193,7 +193,7 @@ def test_y_up_file_is_turned_to_z_up(tmp_path):
 
 
 def _document(**changes):
-    """A minimal valid glTF of one red triangle, packed in itself."""
+    """A minimal valid glTF of one red triangle, with embedded data."""
     positions = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0]], "<f4").tobytes()
     document = {
         "asset": {"version": "2.0"},
@@ -310,7 +310,7 @@ def test_an_obj_reads_its_materials_beside_it_and_not_elsewhere(tmp_path):
 
 
 def _textured(image):
-    """Changes that give the triangle a picture."""
+    """Changes that give the triangle a texture."""
     return dict(
         images=[image], textures=[{"source": 0}], materials=[_material(baseColorTexture={"index": 0})]
     )

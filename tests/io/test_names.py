@@ -1,4 +1,4 @@
-"""Names of files within files: what they mean, and which are not followed."""
+"""File names in files: which may be opened, and the paths they mean."""
 
 from pathlib import Path
 

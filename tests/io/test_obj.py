@@ -1,4 +1,4 @@
-"""OBJ files are read as viewers show them, and damaged ones are refused by their lines."""
+"""OBJ files are read as viewers show them; errors of damaged ones name the line."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def save_picture(path, pixels):
 
 
 def material(folder, lines, face="usemtl m\nf 1 2 3\n"):
-    """The material that a library of these lines makes, and the remarks."""
+    """The material of an MTL file with these lines, and the remarks."""
     (folder / "m.mtl").write_text("newmtl m\n" + lines)
     parts, remarks = read("mtllib m.mtl\n" + TRIANGLE + face, folder)
     assert len(parts) == 1
@@ -61,7 +61,7 @@ def material(folder, lines, face="usemtl m\nf 1 2 3\n"):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with a picture of red and green, 2x1, and one with an alpha."""
+    """A folder with a texture of 2x1 texels, red and green, and one with an alpha."""
     save_picture(tmp_path / "red green.png", [[[255, 0, 0], [0, 255, 0]]])
     save_picture(tmp_path / "clear.png", [[[9, 9, 9, 0], [9, 9, 9, 255]]])
     save_picture(tmp_path / "grey.png", [[0, 100]])

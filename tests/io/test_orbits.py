@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 
 def edit(folder, change):
-    """Rewrite cameras.json after `change` has had its way with it."""
+    """Apply `change` to the content of cameras.json."""
     path = folder / "cameras.json"
     document = json.loads(path.read_text())
     change(document)
@@ -66,7 +66,7 @@ def test_frames_with_alpha_give_alphas_and_lie_over_white(tmp_path):
 
 @pytest.fixture
 def masked(tmp_path):
-    """Frames over white of a box that is white in part, with alphas beside them."""
+    """An orbit of a partly white box: frames over white with separate alphas."""
     images, alphas = np.full((5, 12, 16, 3), 255, np.uint8), np.zeros((5, 12, 16), np.uint8)
     images[:, 2:6, 4:12] = (200, 30, 0)
     alphas[:, 2:10, 4:12] = 255

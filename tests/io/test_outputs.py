@@ -1,4 +1,4 @@
-"""Output folders: whole files, the lock, resuming and the comparison of settings."""
+"""Output folders: atomic files, the lock, resuming and the comparison of settings."""
 
 import errno
 import json
@@ -16,7 +16,7 @@ CONFIG = {"verb": "example", "steps": 50, "levels": {"sigma": 700.0}}
 
 
 def run(directory, config=CONFIG, stages=("orbit", "mesh"), finish=True, **options):
-    """A run of stages that write one file each; returns the stages that had to be worked on."""
+    """A run of stages that write one file each; returns the stages that were executed."""
     worked = []
     with OutputFolder(directory, config, **options) as folder:
         for stage in stages:

@@ -1,4 +1,4 @@
-"""PLY files: every form that scanners, MeshLab and others write, and what is refused."""
+"""PLY files: all variants that scanners, MeshLab and others write, and what is refused."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_a_picture_beside_the_file_is_its_texture():
 
 
 def encoded(order, vertices, faces, count="u1", index="i4"):
-    """A binary PLY of positions in double and faces of any size."""
+    """A binary PLY with positions as doubles and faces of any size."""
     names = {"u1": "uchar", "i4": "int", "u2": "ushort", "i2": "short", "u4": "uint", "f4": "float"}
     form = "binary_little_endian" if order == "<" else "binary_big_endian"
     header = ["ply", f"format {form} 1.0", f"element vertex {len(vertices)}"]

@@ -1,4 +1,4 @@
-"""What other programs leave, read as an orbit is."""
+"""Scenes of other programs, read like orbits."""
 
 import sys
 
@@ -17,7 +17,7 @@ AZIMUTHS = np.arange(1, 9) * 45.0
 
 
 def colmap_orbit(folder, turn=None, elevations=10.0):
-    """A COLMAP model of an orbit in a world that is turned."""
+    """A COLMAP model of an orbit in a rotated world."""
     poses = look_at(AZIMUTHS, elevations, 2.0)
     if turn is not None:
         poses = turn @ poses

@@ -1,4 +1,4 @@
-"""What mesh formats have in common."""
+"""What all mesh formats share: files next to a mesh, axes, remarks."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Pictures on surfaces that are damaged are refused by their names."""
+"""Errors of damaged textures give their names."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Cameras out of transforms.json: which numbers count, and what is refused."""
+"""Cameras of transforms.json: which values take precedence, and what is refused."""
 
 import json
 

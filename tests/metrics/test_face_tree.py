@@ -1,4 +1,4 @@
-"""Nearest triangles, against all of them one by one."""
+"""Nearest triangles, compared with brute force."""
 
 import numpy as np
 import pytest

@@ -111,7 +111,7 @@ def test_an_equal_mesh_is_met_everywhere():
 
 
 def moved_by_an_orbit(tmp_path) -> EvalMeshConfig:
-    """A reconstruction in the orbit's world of a mesh file that is y up, larger and elsewhere."""
+    """A reconstruction in the world of an orbit, whose mesh file has y up, another size and another position."""
     world = box([-0.5, -0.25, -0.1], [0.5, 0.25, 0.1])
     world_from_file = np.array([[0.5, 0, 0, 0.1], [0, 0, -0.5, 0.2], [0, 0.5, 0, 0.3], [0, 0, 0, 1]])
     file_from_world = np.linalg.inv(world_from_file)
@@ -149,7 +149,7 @@ def test_an_orbit_that_was_not_rendered_is_refused(tmp_path):
 
 
 def colored(mesh: Mesh, factor: float) -> Mesh:
-    """Red rises with x."""
+    """A mesh whose red increases with x."""
     red = 0.5 + 0.4 * mesh.vertices[:, 0]
     colors = np.stack([red, np.full_like(red, 0.5), np.full_like(red, 0.2)], axis=1)
     return replace(mesh, vertex_colors=(factor * colors).astype(np.float32))

@@ -1,4 +1,4 @@
-"""Silhouette antialiasing against areas, their derivatives, and supersampled pictures."""
+"""Silhouette antialiasing, compared with areas, their derivatives, and supersampled images."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def pictures(screen, faces, colors, point_ids):
 
 @jax.jit
 def weighted_gradients(screen, faces, colors, weights):
-    """Gradients in vertices and colours of the sum of weights times the picture."""
+    """Gradients of sum(weights * image) with respect to vertices and colours."""
 
     def total(screen, colors):
         return (pictures(screen, faces, colors, jnp.arange(NUM_VERTICES))[0] * weights).sum()
@@ -80,7 +80,7 @@ def lens():
 
 
 def sheet():
-    """Triangles that reach over all borders of the picture."""
+    """Triangles that extend beyond all borders of the image."""
     side = np.linspace(-9, 33, 9)
     points = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
     points += np.random.default_rng(0).uniform(-0.8, 0.8, points.shape)
@@ -90,7 +90,7 @@ def sheet():
 
 
 def two_layers():
-    """A triangle before a larger one."""
+    """A triangle in front of a larger one."""
     far = [[1.2, 1.7, 2.0], [3.1, 22.4, 2.0], [22.8, 8.9, 2.0]]
     near = [[8.4, 3.2, 1.0], [2.3, 13.8, 1.0], [16.9, 16.1, 1.0]]
     return padded([*far, *near], np.arange(6).reshape(2, 3))
@@ -100,7 +100,7 @@ def two_layers():
 
 
 def listed(faces, point_ids=None):
-    """Faces of each row that holds an edge, by its vertices."""
+    """The faces of all rows in use, by the vertices of the edge."""
     rows, edges = {}, jax.jit(mesh_edges)(faces, point_ids)
     for vertices, pair in zip(np.asarray(edges.vertices), np.asarray(edges.faces), strict=True):
         if pair[0] >= 0:
@@ -112,7 +112,7 @@ QUAD_EDGES = {(0, 1): [[-1, 0]], (1, 2): [[-1, 0]], (0, 2): [[0, 1]], (2, 3): [[
 
 
 def sides(faces, edges):
-    """Rows as (vertices, faces) without what holds no edge."""
+    """The rows in use, as (vertices, faces)."""
     rows = zip(np.asarray(edges.vertices), np.asarray(edges.faces), strict=True)
     return [(*sorted(vertices.tolist()), *pair.tolist()) for vertices, pair in rows if pair[0] >= 0]
 
@@ -132,7 +132,7 @@ def test_edges_of_more_vertices_than_fit_into_a_number_are_found_in_the_general_
 
 
 def random_sphere(count):
-    """The convex hull of points on a sphere, its faces in a random order and wound alike."""
+    """The convex hull of points on a sphere; faces in random order, all wound alike."""
     points = np.random.default_rng(0).normal(size=(count, 3))
     points /= np.linalg.norm(points, axis=1, keepdims=True)
     hull = ConvexHull(points)

@@ -1,4 +1,4 @@
-"""Lights against integrals over the sphere and closed forms."""
+"""Lights, compared with integrals over the sphere and closed forms."""
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,14 @@ def fibonacci(count: int) -> np.ndarray:
 
 
 def closed_form(axis, sharpness, amplitude, normals):
-    """In float64, as the formula stands."""
+    """The formula in float64, evaluated literally."""
     d = np.linalg.norm(sharpness[:, None] * axis + COSINE[0] * normals[:, None], axis=-1)
     total = sharpness + COSINE[0]
     return (2 * amplitude * COSINE[1] * np.exp(d - total) * (1 - np.exp(-2 * d)) / d).sum(-1)
 
 
 def test_shading_is_the_integral_over_the_sphere():
-    """Of the light's lobe and the cosine's, over pi; Gauss's rule in height, even steps around."""
+    """Of the product of the light's and the cosine's lobe, over pi. Gauss quadrature in height, even steps around."""
     heights, weights = np.polynomial.legendre.leggauss(80)
     around = 2 * np.pi * np.arange(160) / 160
     ring = np.sqrt(1 - heights**2)[:, None]
@@ -53,7 +53,7 @@ def test_shading_is_the_integral_over_the_sphere():
 
 @pytest.mark.parametrize("sharpness", [1e-3, 0.5, 2.1, 2.1331, 2.5, 10.8, 300.0, 1e5])
 def test_every_lobe_agrees_with_the_closed_form(sharpness):
-    """Also where d is almost 0, opposite a lobe as sharp as the cosine's, and where d - s1 - s2 would cancel."""
+    """Also where d is almost 0 (opposite a lobe as sharp as the cosine's) and where d - s1 - s2 would cancel."""
     axis = np.array([[0.0, 0.0, 1.0]])
     angles = np.pi - np.array([0.0, 1e-3, 0.05, 0.1, 0.2, 0.3, 1.0, 2.0, 3.0])
     normals = np.stack([np.sin(angles), np.zeros_like(angles), np.cos(angles)], axis=-1)
@@ -80,7 +80,7 @@ def test_gradients_are_finite_everywhere():
 
 
 def test_gradients_agree_with_finite_differences():
-    """On both sides of the place where the series takes over."""
+    """On both sides of the point where the power series is used."""
     rng = np.random.default_rng(0)
     axis, raw = rng.normal(size=(4, 3)), np.array([1.9, 2.0, 8.0, 0.1])
     normals = np.concatenate([fibonacci(20), -axis / np.linalg.norm(axis, axis=1, keepdims=True)])

@@ -1,4 +1,4 @@
-"""The rasterizer against projected geometry and ray casting that we can do by hand."""
+"""The rasterizer, compared with projected geometry and brute-force ray casting."""
 
 import jax
 import jax.numpy as jnp

@@ -24,7 +24,7 @@ ELEVATIONS = np.array([10.0, 20.0, 15.0, 0.0, -10.0, 5.0])
 
 
 def write_scene(folder, azimuths=AZIMUTHS, elevations=ELEVATIONS, change=lambda poses: poses, mode="RGBA"):
-    """A scene with its cameras about CENTER; frame i is of colour i."""
+    """A scene with its cameras around CENTER; frame i has colour i."""
     poses = look_at(azimuths, elevations, RADIUS)
     poses[:, :3, 3] += CENTER
     poses = change(poses)
