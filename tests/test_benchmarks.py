@@ -1,11 +1,13 @@
-"""The run for accelerators, on a CPU."""
+"""The run for accelerators on a CPU, and the comparison of two checkouts."""
 
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from benchmarks import compare_builds
 from tests.test_imports import ROOT
 
 # `sv3d bench` and the rest have tests of their own.
@@ -23,3 +25,17 @@ def test_the_accelerator_run_goes_through_its_parts(tmp_path):
     assert report["numerics"]["ok"] and report["distillation"]["step_s"] > 0
     assert report["attention"]["plain, 64 tokens"]["ms"] > 0
     assert "numerics      relative_error" in done.stdout
+
+
+def test_two_builds_are_compared_file_by_file(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, loss, seconds in ((old, 0.5, 1.0), (new, 0.25, 2.0)):
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text(json.dumps({"loss": loss, "step_s": seconds}) + "\n")
+        (folder / "run.json").write_text(json.dumps({"seed": 0, "timings_s": {"orbit": seconds}}))
+        np.savez(folder / "fit.npz", weight=np.full(3, loss))
+        (folder / "mesh.bin").write_bytes(b"same")
+    assert compare_builds.compare_folders(old, old) == []
+    lines = compare_builds.compare_folders(old, new)
+    assert lines[0] == "fit.npz: weight by up to 0.25"
+    assert [line.split(":")[0] for line in lines] == ["fit.npz", "metrics.jsonl"]
