@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sv3d_jax.config import build, nearest, read_settings, to_plain
-from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError
+from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError, is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -361,7 +361,7 @@ def _check_inputs(verb: Verb, config: Any) -> None:
 def _explained(error: Exception) -> SV3DError:
     """An error of the runtime or the system as one of ours."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in text):
+    if is_out_of_memory(error):
         explained: SV3DError = OutOfMemory(
             f"out of memory: {text}",
             hint="smaller --size or fewer --frames, --dtype bfloat16, --decode-chunk 1, or a larger device",

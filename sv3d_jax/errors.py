@@ -57,3 +57,10 @@ class Cancelled(SV3DError):
 
     def __init__(self, message: str = "cancelled", hint: str | None = None):
         super().__init__(message, hint)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that the memory of the host or of a device did not suffice."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+    )

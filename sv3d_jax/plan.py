@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sv3d_jax.diffusion.config import SamplingConfig
-from sv3d_jax.errors import InputError, OutOfMemory
+from sv3d_jax.errors import InputError, OutOfMemory, is_out_of_memory
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.weights.key_map import model_parameters
 
@@ -145,7 +145,7 @@ def memory_advice(plan: Plan, device: str = "the device") -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         frame = plan.decoding_bytes // plan.decode_chunk
         saved = plan.sampling_bytes // 2

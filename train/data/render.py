@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_orbit
-from sv3d_jax.errors import InputError, OutOfMemory, SV3DError
+from sv3d_jax.errors import InputError, OutOfMemory, SV3DError, is_out_of_memory
 from sv3d_jax.geometry.mesh import Mesh, moved, object_to_world
 from sv3d_jax.io.hdr import read_hdr
 from sv3d_jax.progress import NullProgress, Progress
@@ -187,7 +187,7 @@ def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:
     except InputError as error:
         return error
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return OutOfMemory(f"{task.mesh}: out of memory", hint="smaller --size, fewer --workers")
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float
+from sv3d_jax.errors import is_out_of_memory
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.fast.flash import flash_attention
 from sv3d_jax.models.fast.parts import part_size
@@ -70,7 +71,7 @@ def working_kernel(platform: str) -> str | None:
                 q = jnp.zeros((1, 128, 1, 64), jnp.bfloat16)
                 jax.block_until_ready(kernel(q, q, q))
         except Exception as error:  # whatever the library, its loader or the compiler says
-            if "RESOURCE_EXHAUSTED" in str(error):
+            if is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(
