@@ -65,6 +65,9 @@ TIMES = ("orbit", "unet", "reconstruct-fast", "train")
 # Fields of run.json and metrics.jsonl that differ between two runs of one build.
 CHANGING = {"timings_s", "packages", "path", "images", "output", "utilisation"}
 
+# Settings that have another name in newer builds.
+RENAMED = {"steps": "num_steps"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -184,7 +187,10 @@ def same_bits(item: str, sides: list[Checkout], inputs: Inputs) -> bool:
 
 def compare_folders(old: Path, new: Path) -> list[str]:
     """A line for each file that only one folder has or whose content differs."""
-    names = [{str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()} for root in (old, new)]
+    names = [
+        {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and p.name[0] != "."}
+        for root in (old, new)
+    ]
     lines = [
         f"{name}: only in the {'old' if name in names[0] else 'new'} one"
         for name in sorted(names[0] ^ names[1])
@@ -209,6 +215,7 @@ def content(path: Path) -> str:
 def without_changing(value):
     """Drop the fields that differ between two runs of one build."""
     if isinstance(value, dict):
+        value = {RENAMED.get(key, key): item for key, item in value.items()}
         kept = {key: item for key, item in value.items() if key not in CHANGING and not is_time(key)}
         return {key: without_changing(item) for key, item in kept.items()}
     return [without_changing(item) for item in value] if isinstance(value, list) else value
@@ -221,7 +228,8 @@ def is_time(key: str) -> bool:
 def how_different(old: Path, new: Path) -> str:
     """The largest difference of the arrays in two files, or of the text the first field that differs."""
     if old.suffix in (".json", ".jsonl"):
-        return f"{content(old)[:300]} against {content(new)[:300]}"
+        texts = [json.loads(content(path)) for path in (old, new)]
+        return "; ".join(field_differences(*texts)[:8])
     read = READERS.get(old.suffix)
     if read is None:
         return "different bytes"
@@ -236,6 +244,19 @@ def how_different(old: Path, new: Path) -> str:
         elif not np.array_equal(a, b, equal_nan=True):
             lines.append(f"{key} by up to {np.nanmax(np.abs(a - b)):.3g}")
     return ", ".join(lines[:8]) or "the same arrays in different bytes"
+
+
+def field_differences(old, new, name: str = "") -> list[str]:
+    """`name: old against new` for each field of two JSON values that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(old.keys() | new.keys())
+        return [
+            line for key in keys for line in field_differences(old.get(key), new.get(key), f"{name}.{key}")
+        ]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = enumerate(zip(old, new, strict=True))
+        return [line for index, pair in pairs for line in field_differences(*pair, f"{name}[{index}]")]
+    return [] if old == new else [f"{name}: {old} against {new}"]
 
 
 def read_picture(path: Path) -> dict:
