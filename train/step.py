@@ -23,7 +23,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Scalar]]:
     """The next state, and loss and gradient norm. A step that is not finite changes nothing but the counts."""
     value, gradient = mean_gradient(loss, state.params, batch, key, accumulate)
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
     # The first steps average over few weights: otherwise the initial ones linger for 1 / (1 - decay) steps.
