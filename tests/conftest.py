@@ -9,6 +9,24 @@ from pathlib import Path
 
 import pytest
 
+# Settings of the user's shell that change what is computed, cached, downloaded or printed. JAX_PLATFORMS stays: it
+# says which device to test on. Tests that need one of the others set it themselves.
+PREFIXES = ("HF_", "HUGGINGFACE_", "JAX_", "SV3D_")
+NAMES = (
+    "XLA_FLAGS",
+    "NO_COLOR",
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "COLUMNS",
+    "LINES",
+    "TZ",
+    "PYTHONWARNINGS",
+    "SOURCE_DATE_EPOCH",
+)
+for name in [*os.environ]:
+    if (name.startswith(PREFIXES) and name != "JAX_PLATFORMS") or name in NAMES:
+        del os.environ[name]
+
 REPORT = pytest.StashKey[list[dict]]()
 
 
