@@ -15,7 +15,7 @@ from sv3d_jax.preprocess import PreparedImage, prepare_for
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureBatch:
     """Pictures of one object each, with what was given for each of them."""
 
     images: list[Any]
@@ -24,7 +24,7 @@ class Pictures:
     boxes: list[Any]
 
     @classmethod
-    def of(cls, image: Any, seed: int | Sequence[int], mask: Any, box: Any) -> "Pictures":
+    def of(cls, image: Any, seed: int | Sequence[int], mask: Any, box: Any) -> "PictureBatch":
         """One picture, or a list of them with lists of the rest. Raises InputError where numbers do not match."""
         several = isinstance(image, list)
         images = image if several else [image]

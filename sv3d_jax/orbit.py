@@ -1,5 +1,6 @@
 """What a pipeline returns: the views of an orbit, and what is known of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.errors import InputError
+from sv3d_jax.preprocess import PreparedImage
 
 OUTPUT_TYPES = ("pil", "np", "jax", "latent")
 
@@ -73,8 +75,31 @@ class Orbit:
         return [directory / file for file in files]
 
 
-def as_output(frames: Array, picture: np.ndarray, input_frame: int, output_type: str) -> Any:
-    """Float frames (f, h, w, 3) in [0, 1] as one of `OUTPUT_TYPES`."""
+def check_output_type(output_type: str) -> None:
+    """Raise InputError for one that is not known."""
+    if output_type not in OUTPUT_TYPES:
+        raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+
+
+def make_orbits(
+    frames: Any,
+    latents: Float[Array, "b f h w c"],
+    prepared: Sequence[PreparedImage],
+    seeds: Sequence[int],
+    cameras: CameraPath,
+    timings: dict[str, float],
+    output_type: str,
+) -> list[Orbit]:
+    """The orbits of a batch from its float frames `b f h w 3` in [0, 1], or latents where those were asked for."""
+
+    def orbit(shown: Array, x: Array, picture: PreparedImage, seed: int) -> Orbit:
+        shown = _as_output(shown, picture.pixels, cameras.input_frame, output_type)
+        return Orbit(shown, cameras, x, seed, timings, picture.pixels, picture.notes)
+
+    return [orbit(*each) for each in zip(frames, latents, prepared, seeds, strict=True)]
+
+
+def _as_output(frames: Array, picture: np.ndarray, input_frame: int, output_type: str) -> Any:
     if output_type == "pil":
         from PIL import Image
 

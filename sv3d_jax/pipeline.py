@@ -20,12 +20,12 @@ from sv3d_jax.diffusion.denoiser import Conditioning, Denoise
 from sv3d_jax.diffusion.guidance import guidance_scale
 from sv3d_jax.diffusion.sampler import Correct, Correction, Sampler
 from sv3d_jax.diffusion.schedule import model_sigmas
-from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.inputs import Pictures
+from sv3d_jax.errors import CameraError
+from sv3d_jax.inputs import PictureBatch
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode, encode_moments
-from sv3d_jax.orbit import OUTPUT_TYPES, Orbit, StepInfo, as_output
+from sv3d_jax.orbit import Orbit, StepInfo, check_output_type, make_orbits
 from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
 from sv3d_jax.progress import NullProgress, Progress, TimedProgress
 from sv3d_jax.runner import ComputeConfig, Runner
@@ -106,19 +106,17 @@ class Pipeline:
     ) -> Orbit | list[Orbit]:
         """Orbit around the object in a picture, or one each for a list of pictures.
 
-        image: a path, a PIL image, uint8 (h, w, 3 or 4), or a `Picture` or `PreparedImage`. Elevations are absolute,
-        azimuths relative to the picture's view, which is the last frame (of V3D the first); `cameras` takes the place
-        of both. What is None is the model's own default. A seed per picture, or one for all.
-        mask: what the object is, as a path, a PIL image, a `Mask`, or uint8 or bool (h, w), white where it is; box:
-        where it is, x0, y0, x1, y1 in pixels of the upright picture. Of a list of pictures, a list of either.
-        `options` are fields of `SamplingConfig`, in place of one. `correct` changes the denoised latents of steps: a
-        function of (denoised latents, noise level, index of the step), or a `Correction`. After every step callback
-        gets a `StepInfo`; it may raise `Cancelled`.
+        image: a path, a PIL image, uint8 (h, w, 3 or 4), a `Picture` or `PreparedImage`. Elevations are absolute,
+        azimuths relative to the picture's view, the last frame (of V3D the first); `cameras` takes the place of both.
+        What is None is the model's own default. seed: one for all pictures, or one each. mask: white where the object
+        is, as a path, a PIL image, a `Mask`, uint8 or bool (h, w); box: x0, y0, x1, y1 in pixels of the upright
+        picture; of a list of pictures, a list of either. options: fields of `SamplingConfig`, in place of one. correct:
+        a function of (denoised latents, noise level, index of the step) that changes them, or a `Correction`. After
+        every step callback gets a `StepInfo`; it may raise `Cancelled`.
         """
         sampling = one_config(SamplingConfig, sampling, renamed(options)).resolve(self.config)
-        pictures = Pictures.of(image, seed, mask, box)
-        if output_type not in OUTPUT_TYPES:
-            raise InputError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}")
+        pictures = PictureBatch.of(image, seed, mask, box)
+        check_output_type(output_type)
         size = size or self.config.native_size
         check_size(self.config, size)
         cameras = self._cameras(cameras, azimuths_deg, elevations_deg, num_frames)
@@ -131,26 +129,13 @@ class Pipeline:
         prepared = pictures.prepare(self.config, size, background, frame_ratio, self.remover, stages.advance)
         pixels = np.stack([picture.pixels for picture in prepared]).astype(np.float32) / 255 * 2 - 1
         with memory_advice(plan, memory_in_use()):
-            after_step = None
-            if callback is not None or progress is not None:
-                after_step = _reporter(callback, stages, plan.num_steps)
+            is_followed = callback is not None or progress is not None
+            after_step = _reporter(callback, stages, plan.num_steps) if is_followed else None
             latents = self._sample(pixels, pictures.seeds, cameras, sampling, correct, after_step, stages)
             frames = latents
             if output_type != "latent":
                 frames = self._frames(latents, pixels, cameras.input_frame, plan.decode_chunk, stages)
-        timings = stages.finish()
-        orbits = [
-            Orbit(
-                frames=as_output(frames[i], prepared[i].pixels, cameras.input_frame, output_type),
-                cameras=cameras,
-                latents=latents[i],
-                seed=pictures.seeds[i],
-                timings=timings,
-                picture=prepared[i].pixels,
-                notes=prepared[i].notes,
-            )
-            for i in range(len(pictures.images))
-        ]
+        orbits = make_orbits(frames, latents, prepared, pictures.seeds, cameras, stages.finish(), output_type)
         return orbits if isinstance(image, list) else orbits[0]
 
     def plan(

@@ -145,3 +145,10 @@ def test_every_public_name_can_be_had():
     import sv3d_jax
 
     assert all(getattr(sv3d_jax, name) for name in sv3d_jax.__all__)
+    assert set(sv3d_jax._LAZY) < set(sv3d_jax.__all__)
+    assert dir(sv3d_jax) == sorted([*sv3d_jax.__all__, "__version__"])
+    undescribed = [name for name in dir(sv3d_jax) if f"`{name}`" not in (sv3d_jax.__doc__ or "")]
+    assert {name for name in undescribed if not name.endswith("Error")} <= ERRORS | {"__version__"}
+
+
+ERRORS = {"Cancelled", "OutOfMemory", "Preempted"}

@@ -137,18 +137,21 @@ def read_camera_path(path: str | Path) -> CameraPath:
     path = Path(path)
     document = read_folder_cameras(path) if path.is_dir() else read_cameras(path)
     with _name_in_errors(path):
-        if _input_frame(document) != len(document["frames"]) - 1:
-            raise CameraError("the input view must be the last frame")
+        given, count = _input_frame(document), len(document["frames"])
+        if given not in (0, count - 1):
+            raise CameraError(
+                f"the input view must be the last or the first of the frames, got frame {given}"
+            )
         angles = []
         for index, frame in enumerate(document["frames"]):
-            given = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
-            if None in given or "radius" in frame:
+            pair = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
+            if None in pair or "radius" in frame:
                 pose = _pose(frame, index)  # refuses impossible distances, although they are not used
-            angles.append(_stands_at(pose) if None in given else given)
+            angles.append(_stands_at(pose) if None in pair else pair)
         if contradiction := angle_contradiction(document):
             warnings.warn(f"{path}: {contradiction}; the angle is used", CameraWarning, stacklevel=2)
         azimuths, elevations = np.array(angles).T
-        return custom_orbit(azimuths, elevations, len(angles))
+        return custom_orbit(azimuths, elevations, count, "last" if given == count - 1 else "first")
 
 
 def angle_contradiction(document: dict[str, Any]) -> str | None:

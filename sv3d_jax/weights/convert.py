@@ -65,16 +65,20 @@ def run_convert(
 
 
 def convert(
-    source: WeightsSource,
-    output: Path,
+    source: WeightsSource | str | Path,
+    output: str | Path,
     dtype: str | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Write weights as a file if `output` ends in .safetensors, else as a folder; completely or not at all.
 
-    dtype: type of the written floating-point tensors; None keeps that of each.
+    source: weights that were opened, or a path of some, as `sv3d_p.safetensors`. dtype: type of the written
+    floating-point tensors, as "bfloat16"; None keeps that of each. Raises WeightsError for a source that is not a
+    model, OutputError where it cannot be written.
     """
-    progress = progress or NullProgress()
+    progress, output = progress or NullProgress(), Path(output)
+    if isinstance(source, (str, Path)):
+        source = open_weights(Path(source))
     _check_space(output, sum(info.nbytes for info in _infos(source, dtype).values()))
     progress.stage("convert", total=len(source.tensors))
     with staged(output) as path:

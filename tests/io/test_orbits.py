@@ -305,9 +305,13 @@ def test_a_camera_path_without_angles_has_those_of_its_positions(folder):
     np.testing.assert_allclose(path.elevations_deg, expected.elevations_deg, atol=1e-9)
 
 
-def test_a_camera_path_must_end_at_the_input_view(folder):
+def test_a_camera_path_begins_or_ends_at_the_input_view(folder):
     edit(folder, lambda document: document.update(input_frame=0))
-    with pytest.raises(CameraError, match="must be the last frame"):
+    path = read_camera_path(folder)
+    assert path.input_frame == 0 and path.azimuths_deg[0] == 0.0
+    assert path.with_input("last").azimuths_deg[-1] == 0.0
+    edit(folder, lambda document: document.update(input_frame=2))
+    with pytest.raises(CameraError, match="the last or the first of the frames, got frame 2"):
         read_camera_path(folder)
 
 
