@@ -42,7 +42,7 @@ def first_params(config: TrainConfig, model: ModelConfig) -> Params:
         params = {name: given[name] for name in PARTS[config.objective]}
     if config.objective == "unet":
         label = params["unet"]["label_emb_0_0"]
-        label["kernel"] = adapt_vector(label["kernel"], model.unet.vector_width)
+        label["kernel"] = adapt_vector(label["kernel"], model.family)
     return jax.tree.map(jnp.asarray, params)
 
 

@@ -124,11 +124,22 @@ def frame_weights(config: DiffusionConfig, azimuth_rad: Float[Array, "b f"]) -> 
 def orbit_network(
     model: ModelConfig, params: Params, frame_index: Float[Array, "b f"], compute: Compute = Compute()
 ) -> Network:
-    """The UNet as the denoiser takes it, for frames at the given places of their orbits."""
+    """The UNet as the denoiser takes it, for frames at the given places of the orbit that ends with the input view.
+
+    A model whose orbits begin with the input view, as V3D's, is given the same frames in that order.
+    """
     network = VideoUNet(model.unet, compute)
+    begins_with_input = model.family.input_frame == "first"
 
     def run(x, c_noise, context, vector):
-        return network.apply({"params": params}, x, c_noise, context, vector, frame_index=frame_index)
+        index = frame_index
+        if begins_with_input:
+            index = (frame_index + 1.0) % (
+                frame_index[:, -1:] + 1.0
+            )  # the input view is the last of the whole orbit
+            x, c_noise, vector, index = (jnp.roll(leaf, 1, axis=1) for leaf in (x, c_noise, vector, index))
+        output = network.apply({"params": params}, x, c_noise, context, vector, frame_index=index)
+        return jnp.roll(output, -1, axis=1) if begins_with_input else output
 
     return run
 

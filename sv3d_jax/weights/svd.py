@@ -13,11 +13,11 @@ import numpy as np
 from sv3d_jax.arrays import Params
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.families import FAMILIES, ModelFamily
 from sv3d_jax.weights.key_map import PREFIXES, Shape, model_parameters, tree_from_leaves
 from sv3d_jax.weights.source import cast, open_tensors
 
-VECTOR_WIDTH = 768
-_NOISE_WIDTH, _POSE_WIDTH = 256, 1024
+VECTOR_WIDTH = FAMILIES["v3d"].vector_width  # V3D keeps SVD's vector, with constants in it
 
 
 def is_svd(path: Path) -> bool:
@@ -55,14 +55,17 @@ def read_svd_unet(path: Path, model: ModelConfig) -> Params:
     )["unet"]
 
 
-def adapt_vector(kernel: np.ndarray, width: int) -> np.ndarray:
-    """The first kernel of the label embedding, (vector, out), for a vector of another width.
+def adapt_vector(kernel: np.ndarray, family: ModelFamily) -> np.ndarray:
+    """The first kernel of the label embedding, (vector, out), for the vector of another family.
 
-    The rows of the conditioning noise stay, those of frame rate and motion are dropped. Rows of the camera are zero
-    where the kernel has none: at first the network ignores the camera.
+    Rows move with the number that they read. Those of numbers that the kernel does not know are zero: at first the
+    network answers as if there were none. Frame rate and motion of SVD are the constants of V3D. Raises WeightsError
+    for a kernel that is as wide as the vector of no family.
     """
-    noise = kernel[-_NOISE_WIDTH:] if len(kernel) == VECTOR_WIDTH else kernel[:_NOISE_WIDTH]
-    pose = kernel[_NOISE_WIDTH:]
-    if len(pose) != _POSE_WIDTH:
-        pose = np.zeros((_POSE_WIDTH, kernel.shape[1]), kernel.dtype)
-    return np.concatenate([noise, pose])[:width]
+    known = next((each.vector for each in FAMILIES.values() if each.vector_width == len(kernel)), None)
+    if known is None:
+        raise WeightsError(f"the label embedding reads {len(kernel)} numbers, as that of no known model does")
+    stops = np.cumsum([field.width for field in known])
+    rows = {field: kernel[stop - field.width : stop] for field, stop in zip(known, stops, strict=True)}
+    absent = [np.zeros((field.width, kernel.shape[1]), kernel.dtype) for field in family.vector]
+    return np.concatenate([rows.get(f, zeros) for f, zeros in zip(family.vector, absent, strict=True)])

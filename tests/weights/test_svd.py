@@ -9,6 +9,7 @@ import pytest
 
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.embeddings import sinusoidal
+from sv3d_jax.models.families import FAMILIES
 from sv3d_jax.models.video_unet import VideoUNet
 from sv3d_jax.weights.key_map import PREFIXES, model_parameters
 from sv3d_jax.weights.safetensors_file import SafetensorsFile
@@ -36,12 +37,16 @@ def answer(unet, params, vector):
     return VideoUNet(unet).apply({"params": params}, x, jnp.zeros(1), context, vector)
 
 
-@pytest.mark.parametrize("width", (256, 1280))
-def test_the_adapted_unet_answers_as_svd_without_rate_and_motion(svd_file, width):
+@pytest.mark.parametrize("variant", ("u", "p"))
+def test_the_adapted_unet_answers_as_svd_without_rate_and_motion(svd_file, variant):
+    width = FAMILIES[variant].vector_width
     noise = sinusoidal(jnp.full((1, 2), 0.02), 256)
     params = read_svd_unet(svd_file, CONFIG)
     expected = answer(SVD.unet, params, jnp.concatenate([jnp.zeros((1, 2, 512)), noise], -1))
-    label = {**params["label_emb_0_0"], "kernel": adapt_vector(params["label_emb_0_0"]["kernel"], width)}
+    label = {
+        **params["label_emb_0_0"],
+        "kernel": adapt_vector(params["label_emb_0_0"]["kernel"], FAMILIES[variant]),
+    }
     camera = jnp.ones((1, 2, width - 256))
     adapted = answer(
         replace(CONFIG.unet, vector_width=width),
@@ -53,10 +58,15 @@ def test_the_adapted_unet_answers_as_svd_without_rate_and_motion(svd_file, width
 
 def test_kernels_of_sv3d_keep_what_fits():
     u, p = np.ones((256, 3), np.float32), np.arange(3840, dtype=np.float32).reshape(1280, 3)
-    np.testing.assert_array_equal(adapt_vector(p, 1280), p)
-    np.testing.assert_array_equal(adapt_vector(p, 256), p[:256])
-    np.testing.assert_array_equal(adapt_vector(u, 256), u)
-    np.testing.assert_array_equal(adapt_vector(u, 1280), np.concatenate([u, np.zeros((1024, 3))]))
+    np.testing.assert_array_equal(adapt_vector(p, FAMILIES["p"]), p)
+    np.testing.assert_array_equal(adapt_vector(p, FAMILIES["u"]), p[:256])
+    np.testing.assert_array_equal(adapt_vector(u, FAMILIES["u"]), u)
+    svd = np.arange(2304, dtype=np.float32).reshape(768, 3)
+    np.testing.assert_array_equal(adapt_vector(svd, FAMILIES["v3d"]), svd)
+    np.testing.assert_array_equal(adapt_vector(svd, FAMILIES["u"]), svd[512:])
+    with pytest.raises(WeightsError, match="reads 100 numbers"):
+        adapt_vector(svd[:100], FAMILIES["u"])
+    np.testing.assert_array_equal(adapt_vector(u, FAMILIES["p"]), np.concatenate([u, np.zeros((1024, 3))]))
 
 
 def test_unet_is_read_under_its_paths(svd_file):
