@@ -61,9 +61,12 @@ class OrbitSampler:
                 if len(self._attempts) == 1:
                     raise
                 self._progress.note(error.message)
-            del self._attempts[0]
-            # Before the next one is loaded; absent if loading was too much.
-            self.__dict__.pop("pipeline", None)
+            before = self._attempts.pop(0)
+            loaded = self.__dict__.pop("pipeline", None)  # absent if loading was too much
+            if loaded is not None:
+                now = self._attempts[0].compute
+                self.pipeline = loaded if now == before.compute else loaded.computing(now)
+            del loaded  # its parameters, before memory is asked for again
             self._progress.note(f"trying again with {_changes(self._asked, self._attempts[0])}")
 
     def _sample(self, pictures: list[PreparedImage]) -> list[Orbit]:

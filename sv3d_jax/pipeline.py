@@ -77,6 +77,11 @@ class Pipeline:
         params, config, weights = load_weights(source, variant)
         return cls(params, config, compute, weights)
 
+    def computing(self, compute: ComputeConfig) -> "Pipeline":
+        """The same model on the same devices, computing otherwise; its weights are not read again."""
+        compute = replace(compute, mesh=self.runner.config.mesh)
+        return Pipeline(self.params, self.config, compute, self.weights)
+
     @property
     def params(self) -> dict[str, Params]:
         """Parameters by part, where they are kept."""

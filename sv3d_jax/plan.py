@@ -17,6 +17,7 @@ FULL_SIZE = 200_000_000  # parameters from which a model is one for accelerators
 UNET_FEATURES = 38
 # Kernels and embeddings that are made once for all steps of a kind take so much of what the UNet's weights take.
 PREPARED_SHARE = 0.25
+REUSE_SHARE = 0.05  # of that, for steps that reuse cached features
 QUANTIZED_BYTES = 0.28  # and in 8 bits so many more for each weight
 DECODER_FEATURES = 4  # the same for a frame in the decoder
 SV3D_FLOP = 69.16e12  # one guided step of SV3D: 21 frames of 72x72 latents
@@ -90,9 +91,8 @@ def plan_orbit(
     )
     activations = UNET_FEATURES * features * dtype_bytes
     prepared = int(PREPARED_SHARE * sizes["unet"]) * dtype_bytes
-    prepared = (prepared + int(QUANTIZED_BYTES * sizes["unet"] * quantized)) * _step_kinds(
-        config, sampling, num_steps
-    )
+    prepared += int(QUANTIZED_BYTES * sizes["unet"] * quantized)
+    prepared = int(prepared * _kinds_of_steps(config, sampling, num_steps))
     return Plan(
         parameters=sizes.total(),
         weights_bytes=on_device * dtype_bytes,
@@ -105,13 +105,14 @@ def plan_orbit(
     )
 
 
-def _step_kinds(config: ModelConfig, sampling: SamplingConfig, num_steps: int) -> int:
-    """How many kinds of steps there are, each of which is a program with prepared values of its own."""
+def _kinds_of_steps(config: ModelConfig, sampling: SamplingConfig, num_steps: int) -> float:
+    """How many kinds of steps prepare values for all levels; one that reuses features does so for the first alone."""
     if sampling.guidance_interval is None and sampling.cache_interval == 1:
         return 1
     from sv3d_jax.diffusion.schedule import model_sigmas
 
-    return len(set(sampling.step_kinds(model_sigmas(config, num_steps))))
+    kinds = set(sampling.step_kinds(model_sigmas(config, num_steps)))
+    return sum(REUSE_SHARE if kind.cache == "reuse" else 1 for kind in kinds)
 
 
 def default_decode_chunk(config: ModelConfig, size: int, dtype_bytes: int, frames: int) -> int:

@@ -182,8 +182,9 @@ class Runner:
 
         def place(leaf):
             dtype = matrix if leaf.ndim > 1 else jnp.float32
-            # On the host, or a conversion is compiled for each shape.
-            leaf = leaf.astype(dtype) if isinstance(leaf, jax.Array) else np.asarray(leaf, dtype)
-            return np.asarray(leaf) if self.config.low_memory else self.placement.everywhere(leaf)
+            if isinstance(leaf, jax.Array) and not self.config.low_memory:
+                return self.placement.everywhere(leaf.astype(dtype))
+            leaf = np.asarray(leaf, dtype)  # on the host, or a conversion is compiled for each shape
+            return leaf if self.config.low_memory else self.placement.everywhere(leaf)
 
         return jax.tree.map(place, tree)
