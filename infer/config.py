@@ -104,10 +104,10 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
 
         return ComputeConfig(dtype=self.dtype, low_memory=self.low_memory, quantize=self.quantize)
 
-    def camera_path(self) -> CameraPath:
+    def camera_path(self, trained_frames: int = 21) -> CameraPath:
         """The path of --cameras, or of the flags."""
         if self.cameras is None:
-            return super().camera_path()
+            return super().camera_path(trained_frames)
         from sv3d_jax.io.cameras_file import read_camera_path
 
         if self.azimuths is not None:

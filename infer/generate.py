@@ -77,8 +77,11 @@ def _run(
         from sv3d_jax.recon.guide import check_model
 
         check_model(model)
-    cameras = config.camera_path().with_input(model.family.input_frame)
-    settings = {"verb": verb, **config.settings(), "guidance": config.sampling.resolve(model).guidance}
+    family = model.family
+    cameras = config.camera_path(family.num_frames).with_input(family.input_frame)
+    settings = {"verb": verb, **config.settings()}
+    settings["frames"] = family.num_frames if config.frames is None else config.frames
+    settings["guidance"] = config.sampling.resolve(model).guidance
     for how in HOW:
         settings.pop(how)
     for absent in ("mask", "box"):

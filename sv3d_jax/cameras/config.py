@@ -24,24 +24,28 @@ class PathConfig:
     """degrees above the object's horizon, absolute, up positive: one value, or one for each frame"""
     azimuths: tuple[float, ...] | None = None
     """degrees relative to the last one, the input view; counter-clockwise seen from above (default: even steps)"""
-    frames: int = 21
-    """number of views; SV3D is trained on 21"""
+    frames: int | None = None
+    """number of views (default: as many as the model is trained on; 21 for SV3D)"""
     seed: int = 0
     """seed of random choices"""
 
-    def camera_path(self) -> CameraPath:
-        """The camera path of these settings. Raises CameraError for settings that give none."""
+    def camera_path(self, trained_frames: int = 21) -> CameraPath:
+        """The camera path of these settings, for a model that is trained on so many frames.
+
+        Raises CameraError for settings that give none.
+        """
         from sv3d_jax.cameras.orbit import make_orbit
 
-        if isinstance(self.elevation, tuple):
-            return make_orbit(
-                self.orbit,
-                self.frames,
-                seed=self.seed,
-                azimuths_deg=self.azimuths,
-                elevations_deg=self.elevation,
-            )
-        return make_orbit(self.orbit, self.frames, self.elevation, self.seed, self.azimuths)
+        several = isinstance(self.elevation, tuple)
+        return make_orbit(
+            self.orbit,
+            trained_frames if self.frames is None else self.frames,
+            10.0 if several else self.elevation,
+            self.seed,
+            self.azimuths,
+            self.elevation if several else None,
+            trained_frames,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

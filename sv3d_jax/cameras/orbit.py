@@ -143,13 +143,20 @@ def make_orbit(
     seed: int = 0,
     azimuths_deg: ArrayLike | None = None,
     elevations_deg: ArrayLike | None = None,
+    trained_frames: int = NUM_FRAMES,
 ) -> CameraPath:
-    """The path that the command line's options describe; lists of angles override those of the kind."""
+    """The path that the command line's options describe; lists of angles override those of the kind.
+
+    A CameraWarning tells of another number of frames than the model is trained on.
+    """
     if kind not in ORBIT_KINDS:
         raise CameraError(f"orbit must be one of {', '.join(ORBIT_KINDS)}, got {kind!r}")
     check_num_frames(num_frames)
-    if num_frames != NUM_FRAMES:
-        _warn(f"SV3D is trained on {NUM_FRAMES} frames; quality with {num_frames} is likely to be lower")
+    if num_frames != trained_frames:
+        model = "SV3D" if trained_frames == NUM_FRAMES else "the model"
+        _warn(
+            f"{model} is trained on {trained_frames} frames; quality with {num_frames} is likely to be lower"
+        )
     if elevations_deg is not None:
         return custom_orbit(azimuths_deg, elevations_deg, num_frames)
     if kind == "static":

@@ -19,6 +19,7 @@ class TimeMixer(nn.Module):
     """
 
     def setup(self):
+        """The parameter of the blend."""
         self.mix_factor = self.param("mix_factor", nn.initializers.constant(0.5), (1,))
 
     def temporal_share(self) -> Float[Array, "1"]:
