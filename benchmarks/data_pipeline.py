@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.train.data.orbits import Orbit
+from sv3d_jax.train.data.orbits import OrbitAngles
 from sv3d_jax.train.data.records import (
     Entry,
     Record,
@@ -58,7 +58,7 @@ def write_random_shard(folder: Path, arguments: argparse.Namespace) -> int:
     """One shard; returns the size of a record."""
     generator, views, entries = np.random.default_rng(0), arguments.views, []
     latent_shape = (arguments.latent_size, arguments.latent_size, 4)
-    orbit = Orbit(np.arange(views) * 360.0 / views, np.zeros(views))
+    orbit = OrbitAngles(np.arange(views) * 360.0 / views, np.zeros(views))
 
     def blocks():
         for number in range(arguments.records):

@@ -16,8 +16,8 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, whole_orbits
-from sv3d_jax.train.data.orbits import Orbit, render_objects
+from sv3d_jax.train.data.latents import EncodedOrbits, OrbitEncoder, whole_orbits
+from sv3d_jax.train.data.orbits import OrbitAngles, render_objects
 from sv3d_jax.train.losses import OrbitBatch, batch_conditioning, orbit_network, to_pixels
 from sv3d_jax.train.objectives import psnr
 from sv3d_jax.train.samples import sample_latents
@@ -43,7 +43,7 @@ class HeldOut(NamedTuple):
     """Orbits of objects that are not in the training data; half of them go clockwise, each has one elevation."""
 
     images: np.ndarray  # uint8 n f h w 3
-    orbits: list[Orbit]
+    orbits: list[OrbitAngles]
 
 
 def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
@@ -51,7 +51,7 @@ def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
     data = DataConfig()
     rng = np.random.default_rng(EVALUATION_SEED)
     orbits = [
-        Orbit(
+        OrbitAngles(
             (rng.uniform(0.0, 360.0) + direction * static_azimuths_deg(num_frames)) % 360.0,
             np.full(num_frames, rng.uniform(data.elevation_min_deg, data.elevation_max_deg)),
         )
@@ -77,7 +77,7 @@ def evaluate(
     if count % size:
         raise ValueError(f"the number of objects must be a multiple of {BATCH}, got {count}")
     truth = np.asarray(to_pixels(images))
-    whole = whole_orbits(EncodedOrbits(*Encoder(params, model)(images), orbits))
+    whole = whole_orbits(EncodedOrbits(*OrbitEncoder(params, model)(images), orbits))
     batches = [jax.tree.map(lambda leaf, i=i: leaf[i : i + size], whole) for i in range(0, count, size)]
     key = jax.random.key(0)
 

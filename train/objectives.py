@@ -24,15 +24,15 @@ from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
 from sv3d_jax.train.data.latents import (
     EncodedOrbits,
-    Encoder,
-    Views,
+    OrbitEncoder,
+    ViewIndices,
     draw_views,
     encode_pool,
     gather_views,
     sample_shape,
     whole_orbits,
 )
-from sv3d_jax.train.data.orbits import Orbit, OrbitPool, render_objects, render_pool, training_orbit
+from sv3d_jax.train.data.orbits import OrbitAngles, OrbitPool, render_objects, render_pool, training_orbit
 from sv3d_jax.train.data.shards import OrbitShards, Rows, ShardBatches, check_encoder
 from sv3d_jax.train.losses import (
     Loss,
@@ -174,7 +174,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
     """The autoencoder and the image encoder are those of `config.weights`, and so is the scale of the latents."""
     trained, trained_model, _ = load_weights(config.weights, dtype="float32")
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
-    encoder = Encoder(trained, model)
+    encoder = OrbitEncoder(trained, model)
     encoded = encode_pool(config.data_dir or config.output / "data", pool, encoder, progress)
     validate, sheet = _unet_validation(model, *_held_out(config.data, encoder), trained["vae_decoder"])
 
@@ -189,7 +189,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
             config.data.any_input,
         )
         local = rows(videos)
-        views = Views(*(part[local] for part in drawn))
+        views = ViewIndices(*(part[local] for part in drawn))
         batch = gather_views(encoded, views)
         if (mean := config.diffusion.cond_aug_mean) is None:
             return videos, batch
@@ -213,7 +213,7 @@ def _packed_unet(config: TrainConfig, model: ModelConfig, directory: Path, progr
     trained, trained_model, _ = load_weights(config.weights, dtype="float32")
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     shards = OrbitShards(directory)
-    check_encoder(shards, Encoder(trained, model).fingerprint())
+    check_encoder(shards, OrbitEncoder(trained, model).fingerprint())
     source = ShardBatches(
         shards,
         partial(sample_shape, config),
@@ -252,7 +252,7 @@ def noisy_inputs(
     batch: OrbitBatch,
     images: np.ndarray,
     seeds: Sequence[Sequence[int]],
-    encoder: Encoder,
+    encoder: OrbitEncoder,
     mean: float,
     std: float,
 ) -> OrbitBatch:
@@ -265,7 +265,7 @@ def noisy_inputs(
     return batch._replace(input_latents=latents, cond_aug=cond_aug)
 
 
-def _held_out(data: DataConfig, encoder: Encoder) -> tuple[OrbitBatch, UInt8[np.ndarray, "n f h w 3"]]:
+def _held_out(data: DataConfig, encoder: OrbitEncoder) -> tuple[OrbitBatch, UInt8[np.ndarray, "n f h w 3"]]:
     """Whole orbits that are never trained on, and their pictures."""
     seeds, orbits = validation_orbits(data, VALIDATION_OBJECTS // 2)
     images = render_objects(seeds, orbits, data.size, data.family)
@@ -320,7 +320,7 @@ def _unet_validation(
     return validate, sheet_maker(model, decoder, first, images[0])
 
 
-def validation_orbits(data: DataConfig, count: int) -> tuple[list[int], list[Orbit]]:
+def validation_orbits(data: DataConfig, count: int) -> tuple[list[int], list[OrbitAngles]]:
     """Seeds and cameras that no run trains on: orbits of other objects, or further ones of the same objects."""
     if data.validation == "objects":
         seeds = [EVALUATION_SEED + index for index in range(count)]

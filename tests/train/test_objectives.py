@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Encoder, whole_orbits
+from sv3d_jax.train.data.latents import EncodedOrbits, OrbitEncoder, whole_orbits
 from sv3d_jax.train.data.orbits import nth_orbit, training_orbit
 from sv3d_jax.train.objectives import noisy_inputs, validation_orbits
 from tests.reference_weights import reference_params
@@ -29,7 +29,7 @@ def test_validation_on_the_same_objects_uses_orbits_that_no_step_sees():
 
 @pytest.fixture(scope="module")
 def encoder():
-    return Encoder(reference_params(CONFIG), CONFIG)
+    return OrbitEncoder(reference_params(CONFIG), CONFIG)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import encode_moments
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import TrainConfig
-from sv3d_jax.train.data.orbits import Orbit, OrbitPool, relative_angles
+from sv3d_jax.train.data.orbits import OrbitAngles, OrbitPool, relative_angles
 from sv3d_jax.train.losses import OrbitBatch, to_pixels
 
 ENCODE_BATCH = 168
@@ -24,11 +24,11 @@ class EncodedOrbits(NamedTuple):
 
     latents: np.ndarray  # objects f h w c
     tokens: np.ndarray  # objects f d
-    orbits: list[Orbit]
+    orbits: list[OrbitAngles]
 
 
-class Encoder:
-    """Encodes pictures by a model's autoencoder and image encoder, in batches of one size."""
+class OrbitEncoder:
+    """Encodes the views of orbits with a model's VAE encoder and image encoder, in batches of a fixed size."""
 
     def __init__(self, params: Params, model: ModelConfig, batch_size: int = ENCODE_BATCH):
         self._batch_size = batch_size
@@ -69,7 +69,7 @@ class Encoder:
         )
 
 
-def encode_pool(directory: Path, pool: OrbitPool, encoder: Encoder, progress: Progress) -> EncodedOrbits:
+def encode_pool(directory: Path, pool: OrbitPool, encoder: OrbitEncoder, progress: Progress) -> EncodedOrbits:
     """Encode what the folder lacks, shard by shard, and read all of it."""
     name = encoder.fingerprint()[:12]
     shards = pool.shards()
@@ -89,8 +89,8 @@ def encode_pool(directory: Path, pool: OrbitPool, encoder: Encoder, progress: Pr
     return EncodedOrbits(latents[:count], tokens[:count], pool.orbits)
 
 
-class Views(NamedTuple):
-    """The views of a batch, by number."""
+class ViewIndices(NamedTuple):
+    """Which views a batch takes, as indices."""
 
     orbits: np.ndarray  # (b,)
     inputs: np.ndarray  # (b,), the input view of each orbit
@@ -113,7 +113,7 @@ def draw_views(
     batch_size: int,
     frames: int,
     any_input: bool = True,
-) -> Views:
+) -> ViewIndices:
     """Random orbits, each with a random input view (or the last) and `frames` views of the orbit to it.
 
     The orbit is cyclic: any view can be the last, and the others follow it round the object. The input view is
@@ -127,10 +127,10 @@ def draw_views(
             for _ in range(batch_size)
         ]
     )
-    return Views(orbits, inputs, places)
+    return ViewIndices(orbits, inputs, places)
 
 
-def gather_views(encoded: EncodedOrbits, views: Views) -> OrbitBatch:
+def gather_views(encoded: EncodedOrbits, views: ViewIndices) -> OrbitBatch:
     """The frames of a batch, and its input views."""
     orbits, inputs, places = views
     num_frames = encoded.latents.shape[1]
@@ -151,7 +151,9 @@ def whole_orbits(encoded: EncodedOrbits) -> OrbitBatch:
     """All frames of all orbits, the last view of each its input."""
     count, num_frames = encoded.latents.shape[:2]
     last = np.full(count, num_frames - 1)
-    return gather_views(encoded, Views(np.arange(count), last, np.tile(np.arange(num_frames), (count, 1))))
+    return gather_views(
+        encoded, ViewIndices(np.arange(count), last, np.tile(np.arange(num_frames), (count, 1)))
+    )
 
 
 def measure_latent_factor(params: Params, model: ModelConfig, pool: OrbitPool) -> tuple[float, ...]:

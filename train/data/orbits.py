@@ -26,14 +26,14 @@ RENDER_BATCH = 32
 ORBIT_STREAM = 1  # keeps the random numbers of the cameras apart from those of the figure with the same seed
 
 
-class Orbit(NamedTuple):
+class OrbitAngles(NamedTuple):
     """Absolute angles of the views of one orbit, in order round the object."""
 
     azimuths_deg: np.ndarray
     elevations_deg: np.ndarray
 
 
-def training_orbit(seed: int, config: DataConfig, number: int = 0) -> Orbit:
+def training_orbit(seed: int, config: DataConfig, number: int = 0) -> OrbitAngles:
     """Cameras of an orbit of the object with this seed: either direction, even or uneven steps, level or on a sine.
 
     The frame index alone must not tell the azimuth, or a network ignores the camera.
@@ -50,10 +50,10 @@ def training_orbit(seed: int, config: DataConfig, number: int = 0) -> Orbit:
         amplitude = rng.uniform(config.amplitude_max_deg / 3.0, config.amplitude_max_deg)
         phase = 2 * np.pi * (np.arange(frames) / frames * rng.integers(1, 3) + rng.uniform())
         elevations = elevations + amplitude * np.sin(phase)
-    return Orbit(azimuths % 360.0, elevations)
+    return OrbitAngles(azimuths % 360.0, elevations)
 
 
-def relative_angles(orbit: Orbit, frames: np.ndarray, input_view: int) -> tuple[np.ndarray, np.ndarray]:
+def relative_angles(orbit: OrbitAngles, frames: np.ndarray, input_view: int) -> tuple[np.ndarray, np.ndarray]:
     """Polar angle and azimuth in radians of some views as seen from the input view, azimuth in [0, 2 pi)."""
     azimuths = (orbit.azimuths_deg[frames] - orbit.azimuths_deg[input_view]) % 360.0
     return np.deg2rad(90.0 - orbit.elevations_deg[frames]), np.deg2rad(azimuths)
@@ -112,7 +112,7 @@ def num_orbits(config: DataConfig) -> int:
     return config.objects * config.orbits_per_object
 
 
-def nth_orbit(config: DataConfig, index: int) -> tuple[int, Orbit]:
+def nth_orbit(config: DataConfig, index: int) -> tuple[int, OrbitAngles]:
     """Seed of the object, and cameras, of the orbit with this number."""
     place, number = divmod(index, config.orbits_per_object)
     seed = config.first_seed + place
@@ -120,7 +120,7 @@ def nth_orbit(config: DataConfig, index: int) -> tuple[int, Orbit]:
 
 
 def render_objects(
-    seeds: Sequence[int] | np.ndarray, orbits: Sequence[Orbit], size: int, family: str = "figures"
+    seeds: Sequence[int] | np.ndarray, orbits: Sequence[OrbitAngles], size: int, family: str = "figures"
 ) -> np.ndarray:
     """Pictures uint8 `n f h w 3` of objects of a family, each from the cameras of its orbit."""
     from sv3d_jax.train.data.figure_batches import render_figures
@@ -133,7 +133,7 @@ def render_objects(
     return np.asarray(render_figures(seeds, azimuths, elevations, size))
 
 
-def _render_object(family: str, seed: int, orbit: Orbit, size: int) -> np.ndarray:
+def _render_object(family: str, seed: int, orbit: OrbitAngles, size: int) -> np.ndarray:
     from sv3d_jax.geometry.mesh import to_world
     from sv3d_jax.render.orbit import render_orbit
     from sv3d_jax.train.data.objects import object_mesh

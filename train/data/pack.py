@@ -21,8 +21,8 @@ from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.config import PackConfig
-from sv3d_jax.train.data.latents import Encoder
-from sv3d_jax.train.data.orbits import Orbit
+from sv3d_jax.train.data.latents import OrbitEncoder
+from sv3d_jax.train.data.orbits import OrbitAngles
 from sv3d_jax.train.data.records import (
     INDEX_FILE,
     SHARD_SUFFIX,
@@ -114,7 +114,7 @@ def _views(orbits: dict[str, Path]) -> int:
 
 def _pack(config, folder: OutputFolder, orbits: dict[str, Path], held_out: set[str], progress) -> None:
     params, model, origin = load_weights(config.weights, dtype="float32", progress=progress)
-    encoder = Encoder(params, model, config.batch_size)
+    encoder = OrbitEncoder(params, model, config.batch_size)
     packer = _Packer(config, encoder, config.size or model.native_size, _views(orbits))
     names = list(orbits)
     groups = [names[i : i + config.shard_orbits] for i in range(0, len(names), config.shard_orbits)]
@@ -173,7 +173,7 @@ class _Packer:
     """Encodes orbits and writes them into shards."""
 
     config: PackConfig
-    encoder: Encoder
+    encoder: OrbitEncoder
     size: int
     views: int
 
@@ -230,7 +230,7 @@ class _Packer:
         )
 
 
-def _angles(name: str, orbit: OrbitFrames) -> Orbit:
+def _angles(name: str, orbit: OrbitFrames) -> OrbitAngles:
     """Azimuths and elevations as the file gives them; SV3D's model knows no other camera, which a warning says."""
     size = np.array(orbit.images.shape[2:0:-1])
     aside = np.abs(orbit.center_px / size - 0.5).max()
@@ -244,7 +244,7 @@ def _angles(name: str, orbit: OrbitFrames) -> Orbit:
         )
     if orbit.azimuths_deg is None or orbit.elevations_deg is None:
         raise InputError(f"{CAMERAS_FILE} gives no azimuth and elevation for every frame")
-    return Orbit(orbit.azimuths_deg, orbit.elevations_deg)
+    return OrbitAngles(orbit.azimuths_deg, orbit.elevations_deg)
 
 
 def _sha256(path: Path) -> str:

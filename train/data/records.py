@@ -20,7 +20,7 @@ import numpy as np
 from sv3d_jax.config import to_plain
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.train.data.orbits import Orbit
+from sv3d_jax.train.data.orbits import OrbitAngles
 
 INDEX_FILE = "index.json"
 FORMAT = 1
@@ -73,7 +73,7 @@ class Record(NamedTuple):
 
     latents: np.ndarray  # f h w c
     tokens: np.ndarray  # f d
-    orbit: Orbit
+    orbit: OrbitAngles
 
 
 class DamagedRecord(Exception):
@@ -184,7 +184,7 @@ def decode_record(data: bytes, entry: Entry) -> Record:
         raise DamagedRecord("its checksum differs")
     try:
         arrays = load(data)
-        orbit = Orbit(arrays["azimuths_deg"], arrays["elevations_deg"])
+        orbit = OrbitAngles(arrays["azimuths_deg"], arrays["elevations_deg"])
         return Record(arrays["latents"], arrays["tokens"], orbit)
     except (SafetensorError, KeyError) as error:
         raise DamagedRecord(f"it cannot be decoded: {error}") from None

@@ -16,7 +16,7 @@ import numpy as np
 from sv3d_jax.errors import InputError
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.latents import EncodedOrbits, draw_views, gather_views, whole_orbits
-from sv3d_jax.train.data.orbits import Orbit
+from sv3d_jax.train.data.orbits import OrbitAngles
 from sv3d_jax.train.data.records import (
     DamagedRecord,
     Record,
@@ -229,7 +229,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def one_orbit(record: Record, views: np.ndarray) -> EncodedOrbits:
     """Some views of a record as an orbit of their own."""
-    orbit = Orbit(record.orbit.azimuths_deg[views], record.orbit.elevations_deg[views])
+    orbit = OrbitAngles(record.orbit.azimuths_deg[views], record.orbit.elevations_deg[views])
     latents, tokens = (array[views].astype(np.float32) for array in (record.latents, record.tokens))
     return EncodedOrbits(latents[None], tokens[None], [orbit])
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.io.orbits import write_orbit
-from sv3d_jax.train.data.orbits import Orbit
+from sv3d_jax.train.data.orbits import OrbitAngles
 from sv3d_jax.train.data.records import (
     Entry,
     Record,
@@ -49,7 +49,7 @@ def numbered_record(number: int, views: int) -> Record:
     return Record(
         latents=np.broadcast_to(names[:, None, None, None], (views, *LATENT)),
         tokens=np.broadcast_to(names[:, None], (views, TOKEN)),
-        orbit=Orbit(np.arange(views) * 360.0 / views, np.full(views, 5.0 + number)),
+        orbit=OrbitAngles(np.arange(views) * 360.0 / views, np.full(views, 5.0 + number)),
     )
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from sv3d_jax.train.config import DataConfig
-from sv3d_jax.train.data.latents import EncodedOrbits, Views, draw_views, gather_views
-from sv3d_jax.train.data.orbits import Orbit, nth_orbit, render_objects, training_orbit
+from sv3d_jax.train.data.latents import EncodedOrbits, ViewIndices, draw_views, gather_views
+from sv3d_jax.train.data.orbits import OrbitAngles, nth_orbit, render_objects, training_orbit
 
 ORBITS = [training_orbit(seed, DataConfig()) for seed in range(400)]
 
 
-def steps_deg(orbit: Orbit) -> np.ndarray:
+def steps_deg(orbit: OrbitAngles) -> np.ndarray:
     return (np.diff(orbit.azimuths_deg) + 180.0) % 360.0 - 180.0
 
 
@@ -40,14 +40,14 @@ def encoded(count: int = 3, frames: int = 21) -> EncodedOrbits:
 
 
 def test_any_view_can_be_the_input_and_the_others_follow_it():
-    batch = gather_views(encoded(), Views(np.array([1]), np.array([4]), np.array([[0, 19, 20]])))
+    batch = gather_views(encoded(), ViewIndices(np.array([1]), np.array([4]), np.array([[0, 19, 20]])))
     np.testing.assert_allclose(batch.latents[0, :, 0, 0, 0], [1.05, 1.03, 1.04])
     np.testing.assert_allclose(batch.input_latents[0, 0, 0, 0], 1.04)
     np.testing.assert_allclose(batch.tokens[0, 0], 1.04)
 
 
 def test_azimuths_are_relative_to_the_input_view():
-    batch = gather_views(encoded(), Views(np.array([1]), np.array([4]), np.array([[0, 19, 20]])))
+    batch = gather_views(encoded(), ViewIndices(np.array([1]), np.array([4]), np.array([[0, 19, 20]])))
     azimuths = ORBITS[1].azimuths_deg
     expected = np.deg2rad((azimuths[[5, 3, 4]] - azimuths[4]) % 360.0)
     np.testing.assert_allclose(batch.azimuth_rad[0], expected, rtol=1e-6)
@@ -83,7 +83,7 @@ def test_the_first_orbit_of_an_object_does_not_depend_on_their_number():
 
 @pytest.mark.slow
 def test_a_mixed_object_is_seen_from_its_cameras():
-    turned = Orbit(ORBITS[0].azimuths_deg[[0, 7, 3]], ORBITS[0].elevations_deg[[0, 7, 3]])
+    turned = OrbitAngles(ORBITS[0].azimuths_deg[[0, 7, 3]], ORBITS[0].elevations_deg[[0, 7, 3]])
     [pictures] = render_objects([5], [turned], 32, "mixed")
-    [others] = render_objects([5], [Orbit(*(angles[::-1] for angles in turned))], 32, "mixed")
+    [others] = render_objects([5], [OrbitAngles(*(angles[::-1] for angles in turned))], 32, "mixed")
     np.testing.assert_allclose(pictures[::-1].astype(int), others, atol=2)  # rounding moves a few edge pixels

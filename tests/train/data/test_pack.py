@@ -17,7 +17,7 @@ from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.data import pack as module
 from sv3d_jax.train.data.check import shard_defects
 from sv3d_jax.train.data.config import PackConfig
-from sv3d_jax.train.data.latents import Encoder
+from sv3d_jax.train.data.latents import OrbitEncoder
 from sv3d_jax.train.data.pack import over_color, run_pack
 from sv3d_jax.train.data.records import read_index
 from sv3d_jax.train.data.shards import OrbitShards
@@ -59,7 +59,7 @@ def pack(folder, orbits, weights, **options):
 def test_records_hold_what_the_encoder_makes_of_the_frames(packed, orbits, weights):
     params, model, _ = load_weights(weights, dtype="float32")
     orbit = read_orbit(orbits / "object2")
-    latents, tokens = Encoder(params, model, 10)(np.round(255 * orbit.images).astype(np.uint8)[None])
+    latents, tokens = OrbitEncoder(params, model, 10)(np.round(255 * orbit.images).astype(np.uint8)[None])
     record = OrbitShards(packed)[2]
     np.testing.assert_array_equal(record.latents, latents[0])
     np.testing.assert_array_equal(record.tokens, tokens[0])
