@@ -26,7 +26,7 @@ from sv3d_jax.train.data.records import (
     write_index,
     write_shard,
 )
-from sv3d_jax.train.data.shards import OrbitShards, ShardBatches
+from sv3d_jax.train.data.shards import OrbitShards, ShardBatches, ShardSampler
 
 WARM_UP = 10  # batches
 
@@ -83,15 +83,14 @@ def whole_orbits(videos: int, step: int) -> tuple[int, int]:
 
 def samples_per_s(folder: Path, arguments: argparse.Namespace, workers: int) -> float:
     """Rate after the first batches, which start the threads or processes."""
-    source = ShardBatches(
+    sampler = ShardSampler(
         OrbitShards(folder),
         partial(whole_orbits, arguments.batch_size),
         num_frames=21,
         batch_size=arguments.batch_size,
         seed=0,
-        workers=workers,
     )
-    batches = source.batches(0, slice)
+    batches = ShardBatches(sampler, workers).batches(0, slice)
     for _ in range(WARM_UP):
         next(batches)
     start, samples = time.perf_counter(), 0

@@ -33,7 +33,7 @@ from sv3d_jax.train.data.latents import (
     whole_orbits,
 )
 from sv3d_jax.train.data.orbits import OrbitAngles, OrbitPool, render_objects, render_pool, training_orbit
-from sv3d_jax.train.data.shards import OrbitShards, Rows, ShardBatches, check_encoder
+from sv3d_jax.train.data.shards import OrbitShards, Rows, ShardBatches, ShardSampler, check_encoder
 from sv3d_jax.train.losses import (
     Loss,
     OrbitBatch,
@@ -214,16 +214,15 @@ def _packed_unet(config: TrainConfig, model: ModelConfig, directory: Path, progr
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     shards = OrbitShards(directory)
     check_encoder(shards, OrbitEncoder(trained, model).fingerprint())
-    source = ShardBatches(
+    sampler = ShardSampler(
         shards,
         partial(sample_shape, config),
         num_frames=config.data.num_frames,
         batch_size=config.batch_size,
         seed=config.seed,
         any_input=config.data.any_input,
-        workers=config.data_workers,
-        progress=progress,
     )
+    source = ShardBatches(sampler, config.data_workers, progress)
     held_out = source.validation()
     images = _decoded(model, trained["vae_decoder"], held_out.latents)
     validate, sheet = _unet_validation(model, held_out, images, trained["vae_decoder"])

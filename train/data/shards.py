@@ -7,7 +7,8 @@ so any process can make any rows, any number of threads or workers gives the sam
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache, partial
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -77,29 +78,13 @@ class ShardBatches:
     left out, counted and named, and another one takes its place; more than 1 % of them end the run.
     """
 
-    def __init__(
-        self,
-        shards: OrbitShards,
-        shape: SampleShape,
-        *,
-        num_frames: int,
-        batch_size: int,
-        seed: int,
-        any_input: bool = True,
-        workers: int = 0,
-        progress: Progress | None = None,
-    ):
-        if shards.index.views % num_frames:
-            raise InputError(
-                f"{shards.directory} holds orbits of {shards.index.views} views, "
-                f"which are no multiple of data.num_frames {num_frames}"
-            )
-        self.shards = shards
+    def __init__(self, sampler: "ShardSampler", workers: int = 0, progress: Progress | None = None):
+        self.shards = sampler.shards
         self.damaged: dict[int, str] = {}  # number -> what is wrong
         self.seen = self.skipped = 0
         self._workers = workers
         self._progress = progress or NullProgress()
-        self._sampler = _Sampler(shards, shape, num_frames, batch_size, seed, any_input)
+        self._sampler = sampler
 
     @property
     def fingerprint(self) -> str:
@@ -162,54 +147,63 @@ class ShardBatches:
         return f"{shard.file} record {place} ({self.shards.index.records[number].name})"
 
 
-class _Sampler:
+@dataclass(frozen=True, eq=False)
+class ShardSampler:
     """Makes the rows of a step's batch; goes to worker processes as it is."""
 
-    def __init__(
-        self,
-        shards: OrbitShards,
-        shape: SampleShape,
-        num_frames: int,
-        batch_size: int,
-        seed: int,
-        any_input: bool,
-    ):
-        self._any_input = any_input
-        self.num_frames = num_frames
-        self.stride = shards.index.views // num_frames
-        self._shards, self._shape, self._batch_size, self._seed = shards, shape, batch_size, seed
-        records = shards.index.records
-        self._trained = [number for number, entry in enumerate(records) if not entry.validation]
+    shards: OrbitShards
+    shape: SampleShape
+    _: KW_ONLY
+    num_frames: int
+    batch_size: int
+    seed: int
+    any_input: bool = True
+
+    def __post_init__(self):
+        if self.shards.index.views % self.num_frames:
+            raise InputError(
+                f"{self.shards.directory} holds orbits of {self.shards.index.views} views, "
+                f"which are no multiple of data.num_frames {self.num_frames}"
+            )
         if not self._trained:
-            raise InputError(f"{shards.directory} holds validation records only")
+            raise InputError(f"{self.shards.directory} holds validation records only")
+
+    @property
+    def stride(self) -> int:
+        """Stored views from one view of a sample to the next."""
+        return self.shards.index.views // self.num_frames
+
+    @cached_property
+    def _trained(self) -> list[int]:
+        return [number for number, entry in enumerate(self.shards.index.records) if not entry.validation]
 
     def rows(self, step: int, rows: Rows) -> tuple[int, OrbitBatch, list[tuple[int, str]]]:
         """Size of a step's batch, these rows of it, number and defect of every damaged record that came up."""
-        videos, frames = self._shape(step)
+        videos, frames = self.shape(step)
         damaged: list[tuple[int, str]] = []
         samples = [self._sample(step, row, frames, damaged) for row in range(videos)[rows(videos)]]
         return videos, stack_samples(samples), damaged
 
     def _sample(self, step: int, row: int, frames: int, damaged: list[tuple[int, str]]) -> OrbitBatch:
-        rng = np.random.default_rng([SAMPLE_STREAM, self._seed, step, row])
-        epoch, place = divmod(step * self._batch_size + row, len(self._trained))
-        order = epoch_order(len(self._trained), self._seed, epoch)
+        rng = np.random.default_rng([SAMPLE_STREAM, self.seed, step, row])
+        epoch, place = divmod(step * self.batch_size + row, len(self._trained))
+        order = epoch_order(len(self._trained), self.seed, epoch)
         record = self._whole_record(int(order[place]), rng, damaged)
         views = rng.integers(self.stride) + self.stride * np.arange(self.num_frames)
-        drawn = draw_views(rng, 1, self.num_frames, 1, frames, self._any_input)
+        drawn = draw_views(rng, 1, self.num_frames, 1, frames, self.any_input)
         return gather_views(one_orbit(record, views), drawn)
 
     def _whole_record(self, place: int, rng: np.random.Generator, damaged: list[tuple[int, str]]) -> Record:
         for _ in range(MAX_TRIES):
             number = self._trained[place]
             try:
-                return self._shards[number]
+                return self.shards[number]
             except DamagedRecord as error:
                 damaged.append((number, str(error)))
                 place = int(rng.integers(len(self._trained)))
         raise InputError(
-            f"{MAX_TRIES} records in a row of {self._shards.directory} are damaged",
-            hint=f"sv3d data check {self._shards.directory} names them all",
+            f"{MAX_TRIES} records in a row of {self.shards.directory} are damaged",
+            hint=f"sv3d data check {self.shards.directory} names them all",
         )
 
 

@@ -8,7 +8,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.data import shards as module
 from sv3d_jax.train.data.records import read_index
-from sv3d_jax.train.data.shards import OrbitShards, ShardBatches, check_encoder, epoch_order
+from sv3d_jax.train.data.shards import OrbitShards, ShardBatches, ShardSampler, check_encoder, epoch_order
 from tests.train.data.packed import flip_byte_of_record, numbered_record, write_shards
 
 VIEWS, NUM_FRAMES, BATCH, FRAMES = 20, 5, 4, 3
@@ -31,9 +31,9 @@ def shape(step: int) -> tuple[int, int]:
     return BATCH, FRAMES
 
 
-def source(folder, **options) -> ShardBatches:
+def source(folder, workers=0, progress=None, **options) -> ShardBatches:
     values = {"num_frames": NUM_FRAMES, "batch_size": BATCH, "seed": 0, **options}
-    return ShardBatches(OrbitShards(folder), shape, **values)
+    return ShardBatches(ShardSampler(OrbitShards(folder), shape, **values), workers, progress)
 
 
 def take(batches, count):
