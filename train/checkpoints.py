@@ -20,20 +20,20 @@ from sv3d_jax.errors import CheckpointError
 from sv3d_jax.io.outputs import free_bytes
 from sv3d_jax.parallel.devices import same_for_all
 
-CHECKPOINTS = "checkpoints"  # folder in that of the run
+CHECKPOINTS = "checkpoints"  # folder inside the run's folder
 KEPT_CHECKPOINTS = 2
-ROOM = 1.1  # free space that a save must find, in sizes of the state
+FREE_SPACE_FACTOR = 1.1  # free space that a save needs, as a multiple of the size of the state
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint that is not what was saved."""
+    """A checkpoint whose content differs from what was saved."""
 
 
 class Checkpoints:
-    """The checkpoints in one folder: the newest two stay.
+    """The checkpoints in one folder, of which the newest two are kept.
 
-    `save` returns before the files are written; what went wrong with them is raised by the next `save`, or by
-    `wait`. What cannot be written leaves the earlier checkpoints as they are. Use in a `with` block.
+    `save` returns before the files are written; an error in writing them is raised by the next `save` or by `wait`, and
+    leaves the earlier checkpoints intact. Use in a `with` block.
     """
 
     def __init__(self, directory: Path, read_only: bool = False):
@@ -49,19 +49,19 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """Steps of the whole checkpoints, oldest first."""
+        """Steps of the complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, settings: Mapping[str, Any]) -> None:
-        """Begin to write a state. Raises CheckpointError if the disk has no room, or if the save before failed."""
+        """Start writing a state. Raises CheckpointError if disk space is short, or if the previous save failed."""
         self.wait()
         arrays = named_leaves(state)
-        needed = int(ROOM * sum(leaf.nbytes for leaf in arrays.values()))
+        needed = int(FREE_SPACE_FACTOR * sum(leaf.nbytes for leaf in arrays.values()))
         free = free_bytes(self.directory)
         if not same_for_all(free >= needed):
             raise CheckpointError(
-                f"{self.directory}: a checkpoint needs {needed >> 20} MiB, {free >> 20} MiB are free",
-                hint="make room and run the same command again",
+                f"{self.directory}: a checkpoint needs {needed >> 20} MiB, but only {free >> 20} MiB are free",
+                hint="free some disk space and run the same command again",
             )
         record = {"settings": settings, "checksums": _checksums_of(arrays)}
         self._pending = step
@@ -80,10 +80,10 @@ class Checkpoints:
         self._pending = None
 
     def restore(self, step: int, like: Any, settings: Mapping[str, Any], cast: bool = False) -> Any:
-        """The state saved at a step, with the shapes, types and shardings of the leaves of `like`; later ones go.
+        """The state saved at a step, with the shapes, types and shardings of the leaves of `like`.
 
-        Raises CheckpointError if it is of other settings or of another model, or of another precision and not
-        `cast`; DamagedCheckpoint if a value has changed since it was saved.
+        Later checkpoints are deleted. Raises CheckpointError if the settings or the model differ, or the precision
+        without `cast`; DamagedCheckpoint if a value has changed since it was saved.
         """
         expected, record = named_leaves(like), self._record(step)
         if record["settings"] != settings:
@@ -91,7 +91,7 @@ class Checkpoints:
             names = sorted(name for name in {*saved, *settings} if saved.get(name) != settings.get(name))
             raise CheckpointError(
                 f"{self.directory} holds a run with other settings: {', '.join(names)}",
-                hint="choose another folder with -o, or --overwrite to begin afresh",
+                hint="choose another folder with -o, or --overwrite to start over",
             )
         self._check_shapes(step, expected, cast)
         arrays = self._read(step, expected)
@@ -103,7 +103,7 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), arrays.values())
 
     def restore_latest(self, like: Any, settings: Mapping[str, Any], cast: bool = False) -> Any | None:
-        """The newest checkpoint that is whole, None where there is none at all."""
+        """The newest undamaged checkpoint, or None if there are no checkpoints; raises if all are damaged."""
         steps = self.steps()
         for step in reversed(steps):
             try:
@@ -114,7 +114,7 @@ class Checkpoints:
         return None
 
     def read(self, step: int, prefix: str = "") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Arrays by name, those that begin with the prefix, and the settings of the run."""
+        """Arrays whose names begin with the prefix, by name, and the settings of the run."""
         record, saved = self._record(step), self._metadata(step)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         wanted = {
@@ -127,7 +127,7 @@ class Checkpoints:
         return {name: np.asarray(leaf) for name, leaf in arrays.items()}, record["settings"]
 
     def settings(self, step: int) -> dict[str, Any]:
-        """Of the run that saved a step."""
+        """Settings of the run that saved a step."""
         return self._record(step)["settings"]
 
     def reached_preemption(self, step: int) -> bool:
@@ -135,13 +135,13 @@ class Checkpoints:
         return self._manager.reached_preemption(step)
 
     def close(self) -> None:
-        """Release what Orbax holds; a save under way is finished first, and its error lost without `wait`."""
+        """Release what Orbax holds, after the save in progress; call `wait` first to see its errors."""
         with contextlib.suppress(CheckpointError):
             self.wait()
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of every save
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT_CHECKPOINTS,
             create=not self._read_only,
@@ -159,7 +159,7 @@ class Checkpoints:
             step, self._pending = self._pending, None
             with contextlib.suppress(Exception):
                 self._manager.close()
-            self._manager = self._open()  # removes what was half written
+            self._manager = self._open()  # removes partly written files
             raise CheckpointError(
                 f"{self.directory}: the checkpoint of step {step} could not be written: {_first_line(error)}",
                 hint="is the disk full or read-only? earlier checkpoints are kept",
@@ -189,7 +189,7 @@ class Checkpoints:
             ours, theirs = expected.get(name), saved.get(name)
             if ours is None or theirs is None or tuple(ours.shape) != tuple(theirs.shape):
                 raise CheckpointError(
-                    f"the checkpoint in {self.directory} is of another model: {name} does not fit"
+                    f"the checkpoint in {self.directory} is of another model: {name} is missing or has another shape"
                 )
             if ours.dtype != theirs.dtype and not cast:
                 raise CheckpointError(
@@ -216,15 +216,15 @@ class Checkpoints:
     def _damaged(self, step: int, reason: str) -> DamagedCheckpoint:
         return DamagedCheckpoint(
             f"{self.directory}: the checkpoint of step {step} is damaged: {reason}",
-            hint="--resume with the number of an earlier step goes on from there",
+            hint="--resume with the number of an earlier step resumes from there",
         )
 
 
 def checksum(leaf: Array) -> Array:
-    """A 32-bit sum of words, each mixed and then weighted by an odd number that its place gives.
+    """A 32-bit sum of the words, each hashed and then multiplied by an odd number that depends on its index.
 
-    Integer sums wrap, so the order, and with it the sharding, does not matter; both the mixing and an odd factor can
-    be undone, so a change of any one word always changes the sum.
+    Integer addition wraps, so the order, and with it the sharding, does not matter. The hash and the multiplication by
+    an odd number are invertible, so a change of any one word always changes the sum.
     """
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
     words = bits.astype(jnp.uint32)
@@ -238,7 +238,7 @@ def checksum(leaf: Array) -> Array:
 
 
 def checkpoint_steps(directory: Path) -> list[int]:
-    """Steps of the whole checkpoints in a folder, oldest first."""
+    """Steps of the complete checkpoints in a folder, oldest first."""
     if not directory.is_dir():
         return []
     with Checkpoints(directory, read_only=True) as checkpoints:
@@ -248,7 +248,7 @@ def checkpoint_steps(directory: Path) -> list[int]:
 def read_checkpoint(
     directory: Path, step: int, prefix: str = ""
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays of a checkpoint by name, those that begin with the prefix, and the settings of its run."""
+    """Arrays of a checkpoint whose names begin with the prefix, by name, and the settings of its run."""
     with Checkpoints(directory, read_only=True) as checkpoints:
         return checkpoints.read(step, prefix)
 

@@ -8,14 +8,19 @@ from typing import Annotated, Literal
 from sv3d_jax.config import CommonConfig, check_range, short
 from sv3d_jax.errors import InputError
 
-EVALUATION_SEED = 10_000_000  # objects from this seed on are never trained on
+EVALUATION_SEED = 10_000_000  # objects with this seed or a higher one are never trained on
+OBJECTIVE_NAMES = {
+    "autoencoder": "autoencoder",
+    "tower": "image encoder",
+    "unet": "UNet",
+}  # as messages say them
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Rendered orbits of procedural objects: object and orbits are functions of a seed.
 
-    With `shards`, packed orbits take their place, and of the rest only `num_frames` and `any_input` count.
+    With `shards`, packed orbits replace them, and all other settings except `num_frames` and `any_input` are ignored.
     """
 
     shards: Path | None = None
@@ -27,15 +32,15 @@ class DataConfig:
     objects: int = 6144
     """objects to train on"""
     orbits_per_object: int = 1
-    """orbits of each object, at elevations and azimuths of their own"""
+    """orbits of each object, each with its own random elevations and azimuths"""
     any_input: bool = True
-    """any view of an orbit can be the input view; false: it is always the last"""
+    """the input view is a random view of the orbit; false: it is always the last"""
     validation: Literal["objects", "orbits"] = "objects"
     """objects: validate on objects kept for evaluation; orbits: on further orbits of the objects trained on"""
     size: int = 64
     """side of the pictures in pixels"""
     num_frames: int = 21
-    """views of an orbit; of records with a multiple of it, every so manieth is taken"""
+    """views of an orbit; of record shards with k times as many views, every k-th is used"""
     elevation_min_deg: float = 5.0
     elevation_max_deg: float = 20.0
     """the mean elevation of an orbit is uniform between the two"""
@@ -60,7 +65,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     final_fraction: float = 0.01
-    """rate at the last step, as a part of the peak"""
+    """learning rate at the last step, as a fraction of the peak"""
     b1: float = 0.9
     b2: float = 0.99
     weight_decay: float = 0.0
@@ -70,12 +75,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionConfig:
-    """The objective of the UNet: how noisy, what is dropped, how the error is weighted."""
+    """The objective of the UNet: noise levels, dropout of the conditioning, weighting of the error."""
 
     frames_per_sample: int = 7
     """views of an orbit in one sample, the input view among them"""
     full_orbit_share: float = 0.06
-    """last share of the steps in which samples are whole orbits"""
+    """fraction of the steps, at the end of the run, in which samples are whole orbits"""
     p_mean: float = 1.2
     p_std: float = 1.3
     """noise levels are exp(p_mean + p_std n), n standard normal"""
@@ -84,15 +89,15 @@ class DiffusionConfig:
     weighting: Literal["v", "edm", "eps", "unit"] = "v"
     """weight of the squared error at level s: (1 + s^2) / s^2, (s^2 + 1/4) / (s/2)^2, 1 / s^2 or 1"""
     token_dropout: float = 0.08
-    """share of videos that do not see the image token; the camera is never dropped"""
+    """probability that the image token of a video is zeroed; the camera is never dropped"""
     latent_dropout: float = 0.08
-    """share of videos that do not see the conditioning latent, whether they see the token or not"""
+    """probability that the conditioning latent of a video is zeroed, independent of the token"""
     cond_aug_mean: float | None = None
     """mean of the logarithm of the noise on the input picture, SVD: -3 (default: the model's fixed cond_aug)"""
     cond_aug_std: float = 0.5
-    """deviation of that logarithm from picture to picture; 0: one level for all"""
+    """standard deviation of that logarithm; 0: one level for all pictures"""
     near_weight: float = 1.0
-    """weight of a frame at the input view's azimuth, as a part of that of one opposite"""
+    """weight of a frame at the input view's azimuth, as a fraction of the weight of the opposite frame"""
     near_power: float = 1.0
     """the weight rises between the two like ((1 - cos azimuth) / 2)^near_power"""
 
@@ -104,12 +109,12 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainableConfig:
-    """Which parameters change; the others keep their bits."""
+    """Which parameters are trained; the others stay frozen."""
 
     layers: Literal["all", "temporal", "lora"] = "all"
-    """all; those over time alone; or low-rank changes of the linear layers of all transformers"""
+    """all; temporal: only the temporal layers; lora: low-rank adapters of the linear layers of all transformers"""
     rank: int = 8
-    """rank of the low-rank changes"""
+    """rank of the low-rank adapters"""
     alpha: float = 8.0
     """their scale is alpha / rank"""
 
@@ -119,7 +124,7 @@ class TrainableConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """What a run shows of itself besides metrics.jsonl; none of it changes the result."""
+    """What a run reports besides metrics.jsonl; none of it changes the result."""
 
     tensorboard: bool = False
     """write TensorBoard events into the folder tensorboard of the run (extra `log`)"""
@@ -150,31 +155,31 @@ class TrainConfig(CommonConfig):
     """folder of the run: checkpoints, metrics.jsonl"""
     objective: Literal["autoencoder", "tower", "unet"] = "unet"
     model: str = "mini"
-    """widths: a name in configs/model, or a file"""
+    """model configuration: a name in configs/model, or a .toml file"""
     weights: str = "mini"
     """trained autoencoder and image encoder that the UNet builds on"""
     initial: str | None = None
-    """weights to start from, as for --weights of other verbs (default: fresh ones)"""
+    """weights to start from, as for --weights of other verbs (default: random initialisation)"""
     data_dir: Path | None = None
     """where rendered orbits are kept; several runs may share it (default: data in the output folder)"""
     data_workers: int = 0
-    """processes that read record shards ahead (0: threads of this one)"""
+    """worker processes that prefetch record shards (0: threads of this process)"""
     export: Path | None = None
     """write the averaged weights of the last checkpoint into this folder, and stop"""
     plan: bool = False
-    """print bytes per device of parameters, optimizer and activations for the mesh, be it here or not, and stop"""
+    """print bytes per device of parameters, optimizer and activations, and stop; the mesh need not exist here"""
     resume: str = "auto"
-    """auto: go on from the last checkpoint, never: begin anew, N: go on from step N"""
+    """auto: resume from the last checkpoint, never: start over, N: resume from step N"""
     cast: bool = False
-    """go on from a checkpoint of another precision"""
+    """resume from a checkpoint of another precision"""
     mesh: str = ""
-    """how devices share the work: data=2,fsdp=4,tensor=1; data takes what the others leave"""
+    """how devices share the work: data=2,fsdp=4,tensor=1; data defaults to the remaining devices"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """precision of the activations; weights, averages and optimiser stay float32"""
+    """precision of the activations; weights, EMA and optimiser stay float32"""
     remat: bool = False
-    """compute the blocks of the UNet again for their gradient instead of keeping what is inside them"""
+    """recompute the activations inside the blocks of the UNet in the backward pass instead of storing them"""
     accumulate: int = 1
-    """parts that a batch is worked through in, one after the other"""
+    """gradient accumulation: number of equal parts that a batch is processed in, one after the other"""
     seed: int = 0
     batch_size: int = 8
     """samples of a step, over all devices"""
@@ -196,10 +201,11 @@ class TrainConfig(CommonConfig):
             raise InputError(f"--accumulate {self.accumulate}: must divide --batch-size {self.batch_size}")
         check_range("data_workers", self.data_workers, 0, 256)
         if self.data.shards and self.objective != "unet":
-            raise InputError(f"--data.shards: the {self.objective} learns from pictures, shards hold latents")
+            name = OBJECTIVE_NAMES[self.objective]
+            raise InputError(f"--data.shards: the {name} is trained on pictures, but shards hold latents")
         if self.data.shards and self.diffusion.cond_aug_mean is not None:
             raise InputError(
-                "--diffusion.cond-aug-mean: noise on pictures needs pictures, shards hold latents"
+                "--diffusion.cond-aug-mean: noise on pictures needs pictures, but --data.shards holds latents"
             )
         if not 2 <= self.diffusion.frames_per_sample <= self.data.num_frames:
             raise InputError(
@@ -209,4 +215,4 @@ class TrainConfig(CommonConfig):
         if self.objective != "unet" and self.trainable.layers != "all":
             raise InputError(f"trainable.layers {self.trainable.layers}: only the UNet is trained in part")
         if self.resume not in ("auto", "never") and not self.resume.isdigit():
-            raise InputError(f"--resume {self.resume}: auto, never or the number of a step")
+            raise InputError(f"--resume {self.resume}: expected auto, never or the number of a step")

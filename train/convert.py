@@ -1,4 +1,4 @@
-"""The verb `convert`, of training runs too: the averaged weights of their last checkpoint under published names."""
+"""The verb `convert`, which also accepts training runs: the EMA of their last checkpoint under published names."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps, read_settings
-from sv3d_jax.train.config import TrainConfig
+from sv3d_jax.train.config import OBJECTIVE_NAMES, TrainConfig
 from sv3d_jax.train.export import trained_params
 from sv3d_jax.weights import convert
 from sv3d_jax.weights.config import ConvertConfig
@@ -23,14 +23,14 @@ from sv3d_jax.weights.key_map import model_parameters
 from sv3d_jax.weights.safetensors_file import TensorInfo
 from sv3d_jax.weights.source import WeightsSource, open_weights
 
-WHOLE_MODEL = "unet"  # the objective whose runs know all parts of a model
+WHOLE_MODEL = "unet"  # the objective whose runs give a complete model
 SETTINGS = (
     "objective",
     "weights",
     "initial",
     "seed",
     "trainable",
-)  # that say where the other parts come from
+)  # which determine where the other parts come from
 
 
 def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
 
 
 def open_run_or_weights(path: Path | str, ema: bool = False) -> WeightsSource:
-    """As `open_weights`, the model of a training run, and the shipped one where no file is called "mini"."""
+    """The weights of a training run, the shipped model for "mini" if no such file exists, else as `open_weights`."""
     path = Path(path)
     if checkpoint_steps(path / CHECKPOINTS):
         return RunSource(path)
@@ -47,7 +47,7 @@ def open_run_or_weights(path: Path | str, ema: bool = False) -> WeightsSource:
 
 
 class RunSource:
-    """The model that a run of the UNet has trained: its averages, and the parts that it was trained on."""
+    """The model of a run that trained the UNet: the EMA of the UNet, and the VAE and image encoder that it used."""
 
     metadata: Mapping[str, str] = {}
     left_out: Sequence[str] = ()
@@ -58,7 +58,7 @@ class RunSource:
         settings = read_settings(run / CHECKPOINTS)
         if settings["objective"] != WHOLE_MODEL:
             raise InputError(
-                f"{run} has trained the {settings['objective']} alone, which is no whole model",
+                f"{run} has trained only the {OBJECTIVE_NAMES[settings['objective']]}, which is not a complete model",
                 hint="sv3d train --export puts it into a model folder",
             )
         given = {name: settings[name] for name in SETTINGS if name in settings}
@@ -84,7 +84,7 @@ class RunSource:
             yield self._parameters[name].to_published(np.asarray(leaf))
 
     def sha256(self) -> str:
-        """Of names and values."""
+        """SHA-256 of names and values."""
         digest = hashlib.sha256()
         for name, tensor in zip(self._parameters, self.stream(list(self._parameters)), strict=True):
             digest.update(name.encode())

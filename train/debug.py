@@ -1,4 +1,4 @@
-"""What a run that gave up leaves behind to look into."""
+"""Diagnostics that a run writes when it stops because loss or gradient were not finite."""
 
 import math
 from pathlib import Path
@@ -62,11 +62,11 @@ def _range(leaf: Array) -> dict[str, Any]:
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Leaves by path; a batch that is one array is called so."""
+    """Leaves by path; a batch that is a single array gets the name `batch`."""
     return {name or "batch": leaf for name, leaf in named_leaves(tree).items()}
 
 
 def _number(value: Any) -> float | str:
-    """As JSON writes it: `nan` and `inf` in words."""
+    """A number for JSON, which has no `nan` and `inf`: these become strings."""
     value = float(value)
     return value if math.isfinite(value) else repr(value)

@@ -25,8 +25,8 @@ from sv3d_jax.train.samples import sample_latents
 BATCH = 8
 RETRIEVAL_OBJECTS = 24
 WRONG_AZIMUTH_DEG, WRONG_ELEVATION_DEG = 90.0, 20.0
-# What a model trained on a CPU must reach. `..._over_baseline`: dB above the better one of two trivial answers, a copy
-# of the input view and the mean image.
+# What a model trained on a CPU must reach. `..._over_baseline`: dB above the better of two trivial
+# baselines, a copy of the input view and the mean image.
 MUST = {
     "autoencoder": 25.0,
     "one_step_over_baseline": 6.0,
@@ -40,14 +40,14 @@ MUST = {
 
 
 class HeldOut(NamedTuple):
-    """Orbits of objects that are not in the training data; half of them go clockwise, each has one elevation."""
+    """Orbits of objects that are not in the training data; half are clockwise, each at one elevation."""
 
     images: np.ndarray  # uint8 n f h w 3
     orbits: list[OrbitAngles]
 
 
 def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
-    """Orbits of even steps from a random azimuth, each at one random elevation of the training range."""
+    """Orbits of even steps from a random azimuth, each at one random elevation within the training range."""
     data = DataConfig()
     rng = np.random.default_rng(EVALUATION_SEED)
     orbits = [
@@ -67,9 +67,10 @@ def held_out_orbits(count: int, num_frames: int, size: int) -> HeldOut:
 def evaluate(
     params: Params, model: ModelConfig, held_out: HeldOut, num_steps: int, progress: Progress
 ) -> tuple[dict[str, float], np.ndarray]:
-    """The measures of `MUST` and others, and the sampled frames, uint8 (n f h w 3).
+    """The metrics in `MUST` and others, and the sampled frames, uint8 (n f h w 3).
 
-    PSNR is averaged over all frames except the input view. Raises ValueError where the objects do not fill batches.
+    PSNR is averaged over all frames except the input view. Raises ValueError if the number of objects is not a
+    multiple of `BATCH`.
     """
     images, orbits = held_out
     count = len(images)
@@ -111,9 +112,9 @@ def _measures(
     reconstructed: np.ndarray,
     wrong_cameras: dict[str, np.ndarray],
 ) -> dict[str, float]:
-    """All measures of pictures (n f h w 3) in [-1, 1]; `wrong_cameras` are one-step results under a wrong camera.
+    """All metrics of pictures (n f h w 3) in [-1, 1]; `wrong_cameras` are one-step results given a wrong camera.
 
-    A cost is what the wrong camera takes from the PSNR of the one-step result.
+    A cost is the loss of PSNR, in dB, of the one-step result under the wrong camera.
     """
     views = truth.shape[1] - 1
 
@@ -170,7 +171,7 @@ def write_contact_sheet(path: Path, sampled: np.ndarray, truth: np.ndarray, obje
 
 
 def _one_step(model: ModelConfig, params: Params, batch: OrbitBatch, noise: Array) -> Array:
-    """The orbit that one call of the denoiser predicts from pure noise, at sigma_max."""
+    """The orbit that one denoiser call predicts from pure noise, at sigma_max."""
     network = orbit_network(model, params["unet"], batch.frame_index)
     sigma = jnp.full(noise.shape[:2], model.sigma_max)
     return _pictures(

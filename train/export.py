@@ -1,4 +1,4 @@
-"""From a run's checkpoint to a model folder with published key names: the way the shipped weights are made."""
+"""Export of a run's checkpoint to a model folder with published key names; the shipped weights are made this way."""
 
 import dataclasses
 import json
@@ -27,11 +27,11 @@ LOG_LINES = 400
 
 
 def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
-    """Write the averaged weights of the run's last checkpoint into the model folder `config.export`.
+    """Write the EMA weights of the run's last checkpoint into the model folder `config.export`.
 
-    Low-rank changes are merged into the kernels that they change. Parts that the run did not train stay as the folder
-    has them; in a new folder they are those that the UNet was trained on, and fresh for the other objectives.
-    `model.toml` says how each part came to be, and `<objective>[_continued]_log.jsonl` holds the metrics.
+    Low-rank adapters are merged into their kernels. Parts that the run did not train stay as they are in the folder; in
+    a new folder they are the ones that the UNet was trained with, and randomly initialised for the other objectives.
+    `model.toml` records how each part was trained, and `<objective>[_continued]_log.jsonl` holds the metrics.
     """
     objective, target, run = config.objective, Path(config.export), config.output
     model = read_model(config.model)
@@ -62,7 +62,7 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
 
 
 def trained_params(config: TrainConfig, model: ModelConfig) -> tuple[int, Params, dict[str, Any]]:
-    """Step and averaged weights of the run's last checkpoint, what it left frozen joined in, and its settings."""
+    """Step and EMA weights of the run's last checkpoint, its frozen weights included, and its settings."""
     run = config.output
     if not (steps := checkpoint_steps(run / CHECKPOINTS)):
         raise CheckpointError(f"{run} has no checkpoint to export")
@@ -72,8 +72,8 @@ def trained_params(config: TrainConfig, model: ModelConfig) -> tuple[int, Params
         trainable = first_trainable(config, model)
         if fingerprint(trainable.frozen) != settings["frozen_fingerprint"]:
             raise CheckpointError(
-                f"{config.initial} is not what {run} started from, so its frozen layers are lost",
-                hint="give the same --initial and settings as for the run",
+                f"{config.initial} is not what {run} started from, so its frozen layers cannot be restored",
+                hint="give the same --initial and settings as in the run",
             )
         trained = trainable.join(trained, trainable.frozen)
     return steps[-1], trained, settings
@@ -104,7 +104,7 @@ def _thinned(lines: list[str]) -> list[str]:
 
 
 def _seconds(lines: list[str]) -> float:
-    """Time spent in training steps: steps between two lines times the mean time of one."""
+    """Time spent in training steps: over all lines, steps since the line before times mean seconds of a step."""
     logged = [line for line in map(json.loads, lines) if "step_s" in line]
     before = [0, *(line["step"] for line in logged)]
     return round(
@@ -118,7 +118,7 @@ def _device() -> dict[str, str]:
 
 
 def _without_none(value: Any) -> Any:
-    """Plain values without the absent ones, which TOML cannot write."""
+    """The values without None, which TOML cannot represent."""
     if isinstance(value, dict):
         return {name: _without_none(item) for name, item in value.items() if item is not None}
     return value

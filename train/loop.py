@@ -1,4 +1,4 @@
-"""The training loop: batches in, state along, metrics out; saved and resumed exactly, by any number of processes."""
+"""The training loop over one or several processes; a resumed run gives the same bits as an uninterrupted one."""
 
 import functools
 import shutil
@@ -61,10 +61,10 @@ NOT_RESULTS = (
 
 
 def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
-    """Train until max_steps, or until asked to end; a run that was cut short goes on from its last checkpoint.
+    """Train until max_steps or SIGTERM; an interrupted run resumes from its last checkpoint.
 
-    Every process of a run calls this; the first of them writes and prints. Raises Preempted when it was asked to end
-    and has saved, CheckpointError when it could not save, SV3DError after five steps that were not finite.
+    Every process of a run calls this; only the first writes and prints. Raises Preempted after SIGTERM, once the state
+    is saved, CheckpointError if it could not be saved, SV3DError after five steps in a row that were not finite.
     """
     if config.export:
         return export_run(config, progress)
@@ -87,7 +87,9 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         optimizer = make_optimizer(config.optimizer, config.max_steps)
         state = _first_state(config, trainable.initial, optimizer, mesh, checkpoints, settings)
         frozen = place_tree(trainable.frozen, tree_shardings(trainable.frozen, mesh))
-        trainable = trainable._replace(initial={}, frozen=frozen)  # the state has what is trained
+        trainable = trainable._replace(
+            initial={}, frozen=frozen
+        )  # the trained parameters are now in the state
         with Watch(config, int(state.step), is_lead()) as watch:
             saver = _Saver(checkpoints, settings, progress)
             state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, stop, progress)
@@ -162,7 +164,7 @@ def _train(
 
 
 def _counts(objective: Objective) -> dict[str, int]:
-    """The numbers of the data's report, without its names."""
+    """The counts in the report of the data source."""
     return {name: value for name, value in objective.data_report().items() if isinstance(value, int)}
 
 
@@ -173,7 +175,7 @@ def compiled_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """`train_step` of (state, frozen, batch, key) as one program over the devices of the state; its memory is taken."""
+    """`train_step` as one compiled program of (state, frozen, batch, key) that donates the state and keeps its sharding."""
 
     def step(state, frozen, batch, key):
         return train_step(
@@ -192,13 +194,13 @@ def compiled_step(
 
 
 def run_settings(config: TrainConfig, objective: Objective, trainable: Trainable) -> dict[str, Any]:
-    """What decides the result of a run: settings, widths of the model, fingerprints of data and frozen weights."""
+    """Everything that determines the result of a run: settings, model, fingerprints of data and frozen weights."""
     own = {
         name: value
         for name, value in config.settings().items()
         if name not in NOT_RESULTS and value is not None
     }
-    own["data"].pop("shards", None)  # they may move; their fingerprint stays
+    own["data"].pop("shards", None)  # the folder may move; the fingerprint identifies the data
     if trainable.frozen:
         own["frozen_fingerprint"] = fingerprint(trainable.frozen)
     return own | {"model": objective.model.to_dict(), "data_fingerprint": objective.fingerprint}
@@ -212,7 +214,7 @@ def _first_state(
     checkpoints: Checkpoints,
     settings: dict[str, Any],
 ) -> TrainState:
-    """The state to go on from, split over the mesh: of a checkpoint if the settings allow one and there is one."""
+    """The initial state, sharded over the mesh: from a checkpoint if `resume` allows it and there is one."""
     begin = functools.partial(new_state, optimizer=optimizer)
     like = jax.eval_shape(begin, params)
     shardings = tree_shardings(like, mesh)
@@ -234,19 +236,19 @@ def _check_batch(config: TrainConfig, mesh: Mesh) -> None:
     if config.batch_size % parts:
         raise InputError(
             f"--batch-size {config.batch_size}: must be a multiple of accumulate x data x fsdp = {parts}",
-            hint="--mesh with more tensor= splits the batch less",
+            hint="a --mesh with a larger tensor= splits the batch into fewer parts",
         )
 
 
 def _lead_first(make: Callable[[], Objective]) -> Objective:
-    """What every process makes, after the first one has written the files that it needs."""
+    """The result of `make` in every process; the first process runs it before the others and writes shared files."""
     made = make() if is_lead() else None
     wait_for_all("objective")
     return made if made is not None else make()
 
 
 def _checkpoint_folder(config: TrainConfig) -> Path:
-    """Made empty where the run begins anew."""
+    """Folder of the checkpoints, emptied if the run starts over."""
     directory = config.output / CHECKPOINTS
     if is_lead() and (config.overwrite or config.resume == "never"):
         shutil.rmtree(directory, ignore_errors=True)
@@ -255,19 +257,19 @@ def _checkpoint_folder(config: TrainConfig) -> Path:
 
 
 def _output_folder(config: TrainConfig, settings: dict[str, Any]) -> Any:
-    """Held by the lock of the first process."""
+    """The output folder, locked by the first process; a null context in the others."""
     return OutputFolder(config.output, settings, config.overwrite) if is_lead() else nullcontext()
 
 
 class _Saver:
-    """Saves that may fail: the next interval tries again, up to a number of failures in a row."""
+    """Saves checkpoints and tolerates failures: the next interval tries again, until MAX_FAILED_SAVES in a row."""
 
     def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any], progress: Progress):
         self._checkpoints, self._settings, self._progress = checkpoints, settings, progress
         self._failed = 0
 
     def save(self, step: int, state: TrainState, must: bool) -> None:
-        """Begin a save, and see it end if this one must be on disk."""
+        """Start a save; with `must`, wait until it is on disk and raise CheckpointError if it is not."""
         try:
             self._checkpoints.save(step, state, self._settings)
             if must:
@@ -281,9 +283,9 @@ class _Saver:
 
 
 class _StopSignal:
-    """Whether SIGTERM has come; the second one has its usual effect.
+    """Whether SIGTERM has arrived; a second SIGTERM has its usual effect.
 
-    Several processes must end at the same step: the runtime then takes the signal, and they agree on one.
+    Several processes must stop at the same step: the distributed runtime then handles the signal and agrees on a step.
     """
 
     def __init__(self, checkpoints: Checkpoints):
@@ -300,7 +302,7 @@ class _StopSignal:
             signal.signal(signal.SIGTERM, self._previous)
 
     def asked(self, step: int) -> bool:
-        """Whether to end after this step."""
+        """Whether to stop after this step."""
         return self._raised or (
             jax.distributed.is_initialized() and self._checkpoints.reached_preemption(step)
         )
@@ -311,7 +313,7 @@ class _StopSignal:
 
 
 def _give_up(config: TrainConfig, index: int, report: dict[str, Any], rows: Any) -> None:
-    """Leave what is needed to look into it, and stop; the last good checkpoint stays."""
+    """Write diagnostics and raise SV3DError; the last good checkpoint stays."""
     facts = {"step": index + 1, "batch_index": index, "seed": config.seed}
     if is_lead():
         write_debug_bundle(config.output, facts | report, rows)

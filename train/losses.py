@@ -1,4 +1,4 @@
-"""What each objective minimises."""
+"""The loss of each objective: autoencoder, image encoder and UNet."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,11 +35,11 @@ class OrbitBatch(NamedTuple):
     polar_rad: Float[Array, "b f"]
     azimuth_rad: Float[Array, "b f"]  # relative to the input view
     frame_index: Float[Array, "b f"]  # place in the orbit
-    cond_aug: Float[Array, "b"] | None = None  # noise on the input views; the model's own level where absent
+    cond_aug: Float[Array, "b"] | None = None  # noise level on the input views; None: model.cond_aug
 
 
 def autoencoder_loss(config: VAEConfig) -> Loss:
-    """L1 and squared error of pictures and of their neighbour differences, and a little KL of the latents."""
+    """L1 and squared error of pictures, L1 error of their finite differences, and a weak KL term on the latents."""
 
     def loss(params: Params, images: UInt8[Array, "n h w 3"], key: PRNGKeyArray) -> Scalar:
         pixels = to_pixels(images)
@@ -56,10 +56,10 @@ def autoencoder_loss(config: VAEConfig) -> Loss:
 
 
 def image_encoder_loss(config: ImageEncoderConfig) -> Loss:
-    """InfoNCE: of two views of each object, find the partner among all, in both directions."""
+    """InfoNCE (arXiv 1807.03748, equation 4) between two views of each object, in both directions."""
 
     def loss(params: Params, views: UInt8[Array, "n two h w 3"], key: PRNGKeyArray) -> Scalar:
-        del key  # nothing is random here
+        del key  # the loss is deterministic
         n = len(views)
         tokens = embed_image(params["image_tower"], config, to_pixels(views.reshape(2 * n, *views.shape[2:])))
         unit = (tokens * jax.lax.rsqrt(jnp.square(tokens).sum(-1, keepdims=True) + 1e-6)).reshape(n, 2, -1)
@@ -67,7 +67,7 @@ def image_encoder_loss(config: ImageEncoderConfig) -> Loss:
         own = jnp.arange(n)
         forth = optax.softmax_cross_entropy_with_integer_labels(scores, own)
         back = optax.softmax_cross_entropy_with_integer_labels(scores.T, own)
-        # Tokens enter the UNet as they are, so their length should be about that of unit normal numbers.
+        # The UNet takes tokens without normalisation, so their mean square should be about 1.
         length = jnp.square(jnp.square(tokens).mean(-1) - 1.0)
         return (0.5 * (forth + back)).mean() + 0.1 * length.mean()
 
@@ -75,7 +75,7 @@ def image_encoder_loss(config: ImageEncoderConfig) -> Loss:
 
 
 def unet_loss(model: ModelConfig, config: DiffusionConfig, compute: Compute = Compute()) -> Loss:
-    """Denoising loss at log-normal noise levels; token and conditioning latent are dropped per video."""
+    """Denoising loss at log-normal noise levels; token and conditioning latent are each dropped per video."""
     weighting = WEIGHTINGS[config.weighting]
 
     def loss(params: Params, batch: OrbitBatch, key: PRNGKeyArray) -> Scalar:
@@ -113,8 +113,8 @@ def video_losses(
 def frame_weights(config: DiffusionConfig, azimuth_rad: Float[Array, "b f"]) -> Float[Array, "b f"]:
     """Weights of the frames, smaller near the input view, of mean one in each video.
 
-    SV3D weights so but gives no formula; this one is ours: near_weight at azimuth 0, rising with
-    ((1 - cos azimuth) / 2)^near_power to 1 half way round, then divided by the video's mean.
+    SV3D weights frames by their distance from the input view but gives no formula. Here the weight is near_weight at
+    azimuth 0 and rises with ((1 - cos azimuth) / 2)^near_power to 1 half way round, then divided by the video's mean.
     """
     distance = 0.5 * (1.0 - jnp.cos(azimuth_rad))
     weights = config.near_weight + (1.0 - config.near_weight) * distance**config.near_power
@@ -124,7 +124,7 @@ def frame_weights(config: DiffusionConfig, azimuth_rad: Float[Array, "b f"]) -> 
 def orbit_network(
     model: ModelConfig, params: Params, frame_index: Float[Array, "b f"], compute: Compute = Compute()
 ) -> Network:
-    """The UNet as the denoiser takes it, for frames at the given places of the orbit that ends with the input view.
+    """The UNet as a network for `denoise`, for frames with the given indices in the orbit that ends at the input view.
 
     A model whose orbits begin with the input view, as V3D's, is given the same frames in that order.
     """
@@ -134,9 +134,8 @@ def orbit_network(
     def run(x, c_noise, context, vector):
         index = frame_index
         if begins_with_input:
-            index = (frame_index + 1.0) % (
-                frame_index[:, -1:] + 1.0
-            )  # the input view is the last of the whole orbit
+            num_frames = frame_index[:, -1:] + 1.0  # the last frame given is the last of the orbit
+            index = (frame_index + 1.0) % num_frames
             x, c_noise, vector, index = (jnp.roll(leaf, 1, axis=1) for leaf in (x, c_noise, vector, index))
         output = network.apply({"params": params}, x, c_noise, context, vector, frame_index=index)
         return jnp.roll(output, -1, axis=1) if begins_with_input else output
@@ -155,7 +154,7 @@ def batch_conditioning(model: ModelConfig, batch: OrbitBatch) -> Conditioning:
 def drop_image(
     condition: Conditioning, keep_token: Float[Array, "b"], keep_latent: Float[Array, "b"]
 ) -> Conditioning:
-    """Zero the token, or the conditioning latent, of whole videos; the vector stays, as in guidance."""
+    """Zero the token, or the conditioning latent, of whole videos; the vector stays, as it does in guidance."""
     return Conditioning(
         context=condition.context * keep_token[:, None, None],
         concat=condition.concat * keep_latent[:, None, None, None, None],

@@ -1,4 +1,4 @@
-"""The three things that are trained: what to initialise, minimise, feed and validate for each."""
+"""The three training objectives: initial parameters, loss, batches and validation of each."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, UInt8
 from sv3d_jax.diffusion.denoiser import denoise
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.models.clip_vision import init_image_encoder
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
@@ -50,15 +50,15 @@ from sv3d_jax.train.samples import sheet_maker
 from sv3d_jax.weights.hub import load_weights
 
 Batches = Callable[[int, Rows], Iterator[tuple[int, Any]]]
-"""(first step, rows) -> size of the global batch and this process's rows of it, for that step and all that follow."""
+"""(first step, rows) -> size of the global batch and this process's rows of it, for every step from the first on."""
 
 VALIDATION_OBJECTS = 32
 VALIDATION_SIGMAS = (0.6, 2.0, 6.0, 30.0)
-NOISE_STREAM = 2  # keeps the noise on input pictures apart from the choice of views
+NOISE_STREAM = 2  # random stream of the noise on input pictures, separate from the choice of views
 
 
 class Objective(NamedTuple):
-    """One kind of training run."""
+    """What a training run needs to know about its objective."""
 
     model: ModelConfig
     fingerprint: str  # of the training data
@@ -66,12 +66,12 @@ class Objective(NamedTuple):
     batches: Batches
     batch_images: Callable[[Any], int]
     validate: Callable[[Params], dict[str, float]]
-    data_report: Callable[[], dict[str, Any]] = dict  # records read and left out so far
+    data_report: Callable[[], dict[str, Any]] = dict  # records read and skipped so far
     sheet: Callable[[Params], tuple[np.ndarray, float]] | None = None  # of a held-out orbit, and its PSNR
 
 
 def make_objective(config: TrainConfig, progress: Progress) -> Objective:
-    """What the settings name, with its data rendered and encoded."""
+    """The objective of the settings; renders and encodes its data if needed."""
     model = read_model(config.model)
     if config.data.shards:
         return _packed_unet(config, model, config.data.shards, progress)
@@ -84,17 +84,23 @@ def make_objective(config: TrainConfig, progress: Progress) -> Objective:
 
 
 def read_model(name: str) -> ModelConfig:
-    """The model of a name in configs/model, or of a file."""
+    """The model configuration with a name in configs/model, or in a .toml file.
+
+    Raises InputError if there is no such model, WeightsError if the file is not a valid model configuration.
+    """
     from importlib.resources import files
 
     path = Path(name) if name.endswith(".toml") else files("sv3d_jax.configs") / "model" / f"{name}.toml"
     if not path.is_file():
         raise InputError(f"there is no model {name}", hint="give a name in configs/model or a .toml file")
-    return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
+    try:
+        return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error.message}", hint=error.hint) from None
 
 
 def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params:
-    """Fresh parameters of what an objective trains."""
+    """Random initial parameters of the part of a model that an objective trains."""
     if objective == "autoencoder":
         return init_vae(model.vae, key)
     if objective == "tower":
@@ -103,7 +109,7 @@ def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params
 
 
 def make_loss(config: TrainConfig, model: ModelConfig) -> Loss:
-    """What an objective minimises."""
+    """The loss of an objective."""
     if config.objective == "autoencoder":
         return autoencoder_loss(model.vae)
     if config.objective == "tower":
@@ -115,12 +121,12 @@ def make_loss(config: TrainConfig, model: ModelConfig) -> Loss:
 def _batches(
     batch: Callable[[int, Rows], tuple[int, Any]], first: int, rows: Rows
 ) -> Iterator[tuple[int, Any]]:
-    """Each batch is a function of its step alone, so that a resumed run sees the same data."""
+    """Batches from step `first` on; each depends on its step alone, so a resumed run sees the same data."""
     return (batch(step, rows) for step in itertools.count(first))
 
 
 def step_rng(config: TrainConfig, step: int) -> np.random.Generator:
-    """Random numbers of the batch of a step."""
+    """Random generator for the batch of a step."""
     return np.random.default_rng([config.seed, step])
 
 
@@ -171,7 +177,7 @@ def _image_encoder(config: TrainConfig, model: ModelConfig, pool: OrbitPool) -> 
 
 
 def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Progress) -> Objective:
-    """The autoencoder and the image encoder are those of `config.weights`, and so is the scale of the latents."""
+    """Autoencoder, image encoder and scale of the latents come from `config.weights`."""
     trained, trained_model, _ = load_weights(config.weights, dtype="float32")
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     encoder = OrbitEncoder(trained, model)
@@ -209,7 +215,7 @@ def _unet(config: TrainConfig, model: ModelConfig, pool: OrbitPool, progress: Pr
 
 
 def _packed_unet(config: TrainConfig, model: ModelConfig, directory: Path, progress: Progress) -> Objective:
-    """As `_unet`, on packed orbits; they are validated against what the decoder makes of their latents."""
+    """As `_unet`, on packed orbits; the validation targets are the decoded latents, as shards hold no pictures."""
     trained, trained_model, _ = load_weights(config.weights, dtype="float32")
     model = dataclasses.replace(model, latent_factor=trained_model.latent_factor)
     shards = OrbitShards(directory)
@@ -255,7 +261,7 @@ def noisy_inputs(
     mean: float,
     std: float,
 ) -> OrbitBatch:
-    """The batch with noise of log-normal level on its input pictures uint8 `b h w 3`; a row follows from its seed."""
+    """The batch with noise of log-normal level on its input pictures uint8 `b h w 3`; one seed per row."""
     rngs = [np.random.default_rng([NOISE_STREAM, *seed]) for seed in seeds]
     levels = [np.exp(mean + std * rng.standard_normal()) for rng in rngs]
     cond_aug = np.array(levels, np.float32)
@@ -265,7 +271,7 @@ def noisy_inputs(
 
 
 def _held_out(data: DataConfig, encoder: OrbitEncoder) -> tuple[OrbitBatch, UInt8[np.ndarray, "n f h w 3"]]:
-    """Whole orbits that are never trained on, and their pictures."""
+    """Whole held-out orbits, and their pictures."""
     seeds, orbits = validation_orbits(data, VALIDATION_OBJECTS // 2)
     images = render_objects(seeds, orbits, data.size, data.family)
     return whole_orbits(EncodedOrbits(*encoder(images), orbits)), images
@@ -274,13 +280,14 @@ def _held_out(data: DataConfig, encoder: OrbitEncoder) -> tuple[OrbitBatch, UInt
 def _unet_validation(
     model: ModelConfig, batch: OrbitBatch, images: UInt8[np.ndarray, "n f h w 3"], decoder: Params
 ) -> tuple[Callable[[Params], dict[str, float]], Callable[[Params], tuple[np.ndarray, float]]]:
-    """Loss at four noise levels and PSNR of one step from pure noise, on whole orbits; a sheet of the first, sampled.
+    """Two functions of the weights: validation metrics on whole orbits, and a sheet of the first orbit, sampled.
 
-    `val_loss` and `val_psnr` are the means over the levels and over all frames but the input view.
+    The metrics are the loss at four noise levels, with their mean `val_loss`, and the PSNR of one denoising step from
+    pure noise, with its mean `val_psnr` over all frames except the input view.
     """
     num_frames = batch.latents.shape[1]
     noise = jax.random.normal(jax.random.key(1), batch.latents.shape)
-    # Arrays of this process alone do not meet those of all processes in one program; plain ones do.
+    # A program cannot combine arrays of one process with arrays sharded over all; numpy arrays can go with either.
     noise, pixels, decoder = jax.device_get((noise, to_pixels(images), decoder))
     shown = {"first": 0, "opposite": num_frames // 2, "last": num_frames - 2}
 
@@ -301,7 +308,7 @@ def _unet_validation(
         losses = jax.lax.map(loss, jnp.array(VALIDATION_SIGMAS))
         return losses, psnr(decode(decoder, model.vae, latents), pixels[0])
 
-    # One orbit after the other: all at once would need many times the memory of a training step.
+    # Sequentially: all orbits at once would need many times the memory of a training step.
     judge_all = jax.jit(
         lambda params, decoder, videos: jax.tree.map(
             lambda values: values.mean(0), jax.lax.map(partial(judge, params, decoder), videos)
@@ -320,7 +327,7 @@ def _unet_validation(
 
 
 def validation_orbits(data: DataConfig, count: int) -> tuple[list[int], list[OrbitAngles]]:
-    """Seeds and cameras that no run trains on: orbits of other objects, or further ones of the same objects."""
+    """Seeds and cameras held out of training: orbits of other objects, or additional orbits of the same objects."""
     if data.validation == "objects":
         seeds = [EVALUATION_SEED + index for index in range(count)]
         return seeds, [training_orbit(seed, data) for seed in seeds]
@@ -331,12 +338,12 @@ def validation_orbits(data: DataConfig, count: int) -> tuple[list[int], list[Orb
 
 
 def validation_images(data: DataConfig) -> np.ndarray:
-    """Pictures uint8 `n 2 h w 3`: two views of objects that are never trained on."""
+    """Pictures uint8 `n 2 h w 3`: two views of held-out objects."""
     images = render_objects(*validation_orbits(data, VALIDATION_OBJECTS), data.size, data.family)
     return images[:, [0, data.num_frames // 3]]
 
 
 def psnr(pixels: Array, target: Array) -> Array:
-    """Peak signal to noise ratio in dB of each picture in [-1, 1], as it is shown: clipped."""
+    """Peak signal to noise ratio in dB of each picture in [-1, 1], after clipping to that range."""
     squared = jnp.square((jnp.clip(pixels, -1.0, 1.0) - target) / 2.0)
     return -10.0 * jnp.log10(jnp.maximum(squared.mean((-3, -2, -1)), 1e-10))

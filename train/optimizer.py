@@ -19,7 +19,7 @@ def learning_rate(config: OptimizerConfig, max_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTransformation:
-    """Clipping, then Adam; decoupled weight decay where the settings ask for it."""
+    """Gradient clipping, then Adam with decoupled weight decay (AdamW, arXiv 1711.05101)."""
     adamw = optax.chain(
         adam(config.b1, config.b2),
         optax.add_decayed_weights(config.weight_decay),
@@ -29,10 +29,10 @@ def make_optimizer(config: OptimizerConfig, max_steps: int) -> optax.GradientTra
 
 
 def adam(b1: float, b2: float, eps: float = 1e-8) -> optax.GradientTransformation:
-    """`optax.scale_by_adam`, whose new moments can take the place of the old ones.
+    """`optax.scale_by_adam` whose moments can be updated in place.
 
-    Its direction is computed from the new moments. Where a compiler is free to work them out once more, from the old
-    ones, it keeps copies of these: of all state on a CPU, a third of the time of the change.
+    The update is computed from the new moments. Without the barrier XLA may recompute these from the old moments, and
+    then has to keep copies of the old ones: on a CPU, copying took a third of the time of the update.
     """
     moments = optax.scale_by_adam(b1, b2, eps)
 

@@ -1,4 +1,4 @@
-"""What a training run takes per device, for a mesh that may be elsewhere: from shapes alone, nothing is allocated."""
+"""Memory and FLOP of a training run per device, from shapes alone; the devices of the mesh need not be present."""
 
 import dataclasses
 import functools
@@ -22,14 +22,16 @@ from sv3d_jax.train.objectives import init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer
 from sv3d_jax.weights.hub import find_weights
 
-USABLE = 0.9  # of a device's memory; the rest goes to the runtime, collectives and gaps between buffers
+USABLE = (
+    0.9  # fraction of a device's memory; the rest goes to the runtime, collectives and gaps between buffers
+)
 
 
 class Accelerator(NamedTuple):
-    """One kind of device."""
+    """A kind of device, with its peak speed and memory."""
 
     name: str
-    kind: str  # pattern of what jax calls it
+    kind: str  # regular expression for the `device_kind` of jax
     peak_flops: float  # dense bfloat16
     memory_bytes: float
 
@@ -37,7 +39,7 @@ class Accelerator(NamedTuple):
 ACCELERATORS = (
     Accelerator("A100", r"\bA100", 312e12, 80e9),
     Accelerator("H100", r"\bH100", 989e12, 80e9),
-    Accelerator("H200", r"\bH200", 790e12, 141e9),  # what it holds under load; its data sheet says 989
+    Accelerator("H200", r"\bH200", 790e12, 141e9),  # sustained under load; the data sheet says 989
     Accelerator("TPU v5e", r"TPU v5 ?(lite|e)", 197e12, 16e9),
     Accelerator("TPU v5p", r"TPU v5(p|$)", 459e12, 95e9),
     Accelerator("TPU v6e", r"TPU v6 ?(lite|e)", 918e12, 32e9),
@@ -45,12 +47,12 @@ ACCELERATORS = (
 
 
 def find_accelerator(device_kind: str) -> Accelerator | None:
-    """The entry of the table for what jax calls a device, None if it is not there."""
+    """The accelerator with this `device_kind` of jax, or None if the table does not have it."""
     return next((each for each in ACCELERATORS if re.search(each.kind, device_kind, re.IGNORECASE)), None)
 
 
 def plan_run(config: TrainConfig) -> dict[str, Any]:
-    """Bytes per device and FLOP of a step for the mesh of the settings, and which devices hold that."""
+    """Memory per device and FLOP of a step for the mesh of the settings, and the accelerators with enough memory."""
     model = read_model(config.model)
     mesh = asked_mesh(config.mesh)
     params = jax.eval_shape(functools.partial(init_params, config.objective, model), jax.random.key(0))
@@ -60,7 +62,8 @@ def plan_run(config: TrainConfig) -> dict[str, Any]:
         "parameters": parameters,
         "optimizer": sharded_bytes(optimizer, mesh),
         "ema": parameters,
-        "gradients": parameters * (2 if config.accumulate > 1 else 1),  # the sum beside those being added
+        "gradients": parameters
+        * (2 if config.accumulate > 1 else 1),  # the running sum, and the gradient of one part
     }
     batch = batch_shapes(config, model, _rows_per_device(config, mesh))
     flop = step_flop_counter(make_loss(config, model), params)(batch) * config.accumulate
@@ -93,7 +96,7 @@ def plan_run(config: TrainConfig) -> dict[str, Any]:
 
 
 def dry_run(config: TrainConfig) -> dict[str, Any]:
-    """The plan of a run whose inputs and output folder have been checked, and what is there already."""
+    """Check inputs and output folder of a run; its plan, the size of its pictures and the existing checkpoints."""
     check_output_parent(config.output)
     if config.objective == "unet":
         find_weights(config.weights)
@@ -105,12 +108,12 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
 
 
 def asked_mesh(text: str) -> dict[str, int]:
-    """Sizes of the axes that `--mesh` names; an axis that it does not name has one device."""
+    """Sizes of the axes in `--mesh`; an axis that is not named has size 1."""
     return mesh_shape(text, math.prod(map(int, re.findall(r"=\s*(\d+)", text))))
 
 
 def sharded_bytes(tree: Any, mesh: Mapping[str, int]) -> int:
-    """Bytes of a tree of shapes on each device, split as the sharding rules say."""
+    """Bytes per device of a tree of shapes, split by the sharding rules."""
 
     def one(leaf, spec) -> int:
         split = math.prod(mesh[axis] for part in spec for axis in _axes(part))
@@ -122,10 +125,10 @@ def sharded_bytes(tree: Any, mesh: Mapping[str, int]) -> int:
 def activation_bytes(
     config: TrainConfig, model: ModelConfig, mesh: Mapping[str, int], params: Any, batch: Any
 ) -> int:
-    """What the gradient of one part of a device's batch keeps at its peak, besides the gradients.
+    """Peak bytes of activations in the gradient of one accumulation part on one device, without the gradients.
 
-    Copies of the weights in the compute type are split like the weights. The `tensor` axis is not credited here:
-    part of the activations is whole on each of its devices.
+    Copies of the weights in the compute dtype are split like the weights. The `tensor` axis does not reduce the
+    estimate, because some activations are replicated along it.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     peak = live_bytes(jax.value_and_grad(make_loss(config, model)), params, batch, key)
@@ -134,7 +137,7 @@ def activation_bytes(
 
 
 def batch_shapes(config: TrainConfig, model: ModelConfig, rows: int) -> Any:
-    """A batch of `rows` at the model's own size; of the UNet's two kinds of samples, the larger."""
+    """Shapes of a batch of `rows` at the model's native size; for the UNet, whole orbits if the run has them."""
     size, float32 = model.native_size, np.float32
     if config.objective == "autoencoder":
         return jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
@@ -156,12 +159,12 @@ def batch_shapes(config: TrainConfig, model: ModelConfig, rows: int) -> Any:
 
 
 def fits(size: float, accelerator: Accelerator) -> bool:
-    """Whether so many bytes leave the device the room that its runtime needs."""
+    """Whether `size` bytes fit into the usable share of the memory of an accelerator."""
     return size <= USABLE * accelerator.memory_bytes
 
 
 def _rows_per_device(config: TrainConfig, mesh: Mapping[str, int]) -> int:
-    """Rows of the batch that a device works on at once: all of them where they do not divide."""
+    """Rows of the batch that a device processes at once; a number that does not divide evenly is not split."""
     rows, diffusion = config.batch_size, config.diffusion
     if config.objective == "unet" and diffusion.full_orbit_share:
         rows = max(1, round(rows * diffusion.frames_per_sample / config.data.num_frames))

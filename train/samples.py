@@ -1,4 +1,4 @@
-"""Whole orbits from the model: sampled latents, their pictures, and sheets of them above the true views."""
+"""Whole orbits sampled from the model: latents, and contact sheets of their pictures above the true views."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ from sv3d_jax.models.vae import decode
 from sv3d_jax.parallel.devices import whole_on_host
 from sv3d_jax.train.losses import OrbitBatch, batch_conditioning, orbit_network, to_images
 
-NOISE_SEED = 2  # every sheet of a run begins from the same noise, so that sheets can be compared
+NOISE_SEED = 2  # every sheet of a run starts from the same noise, so that sheets can be compared
 
 
 def sample_latents(
@@ -40,7 +40,7 @@ def sample_latents(
 def sheet_maker(
     model: ModelConfig, decoder: Params, orbit: OrbitBatch, truth: UInt8[np.ndarray, "f h w 3"]
 ) -> Callable[[Params], tuple[np.ndarray, float]]:
-    """A function of the UNet's weights: a sheet of one orbit, sampled above true views, and their PSNR in dB.
+    """A function from the UNet's weights to a sheet of one orbit, sampled above true views, and its PSNR in dB.
 
     `orbit` is a batch of one whose last frame is the input view; the PSNR leaves that frame out.
     """

@@ -21,12 +21,12 @@ def train_step(
     ema_decay: float,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Scalar]]:
-    """The next state, and loss and gradient norm. A step that is not finite changes nothing but the counts."""
+    """The next state, and loss and gradient norm. If either is not finite, only the counts change."""
     value, gradient = mean_gradient(loss, state.params, batch, key, accumulate)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(value) & jnp.isfinite(norm)
 
-    # The first steps average over few weights: otherwise the initial ones linger for 1 / (1 - decay) steps.
+    # A smaller decay in the first steps; otherwise the initial weights dominate for about 1 / (1 - decay) steps.
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
 
     def change(params, ema, opt_state):
@@ -54,14 +54,14 @@ def train_step(
 def mean_gradient(
     loss: Loss, params: Params, batch: Any, key: PRNGKeyArray, parts: int = 1
 ) -> tuple[Scalar, Params]:
-    """Loss and gradient of a batch, worked through in equal parts so that the activations of one exist at a time.
+    """Loss and gradient of a batch, accumulated over equal parts to keep the activations of only one in memory.
 
-    A batch that the parts do not divide is taken whole. Every part has random numbers of its own.
+    A batch that does not divide into `parts` is not split. Every part has its own random key.
     """
     rows = len(jax.tree.leaves(batch)[0])
     if parts == 1 or rows % parts:
         return jax.value_and_grad(loss)(params, batch, key)
-    # Row i goes to part i mod parts: a part then is spread over the devices as the batch is.
+    # Row i goes to part i mod parts, so that every part is spread over the devices as the batch is.
     split = jax.tree.map(
         lambda leaf: jnp.moveaxis(leaf.reshape(rows // parts, parts, *leaf.shape[1:]), 1, 0), batch
     )

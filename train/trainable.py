@@ -1,6 +1,6 @@
-"""Which parameters a run trains: all, those of the layers over time, or low-rank changes of linear layers.
+"""Which parameters a run trains: all, those of the temporal layers, or low-rank adapters of linear layers.
 
-The low-rank changes are those of LoRA (arXiv 2106.09685): kernel + alpha / rank * down @ up, `up` zero at first.
+The adapters are those of LoRA (arXiv 2106.09685, equation 3): kernel + alpha / rank * down @ up, with `up` initially 0.
 """
 
 import hashlib
@@ -24,17 +24,15 @@ _ADAPTED = re.compile(r"/(attn\d/to_(q|k|v|out_0)|ff(_in)?/net_(0/proj|2))/kerne
 
 
 class Trainable(NamedTuple):
-    """Parameters in two parts, and the way back to one tree."""
+    """Trained and frozen parameters, and the function that joins them."""
 
-    initial: Params  # what is trained, as it is before the first step
-    frozen: Params  # what keeps its bits
-    join: Callable[
-        [Params, Params], Params
-    ]  # (trained, frozen) -> the whole tree, as models take and files hold it
+    initial: Params  # trained parameters, as they are before the first step
+    frozen: Params  # parameters that do not change
+    join: Callable[[Params, Params], Params]  # (trained, frozen) -> the whole tree, as in models and files
 
 
 def choose_trainable(params: Params, config: TrainableConfig, key: PRNGKeyArray) -> Trainable:
-    """Part the parameters by the settings; the two parts joined are `params`, bit for bit."""
+    """Split the parameters by the settings; joining the two parts gives `params`, bit for bit."""
     if config.layers == "all":
         return Trainable(params, {}, lambda trained, frozen: trained)
     if config.layers == "lora":
@@ -60,7 +58,7 @@ def _united(trained: Params, frozen: Params) -> Params:
 
 
 def _adapters(params: Params, rank: int, key: PRNGKeyArray) -> Params:
-    """`lora_down` and `lora_up` beside the place of each kernel that is changed."""
+    """`lora_down` and `lora_up` at the path of each adapted kernel."""
     kernels = [(path, leaf) for path, leaf in _leaves(params) if _ADAPTED.search("/".join(path))]
     leaves: list[tuple[Path, Array]] = []
     for index, (path, kernel) in enumerate(kernels):
@@ -83,6 +81,6 @@ def _merged(adapters: Params, params: Params, scale: float) -> Params:
 
 
 def _leaves(tree: Params) -> Iterator[tuple[Path, Array]]:
-    """Every leaf with the names on the way to it, in the order of the names."""
+    """Path and value of every leaf, ordered by path."""
     for name, leaf in named_leaves(tree).items():
         yield tuple(name.split("/")), leaf

@@ -1,4 +1,4 @@
-"""What a run shows of itself as it goes: metrics, pictures, traces; speed, utilisation and memory."""
+"""Monitoring of a run: metrics, sampled pictures and profiler traces; speed, utilisation and memory."""
 
 import importlib.util
 import json
@@ -20,7 +20,7 @@ METRICS_FILE = "metrics.jsonl"
 
 
 def check_recorders(config: WatchConfig) -> None:
-    """Refuse a recorder whose package is not installed, before a run has done anything."""
+    """Raise an InputError if the package of a requested recorder is not installed."""
     asked = {"tensorboardX": config.tensorboard, "wandb": config.wandb}
     for package, flag in (("tensorboardX", "--watch.tensorboard"), ("wandb", "--watch.wandb")):
         if asked[package] and importlib.util.find_spec(package) is None:
@@ -30,7 +30,7 @@ def check_recorders(config: WatchConfig) -> None:
 
 
 class Watch:
-    """The metrics, pictures and traces of one run, from the step that it begins or goes on at.
+    """The metrics, pictures and traces of one run, from the step at which it starts or resumes.
 
         with Watch(config, first, lead=True) as watch:
             for index in range(first, config.max_steps):
@@ -41,7 +41,7 @@ class Watch:
                 watch.end(images=56, samples=8, flop=step_flop(batch))
                 watch.log(index + 1, loss=0.5)
 
-    Every process of a run calls it alike, and with numbers of all of them; `lead` is the one that writes.
+    Every process of a run makes the same calls, with numbers of the whole run; only `lead` writes.
     """
 
     def __init__(self, config: TrainConfig, step: int, lead: bool = True):
@@ -61,7 +61,7 @@ class Watch:
             recorder.close()
 
     def begin(self, index: int) -> None:
-        """A step begins, counted from 0: its data are asked for."""
+        """Call before step `index`, counted from 0, loads its data."""
         recorded = index in self._config.watch.profile_steps
         if self._tracing and not recorded:
             self._stop_trace()
@@ -71,25 +71,25 @@ class Watch:
         self._began = time.perf_counter()
 
     def loaded(self) -> None:
-        """Its data are there."""
+        """Call when the data of the step are loaded."""
         self._loaded = time.perf_counter()
 
     def end(self, images: int, samples: int, flop: float) -> None:
-        """It is done, with so many pictures and samples, and the FLOP that the model needs for them."""
+        """Call when the step is done, with its numbers of pictures and samples and the FLOP of the model for them."""
         spent = time.perf_counter() - self._began
         self._meter.add(images, samples, flop, self._loaded - self._began, spent)
 
     def log(self, step: int, **numbers: Any) -> None:
-        """Numbers of a step, with speed and memory since those before."""
+        """Write the metrics of a step, with peak memory and the mean speed since the previous call."""
         self.write(step, **numbers, **self._meter.take(), peak_memory_bytes=peak_bytes())
 
     def write(self, step: int, **numbers: Any) -> None:
-        """Numbers that belong to a step."""
+        """Write metrics of a step."""
         for recorder in self._recorders:
             recorder.write(step, numbers)
 
     def sheet(self, step: int, pixels: np.ndarray) -> None:
-        """A picture of what the model makes after a step, uint8 `h w 3`."""
+        """Write a picture of samples from the model after a step, uint8 `h w 3`."""
         for recorder in self._recorders:
             recorder.sheet(step, pixels)
 
@@ -113,14 +113,14 @@ class Meter:
         self._reset()
 
     def add(self, images: int, samples: int, flop: float, waited_s: float, spent_s: float) -> None:
-        """Count a step that took spent_s, waited_s of them for its data."""
+        """Count a step that took spent_s seconds, of which it waited waited_s for its data."""
         self._steps += 1
         self._totals += (images, samples, flop, waited_s, spent_s)
 
     def take(self) -> dict[str, float | None]:
-        """Rates and mean seconds a step; then begin anew.
+        """Rates and mean seconds per step since the previous call.
 
-        Utilisation is the model's FLOP over the devices' bfloat16 peak, None where that is not known.
+        Utilisation is the model's FLOP over the devices' bfloat16 peak, None if the peak is unknown.
         """
         images, samples, flop, waited_s, spent_s = map(float, self._totals)
         rate = flop / spent_s
@@ -140,14 +140,14 @@ class Meter:
 
 
 def peak_bytes() -> int | None:
-    """Most bytes held so far by a device of this process, or by the process itself where devices do not say."""
+    """Peak bytes on a device of this process, or of the process itself if its devices do not report memory."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     peaks = [each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each]
     return max(peaks, default=None) or peak_memory()
 
 
 class Recorder(Protocol):
-    """A place that metrics and sheets go to."""
+    """A destination of metrics and sheets."""
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None: ...
 
@@ -166,7 +166,7 @@ def _recorders(config: TrainConfig, step: int) -> list[Recorder]:
 
 
 class FileRecorder:
-    """`metrics.jsonl` and `samples/step-N.png`; lines beyond the step that a run goes on from are dropped."""
+    """`metrics.jsonl` and `samples/step-N.png`; lines after the step that a run resumes from are dropped."""
 
     def __init__(self, folder: Path, step: int):
         self._folder = folder
@@ -177,7 +177,7 @@ class FileRecorder:
         self._file = open(path, "a", buffering=1)
 
     def write(self, step: int, numbers: Mapping[str, Any]) -> None:
-        """Add one line; a number that is not finite is null, as JSON knows no other."""
+        """Add one line; a number that is not finite becomes null, because JSON has neither nan nor inf."""
         self._file.write(
             json.dumps({"step": step} | {name: _finite(v) for name, v in numbers.items()}) + "\n"
         )
@@ -192,7 +192,7 @@ class FileRecorder:
 
 
 class TensorBoardRecorder:
-    """Events in the folder `tensorboard`; those beyond the step that a run goes on from are not shown."""
+    """Events in the folder `tensorboard`; those after the step that a run resumes from are hidden."""
 
     def __init__(self, folder: Path, step: int):
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
@@ -212,7 +212,7 @@ class TensorBoardRecorder:
 
 
 class WandbRecorder:
-    """A run of Weights & Biases; one that goes on keeps its number there."""
+    """A run of Weights & Biases; a resumed run keeps its id."""
 
     def __init__(self, config: TrainConfig, step: int):
         import wandb  # pyright: ignore[reportMissingImports]
@@ -241,7 +241,7 @@ class WandbRecorder:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinite for one that was cut short when its run was killed."""
+    """The step of a line; infinity for a line that is incomplete because its run was killed."""
     try:
         return json.loads(line)["step"]
     except json.JSONDecodeError:

@@ -3,7 +3,7 @@
 import pytest
 
 from sv3d_jax.config import load_config
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.objectives import read_model
 from tests.test_imports import ROOT
@@ -32,3 +32,10 @@ def test_shipped_settings_name_a_model_and_the_command_that_takes_them(file):
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         load_config(TrainConfig, None, {"output": "run", **changes})
+
+
+def test_a_model_file_that_is_not_toml_is_named_in_the_error(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("name =\n")
+    with pytest.raises(WeightsError, match=f"{path}: .*not TOML .* line 1"):
+        read_model(str(path))

@@ -48,7 +48,7 @@ def test_svd_gives_its_unet(tmp_path):
 def test_a_model_of_other_widths_is_refused(tmp_path):
     write_shipped(reference_params(CONFIG), CONFIG, tmp_path / "model")
     wide = ModelConfig.from_dict({**CONFIG.to_dict(), "unet": {**CONFIG.to_dict()["unet"], "ff_mult": 2}})
-    with pytest.raises(WeightsError, match="has another unet than the model"):
+    with pytest.raises(WeightsError, match="has another UNet than the model"):
         first(tmp_path, tmp_path / "model", wide)
 
 

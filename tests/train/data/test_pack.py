@@ -203,7 +203,7 @@ def test_a_run_trains_on_shards_and_refuses_others_when_it_goes_on(packed, orbit
 
 
 def test_shards_are_refused_by_objectives_that_need_pictures(packed, weights, tmp_path):
-    with pytest.raises(InputError, match="the tower learns from pictures"):
+    with pytest.raises(InputError, match="the image encoder is trained on pictures"):
         tiny_config(tmp_path, **shard_run(packed, weights, objective="tower"))
 
 
