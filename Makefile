@@ -1,19 +1,19 @@
-# Everything runs in .venv, which the first target that needs it makes; nothing here installs torch but `bench`.
+# Everything runs in .venv, which is made by the first target that needs it. Only `bench` installs torch.
 #
 #   make demo       picture -> orbit video and mesh, in outputs/demo
-#   make test       the suite for every change
-#   make test-more  the long tests: whole parity, wheels, killed processes
+#   make test       the test suite to run before every commit
+#   make test-more  the long tests: full parity, wheels, killed processes
 #   make check      format, lint, types
-#   make bench      speed against diffusers, in an environment of its own
+#   make bench      speed compared with diffusers, in a separate environment
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-more check bench clean
 
-# PYTHON=python3.12 make test   takes that one
+# PYTHON=python3.12 make test   chooses the interpreter
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	"$$p" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
-TWO := -n 2 --dist loadfile  # workers, each on half of the cores
+TWO := -n 2 --dist loadfile  # two test processes
 PICTURE ?= examples/figure.png
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -23,9 +23,9 @@ help:
 
 demo: .venv/.installed
 	@mkdir -p outputs
-	@echo "demo: $(PICTURE) -> outputs/demo; the second time it finds its results and leaves them"
+	@echo "demo: $(PICTURE) -> outputs/demo; a second run finds the results and changes nothing"
 	$(BIN)/sv3d generate "$(PICTURE)" -o outputs/demo
-	@echo "demo: the orbit, all its views on one sheet, and the mesh are in"
+	@echo "demo: the orbit, a sheet of all its views, and the mesh:"
 	@ls -1 "$(CURDIR)"/outputs/demo/orbit.* "$(CURDIR)/outputs/demo/contact.png" "$(CURDIR)/outputs/demo/mesh.glb"
 
 test: .venv/.test
@@ -49,17 +49,17 @@ clean:
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "sv3d_jax needs Python 3.11 or newer with the venv module; none was found." \
-		"Install one, or name it: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
+		"Install one, or give its path: make PYTHON=/path/to/python $(MAKECMDGOALS)"; exit 1; }
 	@echo "setup: making .venv with $(PYTHON)"
 	@"$(PYTHON)" -m venv .venv
 
 .venv/.installed: .venv/bin/python pyproject.toml setup.py
-	@echo "setup: installing sv3d_jax and what it needs into .venv (once, some minutes)"
+	@echo "setup: installing sv3d_jax and its dependencies into .venv (once, some minutes)"
 	@$(PIP) -e .
 	@touch $@
 
 .venv/.test: .venv/.installed
-	@echo "setup: installing what the tests need into .venv"
+	@echo "setup: installing the dependencies of the tests into .venv"
 	@$(PIP) -e ".[test]"
 	@touch $@
 

@@ -1,10 +1,9 @@
-"""What an accelerator does, in one run of under ten minutes: `python benchmarks/accelerator.py [-o results.json]`.
+"""Measure an accelerator in one run of under ten minutes: `python benchmarks/accelerator.py [-o results.json]`.
 
-Numerics first (16 against 32 bits), then sampling in all its stages, the training step, score distillation, hash grid,
-rasterizer, forms of attention, linear layers in 8 bits, and with torch installed diffusers' UNet, eager and compiled,
-on the same device. The model is sv3d_p with random numbers for weights; on a CPU, where this is to see that it runs,
-sv3d-mini's shape. Every part is written to the file as soon as it is done; a part that fails leaves its error and does
-not stop the others.
+Numerics (16 against 32 bits), all stages of sampling, the training step, score distillation, hash grid, rasterizer, the
+forms of attention, linear layers in 8 bits and, if torch is installed, diffusers' UNet on the same device, eager and
+compiled. The model is sv3d_p with random weights; on a CPU, only to test this script, it has the shape of sv3d-mini.
+The results of each part are written as soon as it is done; if a part fails, its error is recorded and the next begins.
 """
 
 import argparse
@@ -56,7 +55,7 @@ def main() -> int:
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("accelerator.json"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="no part begins later")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="start no part after this time")
     options = parser.parse_args()
     use_native_atomics()
     enable_compile_cache()
@@ -99,13 +98,13 @@ def numerics(model: ModelConfig, is_cpu: bool) -> dict:
 
 
 def sampling(model: ModelConfig, is_cpu: bool) -> dict:
-    """`sv3d bench`."""
+    """The results of `sv3d bench`."""
     config = BenchConfig(device="cpu") if is_cpu else BenchConfig(model="sv3d_p")
     return run_bench(config, NullProgress())
 
 
 def training(model: ModelConfig, is_cpu: bool) -> dict:
-    """Samples a second with every block of the UNet computed again for the gradient, one orbit a step."""
+    """Samples per second with --remat, one orbit per step."""
     dtype, frames, side = _dtype(is_cpu), model.num_frames, model.native_size // model.vae.downsampling
     run, ready = training_step(model, 1, frames, side, dtype=dtype, remat=True)
     seconds = rasterizer.median_seconds(run, ROUNDS)
@@ -116,7 +115,7 @@ def training(model: ModelConfig, is_cpu: bool) -> dict:
 
 
 def distillation(model: ModelConfig, is_cpu: bool) -> dict:
-    """The gradient of one orbit of pictures: encoder forward and back, guided UNet."""
+    """Time of one gradient of score distillation for an orbit: encoder forward and backward, guided UNet."""
     pipe, frames, size = Pipeline(random_params(model), model), model.num_frames, model.native_size
     noise, pixel_noise, _ = pipe.noise([0], frames, size)
     condition = pipe.condition(np.zeros((1, size, size, 3), np.float32), pixel_noise, static_orbit(frames))
@@ -135,12 +134,12 @@ def distillation(model: ModelConfig, is_cpu: bool) -> dict:
 
 
 def hash_encoding(model: ModelConfig, is_cpu: bool) -> dict:
-    """Points a second, and one scatter with all updates in one place."""
+    """Speed of the hash encoding, and milliseconds of one scatter-add with all updates to one row."""
     return hash_grid.measure(2**17, 16, 2**19, ROUNDS) | {"contended_scatter_ms": 1e3 * scatter_seconds()}
 
 
 def rasterizing(model: ModelConfig, is_cpu: bool) -> dict:
-    """A sphere in one view."""
+    """Times of rasterizing spheres in one view."""
     sizes = ((5_000, 128),) if is_cpu else ((5_000, 512), (80_000, 512), (500_000, 1024))
     return {
         f"{triangles} at {size} px": rasterizer.measure(triangles, size, ROUNDS) for triangles, size in sizes
@@ -148,7 +147,7 @@ def rasterizing(model: ModelConfig, is_cpu: bool) -> dict:
 
 
 def peers(model: ModelConfig, is_cpu: bool) -> dict:
-    """Seconds of diffusers' UNet for the same guided step."""
+    """Seconds of the same guided step by diffusers' UNet."""
     if not importlib.util.find_spec("diffusers"):
         return {"left_out": "diffusers is not installed"}
     args = argparse.Namespace(
@@ -169,7 +168,7 @@ def peers(model: ModelConfig, is_cpu: bool) -> dict:
 
 
 def attention(model: ModelConfig, is_cpu: bool) -> dict:
-    """Milliseconds of every form for the tokens of a guided step's first two levels, and their error in float32."""
+    """Milliseconds of each form of attention at the first two levels of a guided step, and errors against float32."""
     width, side = model.unet.model_channels, model.native_size // model.vae.downsampling
     plain = jax.jit(lambda q, k, v: attend(q, k, v, Compute(q.dtype, reference=True)))
     kernels = KERNELS.get(jax.default_backend(), {})
@@ -207,7 +206,7 @@ def _dtype(is_cpu: bool):
 
 
 def table(report: dict) -> str:
-    """The figures that decide, a line each."""
+    """A text table of the main results."""
     step = report.get("sampling", {}).get("step_s")
     lines = [f"{report['model']} on {report['device']}, {report['date']}"]
     for part, names in {

@@ -1,8 +1,9 @@
-"""What cheaper sampling costs in quality: `python benchmarks/approximations.py [--objects 64] [--json]`.
+"""Quality and time of approximate sampling: `python benchmarks/approximations.py [--objects 64] [--json]`.
 
-Orbits of held-out figures by sv3d-mini, from the same noise by every method. PSNR of all frames but the input view:
-against the true views, and against the orbit of the model's own steps with Euler's solver. Calls are those of the whole
-network for one orbit, two in a step with guidance; those of its first level alone are counted apart.
+sv3d-mini samples orbits of held-out figures, from the same noise with every method. PSNR is over all frames but the
+input view, once against the true views and once against the exact orbit (Euler's solver, the model's own steps). Calls
+of the full UNet are counted for one orbit, two for each guided step; calls of its first level alone are counted
+separately.
 """
 
 import argparse
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def calls(kinds: list[StepKind]) -> dict[str, int]:
-    """Calls of the whole network and of its first level alone."""
+    """Numbers of calls of the full UNet and of its first level alone."""
     counts = {"calls": 0, "first_level_calls": 0}
     for kind in kinds:
         counts["first_level_calls" if kind.cache == "reuse" else "calls"] += 2 if kind.is_guided else 1

@@ -1,7 +1,7 @@
-"""What saving costs a training run: `python benchmarks/checkpoints.py [--every 200] [--rounds 3] [--json]`.
+"""The overhead of saving in training: `python benchmarks/checkpoints.py [--every 200] [--rounds 3] [--json]`.
 
-Trains the UNet of sv3d-mini on random latents. A round times some steps without a save, then as many that begin with
-one and end when it is on disk; what these took longer, over the time of `--every` steps, is the overhead.
+Trains the UNet of sv3d-mini on random latents. A round times some steps without a save, then as many steps during which
+a save starts and completes. The overhead is the difference divided by the time of `--every` steps.
 """
 
 import argparse

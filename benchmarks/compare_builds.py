@@ -203,7 +203,7 @@ def compare_folders(old: Path, new: Path) -> list[str]:
 
 
 def content(path: Path) -> str:
-    """A hash of what a file says, or for records of a run the record without times, versions and paths."""
+    """A hash of the content of a file; for records of a run, the record without times, versions and paths."""
     if path.suffix == ".json":
         return json.dumps(without_changing(json.loads(path.read_text())), sort_keys=True)
     if path.name == "metrics.jsonl":
@@ -226,7 +226,7 @@ def is_time(key: str) -> bool:
 
 
 def how_different(old: Path, new: Path) -> str:
-    """The largest difference of the arrays in two files, or of the text the first field that differs."""
+    """The largest difference of the arrays in two files, or for text the first field that differs."""
     if old.suffix in (".json", ".jsonl"):
         texts = [json.loads(content(path)) for path in (old, new)]
         return "; ".join(field_differences(*texts)[:8])

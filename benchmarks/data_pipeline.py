@@ -77,7 +77,7 @@ def write_random_shard(folder: Path, arguments: argparse.Namespace) -> int:
 
 
 def whole_orbits(videos: int, step: int) -> tuple[int, int]:
-    """Every step: this many videos of 21 frames."""
+    """Videos and frames per video of the batch at a step: the same for all steps."""
     return videos, 21
 
 

@@ -1,11 +1,11 @@
-"""What short runs learn on a CPU: `python benchmarks/finetune.py objects|orbit|mindone [-o DIR] [--json]`.
+"""Results of short training runs on a CPU: `python benchmarks/finetune.py objects|orbit|mindone [-o DIR] [--json]`.
 
-objects: sv3d-mini on eight objects of a kind that it has never seen (configs/train/finetune_mini.toml); loss and
-one-step PSNR on other orbits of them, before and after. orbit: one orbit by heart, from fresh weights
-(configs/train/overfit_mini.toml); training loss at both ends, and a sampled orbit of the exported weights against
-the mean picture. mindone: its recipe on sv3d-mini (configs/train/mindone_mini.toml); a sampled orbit of the object
-before and after. Minutes are those of the run: compiling, training and validation, without rendering. Ends with 1 if a
-bar is missed.
+objects: fine-tunes sv3d-mini on eight objects of a new kind (configs/train/finetune_mini.toml); loss and one-step
+PSNR on held-out orbits of them, before and after. orbit: overfits new weights to one orbit
+(configs/train/overfit_mini.toml); first and last training loss, and a sampled orbit of the exported weights compared
+with the mean picture. mindone: the recipe of mindone on sv3d-mini (configs/train/mindone_mini.toml); a sampled orbit
+of the object, before and after. Minutes include compiling, training and validation, not rendering. Exits with 1 if a
+result misses its threshold.
 """
 
 import argparse
@@ -41,10 +41,12 @@ def main() -> int:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("runs"), help="folder for the run and its orbits"
     )
-    parser.add_argument("--layers", choices=("all", "temporal", "lora"), help="others than the file's")
-    parser.add_argument("--rank", type=int, default=8, help="of low-rank changes")
-    parser.add_argument("--learning-rate", type=float, help="another than the file's")
-    parser.add_argument("--steps", type=int, help="another number than the file's")
+    parser.add_argument(
+        "--layers", choices=("all", "temporal", "lora"), help="trained layers (default: the file's)"
+    )
+    parser.add_argument("--rank", type=int, default=8, help="rank of LoRA")
+    parser.add_argument("--learning-rate", type=float, help="(default: the file's)")
+    parser.add_argument("--steps", type=int, help="training steps (default: the file's)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
 
@@ -60,7 +62,7 @@ def main() -> int:
 
 
 def settings(arguments: argparse.Namespace) -> TrainConfig:
-    """The file's settings with those of the command line."""
+    """The settings of the TOML file, overridden by those of the command line."""
     name = "_".join(filter(None, (arguments.task, arguments.layers)))
     given: dict[str, Any] = {
         "output": arguments.output / name,
@@ -82,7 +84,7 @@ def settings(arguments: argparse.Namespace) -> TrainConfig:
 
 
 def finetune(config: TrainConfig, progress: Progress) -> dict:
-    """Train, and compare the validation at both ends."""
+    """Train, and compare validation before and after."""
     objective = make_objective(config, progress)
     before = objective.validate(first_params(config, objective.model))
     minutes = train(config, progress)
@@ -122,7 +124,7 @@ def overfit(config: TrainConfig, progress: Progress) -> dict:
 
 
 def recite(config: TrainConfig, progress: Progress) -> dict:
-    """Train given weights on one orbit; that orbit sampled before and after."""
+    """Train the given weights on one orbit, and sample that orbit before and after."""
     before = sampled(config, config.initial, progress)
     minutes = train(config, progress)
     after = sampled(config, exported(config, progress), progress)
@@ -141,14 +143,14 @@ def sampled(config: TrainConfig, weights: str | Path, progress: Progress) -> dic
 
 
 def exported(config: TrainConfig, progress: Progress) -> Path:
-    """The model folder of the run's averaged weights."""
+    """Export the averaged weights of the run; returns the model folder."""
     folder = config.output / "exported"
     run_train(replace(config, export=folder), progress)
     return folder
 
 
 def train(config: TrainConfig, progress: Progress) -> dict[str, float]:
-    """Run to the end; minutes on the clock, and of all threads together."""
+    """Train to the end; returns elapsed minutes and CPU minutes of all threads."""
     wall, cpu = time.perf_counter(), time.process_time()
     run_train(config, progress)
     return {

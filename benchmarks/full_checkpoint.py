@@ -2,7 +2,7 @@
 
     python benchmarks/full_checkpoint.py [--folder /path/with/30/GB] [--shards 3]
 
-Names and shapes are those of the published sv3d_p. Prints JSON: seconds and peak resident memory of each way.
+Names and shapes are those of the published sv3d_p. Prints JSON: seconds and peak resident memory of each direction.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, help="where the temporary files go (default: the system's)")
     parser.add_argument("--keys", type=Path, default=KEYS, help="names and shapes to write")
-    parser.add_argument("--shards", type=int, default=1, help="begin with a folder of so many files")
+    parser.add_argument("--shards", type=int, default=1, help="number of safetensors files to begin with")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         original, orbax, back = (Path(folder) / name for name in ("a", "orbax", "b.safetensors"))

@@ -2,8 +2,8 @@
 
     python benchmarks/full_unet.py
 
-Fails if the output is not finite or the peak resident memory exceeds --limit-gib. Parameters are made leaf by
-leaf, so the peak is theirs (6.1 GB in float32), one leaf, and what compiling and computing take: 7.7 GiB in all.
+Fails if the output is not finite or the peak resident memory exceeds --limit-gib. Parameters are made one leaf at a
+time, so the peak is the parameters (6.1 GB in float32), one leaf, and the memory of compiling and computing: 7.7 GiB.
 """
 
 import argparse

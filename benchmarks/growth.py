@@ -1,9 +1,9 @@
 """How the cost of sampling grows with frames, pixels, steps and devices: `python benchmarks/growth.py [--json]`.
 
-Frames and pixels: products and live bytes of a step of sv3d_p in bfloat16, and of decoding a frame, from the traced
-program; nothing is computed. Steps: the same of all steps, and seconds of the shipped model. Devices: what the compiler
-leaves each of up to eight to do and to receive, in float32, on devices that a CPU plays; for the published model it
-takes half a minute a mesh, for a narrow one (`--width 32`) seconds.
+Frames and pixels: FLOP and live bytes of a step of sv3d_p in bfloat16, and of decoding a frame, from the traced
+program without running it. Steps: the same for all steps together, and seconds of the shipped model. Devices: FLOP
+and received bytes of each of up to eight simulated CPU devices, from the compiled program in float32; it takes half a
+minute per mesh for the published model, and seconds for a narrow one (`--width 32`).
 """
 
 import argparse
@@ -46,8 +46,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--width", type=int, help="divide a UNet of so many channels, not the published one")
-    parser.add_argument("--mesh", type=int, nargs=3, help="divide by this one of the meshes alone")
+    parser.add_argument(
+        "--width", type=int, help="channels of the UNet to divide (default: the published one)"
+    )
+    parser.add_argument("--mesh", type=int, nargs=3, help="measure only this mesh")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = {}
@@ -86,7 +88,7 @@ def by_steps(options: argparse.Namespace):
 
 
 def step_cost(frames: int, size: int, steps: int = 50) -> dict:
-    """TFLOP and GB of one guided step, parameters apart; GB that are prepared for all steps."""
+    """TFLOP and GB of one guided step without parameters, and GB that are prepared for all steps."""
     model, compute = ModelConfig.published("p"), Compute(jnp.bfloat16, fold=True, platform="tpu")
     side = size // 8
     shapes = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
@@ -125,7 +127,7 @@ def decoding_cost(size: int) -> dict:
 
 
 def by_devices(options: argparse.Namespace):
-    """One orbit, or one each where pictures are divided; of the published model, or a narrow one like the shipped."""
+    """Costs per device for each mesh: one orbit, or one per device where the mesh divides pictures."""
     if options.width is None:
         model = ModelConfig.published("p")
     else:
@@ -149,7 +151,7 @@ def by_devices(options: argparse.Namespace):
 
 
 def compiled_step(pipe: Pipeline, pictures: int):
-    """A guided step as `pipe` compiles it for its mesh, from shapes alone."""
+    """A guided step, compiled from shapes alone as `pipe` compiles it for its mesh."""
     model, mesh = pipe.config, pipe.runner.config.mesh
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     frames, side = model.num_frames, model.native_size // model.vae.downsampling
@@ -179,7 +181,7 @@ def compiled_step(pipe: Pipeline, pictures: int):
 
 
 def received_bytes(program: str) -> int:
-    """Bytes that the collectives of a compiled program bring to one device from others."""
+    """Bytes that one device receives from others in the collectives of a compiled program."""
     total = 0.0
     for match in re.finditer(SENDS, program):
         size = 0
@@ -194,7 +196,7 @@ def received_bytes(program: str) -> int:
 
 
 def group_size(operation: str) -> int:
-    """Devices that a collective runs over, from the text of its operation."""
+    """Number of devices of a collective, from the text of its HLO operation."""
     if listed := re.search(r"replica_groups=\[\d+,(\d+)\]", operation):
         return int(listed.group(1))
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", operation):

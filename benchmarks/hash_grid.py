@@ -2,9 +2,9 @@
 
     python benchmarks/hash_grid.py [--points 131072] [--levels 16] [--table 524288] [--json]
 
-Peers in the same run: JAX's own differentiation of the encoding, and the encoding by indexing in torch, if that is
-installed (extra `bench`), on the same number of threads. Medians of `--repeats` calls after two warm-ups; the ways take
-turns. Compiling is counted apart.
+Compared in the same run with JAX's automatic differentiation of the encoding and, if torch is installed (extra
+`bench`), with the encoding by indexing in torch, on the same number of threads. Medians of `--repeats` alternating
+calls after two to warm up; compile time is reported separately.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def measure(num_points: int, levels: int, table_size: int, repeats: int) -> dict:
-    """Milliseconds and rates of all ways that there are here."""
+    """Milliseconds and points per second of all implementations that can run."""
     grid = HashGrid(num_levels=levels, table_size=table_size)
     tables = init_tables(grid, jax.random.key(0))
     points = jax.random.uniform(jax.random.key(1), (num_points, 3))
@@ -70,7 +70,7 @@ def measure(num_points: int, levels: int, table_size: int, repeats: int) -> dict
 
 
 def torch_ways(grid: HashGrid, tables: np.ndarray, points: np.ndarray) -> dict[str, Callable]:
-    """The same encoding as one writes it in torch: all corners of a level indexed at once."""
+    """The same encoding in plain torch: all corners of a level are indexed at once."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)

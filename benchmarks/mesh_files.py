@@ -2,10 +2,9 @@
 
     python benchmarks/mesh_files.py [FILE ...] [--size 64] [--json]
 
-Without files: those of tests/cases/meshes, and 80,000 triangles over one buffer as one primitive and as a hundred.
-Memory is the peak of `sv3d data render` above that of the smallest mesh, with compiled programs at hand (each file is
-drawn twice, the second time counts); ratios are of a file to its control. For reading, the median is set beside that of
-trimesh.
+Without files it measures those of tests/cases/meshes, and 80,000 triangles in one buffer as one primitive and as a
+hundred. Memory is the peak of `sv3d data render` minus that of the smallest mesh, in a second run that finds its
+programs compiled. Ratios are of a file to its control. The median time of reading is compared with that of trimesh.
 """
 
 import argparse
@@ -59,7 +58,7 @@ def main() -> None:
 
 
 def own_files(folder: Path) -> list[Path]:
-    """The cases of the tests, and two meshes that are too large to keep there."""
+    """The test cases, and two generated meshes that are too large to store."""
     cases = sorted(
         path
         for path in (ROOT / "tests" / "cases" / "meshes").iterdir()
@@ -72,7 +71,7 @@ def own_files(folder: Path) -> list[Path]:
 
 
 def write_sphere(path: Path, primitives: int, rings: int = 200) -> None:
-    """A sphere of 2 rings^2 - 2 rings triangles in so many primitives over one buffer, each with a material."""
+    """Write a sphere of 2 rings^2 - 2 rings triangles in several primitives with a material each, in one buffer."""
     polar, azimuth = np.meshgrid(
         np.linspace(0, np.pi, rings), np.linspace(0, 2 * np.pi, rings + 1), indexing="ij"
     )
@@ -122,7 +121,7 @@ def write_sphere(path: Path, primitives: int, rings: int = 200) -> None:
 
 
 def measure(file: Path, size: int, folder: Path) -> dict:
-    """Peak memory of drawing a file and seconds of reading it, or why it is refused."""
+    """Peak memory of rendering a file and seconds of reading it, or the error message if it is refused."""
     row = {"file": file.name, "peak_mb": None, "refused": ""}
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for attempt in range(2):

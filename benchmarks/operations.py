@@ -1,9 +1,9 @@
 """Operations of the UNet, ours against torch's on the same CPU: `python benchmarks/operations.py [--json]`.
 
 Sizes are those of the published model with fewer pixels: 320 channels at 24x24, 640 at 12x12, 21 frames. Both sides
-compute in float32 on the same number of threads, torch with channels_last and its fused attention. They take turns of
-three runs in one process that keeps freed memory; medians of the second and third run of `--rounds` turns, after one to
-warm up. A ratio below 1 says that ours takes less time. Needs the `bench` extra.
+compute in float32 on the same number of threads, torch with channels_last and its fused attention. The sides alternate,
+three runs each, in one process that keeps freed memory. Reported are medians of the second and third runs of `--rounds`
+turns, after one turn to warm up. A ratio below 1 means that ours takes less time. Needs the `bench` extra.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.layers import GroupNorm, UpsampleConv2d, attend, conv2d, silu, temporal_conv
 
 FRAMES = 21
-TURN = 3  # runs of a side in a row; during the first, threads of the other still wait for work and take time
+TURN = 3  # runs of a side in a row; the first is slowed by threads of the other side that still wait for work
 COMPUTE = Compute()
 RNG = np.random.default_rng(0)
 Case = tuple[Callable[..., object], Callable[..., object], list[np.ndarray]]

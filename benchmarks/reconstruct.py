@@ -2,9 +2,9 @@
 
     python benchmarks/reconstruct.py MESH... [--up z] [--preset fast] [--size 128] [--json]
 
-Each mesh is rendered from a sine orbit of 21 views, reconstructed, exported and compared: the file, in the colours
-that the views show, rendered from another sine orbit in PSNR, its surface with the mesh. Processor seconds are those
-of all cores together.
+Each mesh is rendered from a sine orbit of 21 views, reconstructed and exported. The exported file, with the colours of
+the views, is rendered from another sine orbit and compared by PSNR, and its surface is compared with the mesh. CPU
+seconds are the sum over all cores.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def measure(mesh: Mesh, config: ReconstructConfig, options: argparse.Namespace) 
 def reconstruct_variants(
     frames: OrbitFrames, variants: dict[str, dict[str, Any]]
 ) -> Iterator[tuple[str, ReconstructResult]]:
-    """Results of arguments of `reconstruct` that share a coarse stage, one after the other."""
+    """Run `reconstruct` with several sets of arguments that share one coarse stage."""
     with tempfile.TemporaryDirectory() as folder:
         for name, arguments in variants.items():
             yield name, reconstruct(frames, scratch=Path(folder), **arguments)

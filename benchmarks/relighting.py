@@ -1,9 +1,9 @@
-"""Recovered against true albedo under several lights: `python benchmarks/relighting.py MESH... [--up z] [--json]`.
+"""Recovered against true albedo in several lights: `python benchmarks/relighting.py MESH... [--up z] [--json]`.
 
 Each mesh is rendered from a sine orbit of 21 views in three different lights and reconstructed from each, with and
-without the model of light. The exported albedo, rendered from another sine orbit, is compared with the object's own
-colours: mean absolute error where both are seen, up to one scale. Writes a sheet, for every light a row: the object in
-it, the albedo recovered with the model of light, that without, and the truth.
+without the lighting model. The exported albedo, rendered from another sine orbit, is compared with the true one by
+the mean absolute error where both are visible, after fitting one global scale. Writes a sheet with a row for each
+light: the lit object, the albedo recovered with the lighting model, that without it, and the true albedo.
 """
 
 import argparse
@@ -83,14 +83,14 @@ def measure(mesh: Mesh, seed: int, options: argparse.Namespace) -> tuple[dict, n
 
 
 def darkened(mesh: Mesh, factor: float) -> Mesh:
-    """With a factor on all colours."""
+    """The mesh with all colours multiplied by a factor."""
     ones = np.ones((len(mesh.vertices), 3), np.float32)
     colors = ones if mesh.vertex_colors is None else mesh.vertex_colors
     return replace(mesh, vertex_colors=factor * colors)
 
 
 def albedo_error(rendered: np.ndarray, truth: np.ndarray, alpha: np.ndarray) -> tuple[float, np.ndarray]:
-    """Mean absolute error well inside the silhouettes, up to one scale, and the scaled pictures."""
+    """Mean absolute error well inside the silhouettes after fitting one scale, and the scaled pictures."""
     rendered, truth = rendered / 255.0, truth / 255.0
     inside = ndimage.minimum_filter(alpha, (1, RIM, RIM)) == 255
     inside &= truth.max(axis=-1) > DARKEST

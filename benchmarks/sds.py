@@ -1,11 +1,11 @@
-"""What score distillation does to views that an orbit does not show.
+"""The effect of score distillation on views that an orbit does not show.
 
     python benchmarks/sds.py MESH [--up z] [--weights mini] [--size 128] [--sheet sds.png] [--json]
 
-The mesh is rendered from a static orbit of 21 views at 10 degrees. From one coarse stage the fine stage runs three
-times: without distillation, with masked, with naive. Scored is the PSNR, in the colours that the views show, of eight
-views each from 60 degrees above and below. Mini knows upright figures, such as those of `sv3d data objects`. The sheet
-has a row for the truth and one for each of the three.
+The mesh is rendered from a static orbit of 21 views at an elevation of 10 degrees. After one coarse stage the fine
+stage runs three times: without distillation, with masked and with naive distillation. The score is the PSNR of eight
+views each at 60 and -60 degrees, with the colours of the views. Mini is trained on upright figures, such as those of
+`sv3d data objects`. The sheet has a row for the truth and one for each of the three runs.
 """
 
 import argparse

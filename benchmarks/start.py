@@ -1,8 +1,7 @@
-"""From the start of a process to its first step, and to its orbit: `python benchmarks/start.py [--json]`.
+"""Seconds from the start of a process to its first sampling step and to its orbit: `benchmarks/start.py [--json]`.
 
-Processes of their own, one after the other: with nothing kept, with the programs that the first kept, and with jax's
-cache of compilations alone. Seconds of the clock until the first of the sampler's steps is done. With --model the
-published model of random numbers is made ready and not run, which a CPU can do too.
+Starts separate processes: with empty caches, with the programs that the first one stored, and with jax's compilation
+cache alone. With --model, the published model with random weights is compiled but not run, which a CPU can do too.
 """
 
 import argparse
@@ -26,7 +25,7 @@ def main() -> None:
         "--model", choices=("u", "p"), help="random numbers in the shape of this published model"
     )
     parser.add_argument(
-        "--rounds", type=int, default=3, help="starts with something kept; the fastest counts"
+        "--rounds", type=int, default=3, help="starts with filled caches, of which the fastest counts"
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--jax-cache-alone", action="store_true", help=argparse.SUPPRESS)

@@ -3,7 +3,7 @@
     python benchmarks/train_step.py --json
 
 A step is noise, forward, velocity-weighted loss, backward, clipping, AdamW and the running average. The default size is
-that of configs/model/sv3d_mid.toml. Each side lives in its own process and their steps alternate A B A B. On a CPU both
+that of configs/model/sv3d_mid.toml. Each side runs in its own process and their steps alternate A B A B. On a CPU both
 compute in float32 on the same number of threads (torch: channels_last, SDPA, fused AdamW) and keep freed memory, as
 `sv3d train` does. Needs the `bench` extra.
 """
@@ -74,7 +74,7 @@ def jax_side(args: argparse.Namespace) -> tuple:
 
 
 def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **compute) -> tuple:
-    """A step on random numbers as a call without arguments, and what is known of it."""
+    """A training step on random numbers as a function without arguments, and facts about it."""
     import jax
     import jax.numpy as jnp
 
@@ -117,7 +117,7 @@ def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **co
 
 
 def random_views(model: "ModelConfig", batch: int, frames: int, side: int) -> "OrbitBatch":
-    """What the UNet is trained on, in random numbers; side is that of the latents."""
+    """A random training batch of the UNet; `side` is that of the latents."""
     from sv3d_jax.train.losses import OrbitBatch
 
     random = np.random.default_rng(0)

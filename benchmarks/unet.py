@@ -2,7 +2,7 @@
 
     python benchmarks/unet.py --json
 
-Each side lives in its own process; their forward passes alternate A B A B, so drift of the machine falls on both.
+Each side runs in its own process; their forward passes alternate A B A B, so a drift of the machine affects both.
 On a CPU both compute in float32 on the same number of threads (torch: channels_last, SDPA); on a GPU in bfloat16.
 Also reported: compile time with an empty and with a filled compilation cache. Needs the `bench` extra.
 """
@@ -23,7 +23,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128, help="channels of the first level")
     parser.add_argument("--frames", type=int, default=21)
     parser.add_argument("--side", type=int, default=24, help="rows and columns of the latents")
-    parser.add_argument("--batch", type=int, default=2, help="videos; 2 is one guidance step")
+    parser.add_argument(
+        "--batch", type=int, default=2, help="videos; 2 for the two branches of a guided step"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="timed forward passes of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
@@ -74,7 +76,7 @@ def report(result: dict, as_json: bool) -> None:
 
 
 class Worker:
-    """One side of a script in a process of its own, warmed up, that runs a pass when asked."""
+    """One side of the comparison in its own process, warmed up; it runs a pass on request."""
 
     def __init__(self, side: str, args: argparse.Namespace, cache: str, script: str = __file__):
         values = {
@@ -121,7 +123,7 @@ def serve(side: tuple) -> None:
 
 
 def jax_side(args: argparse.Namespace) -> tuple:
-    """Our default path."""
+    """Our UNet with its default options."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     import jax
     import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Our pictures of mesh files against those of other programs.
+"""Compare our renderings of mesh files with those of three.js and Blender.
 
     python benchmarks/viewers.py -o OUT --three NODE_MODULES --blender-python PYTHON
     python benchmarks/viewers.py -o OUT --three NODE_MODULES --blender-python PYTHON --exports RESULTS
@@ -172,7 +172,7 @@ def job_item(
     world_from_viewer: np.ndarray,
     orbit: OrbitFrames,
 ) -> dict[str, Any]:
-    """What a program is to draw: the colours or the normals of a file from the cameras of an orbit."""
+    """A job for a program: draw the colours or the normals of a file from the cameras of an orbit."""
     name, raw = f"{path.name.replace('.', '_')}_{look}", options.output / "raw"
     raw.mkdir(exist_ok=True)
     cameras = zip(orbit.camera_to_world, orbit.focal_px, orbit.center_px, strict=True)
@@ -196,7 +196,7 @@ def job_item(
 
 
 def run(options, program: str, job: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Each thing of the job that was drawn, with what the program says of it."""
+    """The drawn items of the job, each with the report of the program."""
     file = options.output / f"{program}.json"
     file.write_text(json.dumps(job))
     command = {
@@ -213,7 +213,7 @@ def run(options, program: str, job: list[dict[str, Any]]) -> Iterator[tuple[dict
 
 
 def filtered(view: dict[str, Any], item: dict[str, Any], program: str, supersample: int) -> np.ndarray:
-    """A view (h w 4, up to 255), each pixel the mean of its points' display values, as our renderer has it."""
+    """A view (h w 4, up to 255) whose pixels are means of display values of their samples, as in our renderer."""
     side = item["side"]
     if program == "three":
         pixels = np.fromfile(view["output"], np.uint8) / 255.0
@@ -232,7 +232,7 @@ def filtered(view: dict[str, Any], item: dict[str, Any], program: str, supersamp
 
 
 def orbit_colors(orbit: OrbitFrames) -> np.ndarray:
-    """The frames' colours without the white that reading put behind them."""
+    """The frames' colours without the white background that reading added."""
     alpha = orbit.alphas[..., None]
     return np.clip((orbit.images - 1.0 + alpha) / np.maximum(alpha, 1e-6), 0.0, 1.0)
 
@@ -253,7 +253,7 @@ def our_looks(mesh: Mesh, views: OrbitFrames) -> dict[str, np.ndarray]:
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """How two sets of pictures (f h w 4, up to 255) differ."""
+    """Measures of the difference of two sets of pictures (f h w 4, up to 255)."""
     both = (ours[..., 3] >= FULL) & (theirs[..., 3] >= FULL)
     mine, other = ours[..., 3] >= HALF, theirs[..., 3] >= HALF
     difference = np.abs(ours[..., :3] - theirs[..., :3])[both]

@@ -1,7 +1,7 @@
 """Pictures by Blender: `python viewers_blender.py JOB.json`, by a Python that has bpy.
 
 `viewers.py` writes the job and reads what comes back: for every view a file of float32 RGBA in linear light,
-premultiplied, lowest row first, and one line of JSON on stdout for every mesh. Every surface shines in its base colour.
+premultiplied, lowest row first, and one line of JSON on stdout for every mesh. Every surface emits its base colour.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ def bounds():
 
 
 def shine(material):
-    """Emission of the base colour, or of what shines already; nothing where alpha says so, or behind culled faces."""
+    """A material then emits its base colour, or its emission if that is black; culled faces stay clear."""
     if not material.use_nodes:
         return
     tree = material.node_tree
@@ -123,7 +123,7 @@ def shine(material):
 
 
 def follow(tree, source, target):
-    """Give `target` what `source` gets."""
+    """Link `target` to the same input as `source`."""
     if source.is_linked:
         tree.links.new(source.links[0].from_socket, target)
     else:

@@ -1,4 +1,4 @@
-"""Pictures to orbits, several at once: over the devices there are, and within the memory there is."""
+"""Sample orbits of several pictures at once, over all devices, with less memory if it runs out (--auto-fit)."""
 
 from dataclasses import replace
 from functools import cached_property
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 class OrbitSampler:
-    """A model and the settings of its orbits; `pictures_at_once` of them are sampled together.
+    """Samples orbits with one model and one set of settings, `pictures_at_once` of them together.
 
-    With --auto-fit it goes down the list of what saves memory when that runs out, and stays there.
+    With --auto-fit, when memory runs out it tries the next of the settings that save memory, and keeps them afterwards.
     """
 
     def __init__(self, config: OrbitConfig, model: ModelConfig, cameras: "CameraPath", progress: Progress):
@@ -37,7 +37,7 @@ class OrbitSampler:
 
     @cached_property
     def pipeline(self) -> Pipeline:
-        """Loaded when it is first asked for."""
+        """The pipeline, loaded at its first use."""
         self._progress.stage("load")
         now, mesh = self._attempts[0], None
         if len(self._devices) > 1:
@@ -47,12 +47,15 @@ class OrbitSampler:
 
     @property
     def notes(self) -> list[str]:
-        """What is not as it was asked for."""
+        """A note on the settings that --auto-fit has changed, if any."""
         changes = _changes(self._asked, self._attempts[0])
         return [f"memory ran out: {changes}"] * bool(changes)
 
     def __call__(self, pictures: list[PreparedImage]) -> list[Orbit]:
-        """An orbit for each picture; on several devices their number is filled up with the last one."""
+        """An orbit for each picture. The last picture is repeated to fill up the devices.
+
+        Raises OutOfMemory if memory runs out and there is nothing left to try.
+        """
         missing = -len(pictures) % len(self._devices)
         while True:
             try:
@@ -62,11 +65,11 @@ class OrbitSampler:
                     raise
                 self._progress.note(error.message)
             before = self._attempts.pop(0)
-            loaded = self.__dict__.pop("pipeline", None)  # absent if loading was too much
+            loaded = self.__dict__.pop("pipeline", None)  # none if memory ran out while loading
             if loaded is not None:
                 now = self._attempts[0].compute
                 self.pipeline = loaded if now == before.compute else loaded.computing(now)
-            del loaded  # its parameters, before memory is asked for again
+            del loaded  # free its parameters before memory is allocated again
             self._progress.note(f"trying again with {_changes(self._asked, self._attempts[0])}")
 
     def _sample(self, pictures: list[PreparedImage]) -> list[Orbit]:
@@ -82,7 +85,7 @@ class OrbitSampler:
         )
 
     def _plan(self) -> Plan:
-        """Memory and time of what one device does; a full-size model on a CPU must have been asked for."""
+        """Estimate for one device. Raises InputError for a full-size model on a CPU that was not chosen."""
         now, model = self._attempts[0], self._model
         plan = plan_orbit(
             model,
@@ -100,9 +103,9 @@ class OrbitSampler:
 
 
 def _devices(config: OrbitConfig) -> list[jax.Device]:
-    """Those that pictures are divided over: as many as there are pictures for, or the one that was named.
+    """The devices that pictures are divided over: at most one for each picture, or the one named by --device.
 
-    Score distillation takes one orbit at a time, and so one device.
+    Score distillation samples one orbit at a time, so it uses one device.
     """
     if (config.device and ":" in config.device) or (isinstance(config, GenerateConfig) and config.sds):
         return jax.local_devices()[:1]
@@ -111,17 +114,18 @@ def _devices(config: OrbitConfig) -> list[jax.Device]:
 
 
 def _attempts(config: OrbitConfig) -> list[OrbitConfig]:
-    """The settings and, with --auto-fit, what to try after them when memory runs out; the size stays."""
+    """The settings and, with --auto-fit, those to try next when memory runs out; the size is never changed."""
     attempts = [config]
     if config.auto_fit:
-        in_halves = {"low_memory": True} if config.cache_interval == 1 else {}  # they do not go together
-        for change in ({"decode_chunk": 1}, in_halves, {"dtype": "bfloat16"}):
+        # --low-memory cannot be combined with cached features.
+        low_memory = {"low_memory": True} if config.cache_interval == 1 else {}
+        for change in ({"decode_chunk": 1}, low_memory, {"dtype": "bfloat16"}):
             attempts.append(replace(attempts[-1], **change))
     return [new for new, old in zip(attempts, [None, *attempts], strict=False) if new != old]
 
 
 def _changes(asked: OrbitConfig, taken: OrbitConfig) -> str:
-    """What is not as it was asked for, as flags."""
+    """The settings that --auto-fit has changed, as flags."""
     flags = {
         "--decode-chunk 1": taken.decode_chunk != asked.decode_chunk,
         "--low-memory": taken.low_memory != asked.low_memory,

@@ -1,4 +1,4 @@
-"""How fast a model samples on this device: the `bench` verb."""
+"""The `bench` verb: how fast a model samples on this device."""
 
 import math
 import statistics
@@ -37,7 +37,7 @@ STAGES = ["load", "compile", "condition", "sample", "decode", "product"]
 
 
 def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
-    """Medians of `--rounds` calls of every stage after two that do not count, compiling apart, and peak memory."""
+    """Median seconds of `--rounds` calls of every stage after two to warm up, compile time, and peak memory."""
     progress.stages = STAGES
     model = ModelConfig.named(config.model) if config.model else read_model_config(config.weights)
     size, frames = config.size or model.native_size, config.frames or model.num_frames
@@ -141,7 +141,7 @@ def _median(function: Callable[[], Any], rounds: int, progress: Progress) -> flo
 
 
 def step_flop(model: ModelConfig, batch: int, frames: int, size: int) -> float:
-    """Operations of the products of one guided step in its plain form, whatever is saved when it is computed."""
+    """FLOP of the matrix products of one guided step in its plain form, without the savings of the fast forms."""
 
     def shape(*sides):
         return jax.ShapeDtypeStruct(sides, jnp.float32)
@@ -157,7 +157,7 @@ def step_flop(model: ModelConfig, batch: int, frames: int, size: int) -> float:
 
 
 def product_tflops(dtype: Any) -> float:
-    """What this device reaches in one large matrix product: 8192^3, or 2048^3 on a CPU."""
+    """TFLOP/s of this device in one large matrix product: 8192^3, or 2048^3 on a CPU."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
     matrix = jnp.ones((side, side), dtype)
     product = jax.jit(jnp.matmul)
@@ -176,20 +176,22 @@ def _pipeline(config: BenchConfig, model: ModelConfig, compute: ComputeConfig) -
 
 
 def random_params(model: ModelConfig) -> Params:
-    """Numbers at the scale of a trained model: time does not depend on them."""
+    """Random parameters at the scale of a trained model; the time of a step does not depend on their values."""
     rng = np.random.default_rng(0)
     pool = rng.standard_normal(1 << 20, np.float32)
 
     def leaf(shape):
         if len(shape) == 1:
             return np.full(shape, 0.5, np.float32)
-        values = np.resize(pool, shape)  # drawing billions of numbers would take a minute
+        values = np.resize(
+            pool, shape
+        )  # repeats the pool, as drawing billions of numbers would take a minute
         return values * np.float32(math.prod(shape[:-1]) ** -0.5)
 
     return tree_from_leaves((p.path, leaf(p.tree_shape)) for p in model_parameters(model))
 
 
 def _peak_bytes() -> int:
-    """Of the device, or of this process where the device does not say."""
+    """Peak memory of the device, or of this process if the device does not report it."""
     stats = jax.devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use") or peak_memory() or 0

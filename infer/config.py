@@ -22,46 +22,46 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
     """Pictures of objects to orbits: frames, cameras.json, a video and a contact sheet, in DIR or in DIR/<name>."""
 
     images: Annotated[tuple[Path, ...], POSITIONAL]
-    """pictures of one object each; cut out (with alpha), before a plain background, or see --background"""
+    """pictures of one object each: cut out (with alpha) or on a plain background; for others see --background"""
     output: Annotated[Path, short("-o")]
-    """folder of the results; of several pictures, each gets a folder of its name in it"""
+    """folder of the results; with several pictures, each gets a subfolder of its name"""
     weights: str = "mini"
     """mini (shipped: upright figures, small), a folder, a .safetensors file, or a hub id"""
     variant: Variant = "auto"
-    """which model the weights must be: u without cameras, p with cameras, auto takes any"""
+    """variant that the weights must be: u has no camera conditioning, p has, auto accepts any"""
     cameras: Path | None = None
-    """cameras.json with azimuths and elevations to follow, in place of --orbit, --elevation and --azimuths"""
+    """cameras.json whose azimuths and elevations are used in place of --orbit, --elevation and --azimuths"""
     guidance: Literal["triangular", "linear", "constant"] | None = None
     """how the guidance scale runs over the frames (default: the model's own); triangular is highest at the back,
     constant is --cfg-max"""
     solver: Literal["euler", "dpmpp_2m"] = "euler"
-    """euler is SV3D's own; dpmpp_2m is of second order, which is no gain for mini"""
+    """euler is SV3D's own; dpmpp_2m is of second order, which does not help mini"""
     churn: float = 0.0
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
     quantize: Literal["int8", "fp8"] | None = None
-    """linear layers of the UNet in 8 bits (default: in --dtype), for speed on accelerators that have them"""
+    """compute linear layers of the UNet in 8 bits (default: in --dtype); faster on accelerators with 8-bit products"""
     size: int | None = None
     """side of the frames in pixels (default: the model's own; 576 for SV3D)"""
     background: Literal["auto", "alpha", "remove", "keep"] = "auto"
-    """auto: alpha, else a plain border, else rembg; alpha or remove: only that; keep: the picture as it is"""
+    """auto: alpha, else a plain border, else rembg; alpha: only alpha; remove: only rembg; keep: unchanged picture"""
     mask: tuple[Path, ...] = ()
-    """a mask for each picture: of its size, white where the object is"""
+    """a mask for each picture: of the same size, white where the object is"""
     box: tuple[int, int, int, int] | None = None
-    """where the object is, in pixels of the upright picture: x0 y0 x1 y1 (needs OpenCV: the extra photos)"""
+    """bounding box of the object in pixels of the upright picture: x0 y0 x1 y1 (needs OpenCV: the extra photos)"""
     frame_ratio: float | None = None
-    """longer side of the object over the side of the frame, up to 1 (default: the object keeps its size)"""
+    """longer side of the object as a fraction of the frame, up to 1 (default: the object keeps its size)"""
     decode_chunk: int | None = None
-    """frames decoded at a time (default: as many as 2 GiB take)"""
+    """frames decoded at a time (default: as many as fit into 2 GiB)"""
     batch: int | None = None
-    """pictures sampled at once (default: one on each device)"""
+    """pictures sampled at once (default: one per device)"""
     low_memory: bool = False
-    """the same orbit in less memory and more time: parts of the model wait on the host, sequential guidance"""
+    """the same orbit in less memory and more time: parts of the model wait on the host, and CFG is sequential"""
     auto_fit: bool = False
     """when memory runs out, try again with --decode-chunk 1, then --low-memory, then --dtype bfloat16"""
     format: Literal["mp4", "gif", "webp", "png"] = "mp4"
-    """format of the orbit's video; png for frames alone"""
+    """format of the orbit's video; png writes frames only"""
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,18 +76,18 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
                 check_range(name, value, low, high)
         if self.mask and len(self.mask) != len(self.images):
             raise InputError(
-                f"--mask: got {len(self.mask)} for {len(self.images)} pictures, one each is needed"
+                f"--mask: got {len(self.mask)} for {len(self.images)} pictures, expected one for each"
             )
         if self.box is not None:
             x0, y0, x1, y1 = self.box
             if not (0 <= x0 < x1 and 0 <= y0 < y1):
                 raise InputError(
-                    f"--box {x0} {y0} {x1} {y1}: x0 y0 x1 y1 in pixels, with x0 < x1 and y0 < y1"
+                    f"--box {x0} {y0} {x1} {y1}: expected x0 y0 x1 y1 in pixels, with x0 < x1 and y0 < y1"
                 )
             if len(self.images) > 1:
                 raise InputError(
                     f"--box is for one picture, got {len(self.images)}",
-                    hint="run them one by one, or give --mask, one for each",
+                    hint="run the pictures one by one, or give a --mask for each",
                 )
         if self.cache_interval > 1 and self.low_memory:
             raise InputError("--cache-interval does not go with --low-memory")
@@ -99,13 +99,13 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
 
     @property
     def compute(self) -> ComputeConfig:
-        """How the model computes, but for its devices."""
+        """How the model computes, without the mesh of devices."""
         from sv3d_jax.runner import ComputeConfig
 
         return ComputeConfig(dtype=self.dtype, low_memory=self.low_memory, quantize=self.quantize)
 
     def camera_path(self, trained_frames: int = 21) -> CameraPath:
-        """The path of --cameras, or of the flags."""
+        """The camera path of --cameras if given, else of the other flags. Raises InputError if it is invalid."""
         if self.cameras is None:
             return super().camera_path(trained_frames)
         from sv3d_jax.io.cameras_file import read_camera_path
@@ -117,26 +117,27 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(OrbitConfig):
-    """Pictures of objects to orbits and meshes: what `orbit` writes, mesh.glb, mesh.ply and a turntable video."""
+    """Pictures of objects to orbits and meshes: the files of `orbit`, mesh.glb, mesh.ply and a turntable video."""
 
     preset: Literal["preview", "fast", "quality"] | None = None
     """effort of the reconstruction (default: preview for mini, whose frames are small, else fast; fast with --sds)"""
     sds: bool = False
-    """let the model complete what its orbit does not show (masked score distillation, in the fine stage)"""
+    """let the model complete surfaces that its orbit does not show (masked score distillation in the fine stage)"""
 
     @property
     def reconstruction(self) -> Literal["preview", "fast", "quality"]:
+        """The preset of the reconstruction: the one given, or its default."""
         return self.preset or ("preview" if self.weights == "mini" and not self.sds else "fast")
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig(CommonConfig):
-    """How fast a model samples here: seconds of every stage, memory, and the share of a matrix product's speed."""
+    """Measure sampling on this device: seconds of every stage, memory, and speed relative to a large matrix product."""
 
     weights: str = "mini"
     """mini, a folder, a .safetensors file, or a hub id"""
     model: Model | None = None
-    """random numbers in the shape of this model, in place of --weights: its time does not depend on their values"""
+    """use random weights of this model in place of --weights; the time does not depend on their values"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
     size: int | None = None
@@ -146,11 +147,11 @@ class BenchConfig(CommonConfig):
     batch: int = 1
     """orbits sampled at once"""
     rounds: int = 5
-    """timed calls of every stage; the median counts"""
+    """timed calls of every stage, of which the median is reported"""
     low_memory: bool = False
-    """measure the mode of that name"""
+    """measure with sequential CFG and parts of the model on the host"""
     quantize: Literal["int8", "fp8"] | None = None
-    """linear layers of the UNet in 8 bits"""
+    """compute linear layers of the UNet in 8 bits"""
 
     def __post_init__(self):
         check_range("batch", self.batch, 1, 1024)

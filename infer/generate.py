@@ -1,4 +1,4 @@
-"""The main job: pictures to orbits and on to meshes, in stages that a second start does not repeat."""
+"""The `orbit` and `generate` verbs: pictures to orbits and meshes. A repeated run skips finished stages."""
 
 import hashlib
 from collections import Counter
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sv3d_jax.infer.batch import OrbitSampler
     from sv3d_jax.pipeline import Pipeline
 
-HOW = ("batch", "low_memory", "auto_fit")  # settings that do not change what comes out
+NOT_IN_RESULT = ("batch", "low_memory", "auto_fit")  # settings that do not change the result
 ORBIT_STAGES = ["load", "preprocess", "compile", "sample", "decode", "write"]
 MINI_NOTE = (
     "mini is a small model for trying things out: it knows one kind of object, upright figures on a white ground,"
@@ -38,12 +38,12 @@ SINE_NOTE = "meshes come out better from an orbit that shows top and bottom: --o
 
 
 def run_orbit(config: OrbitConfig, progress: Progress) -> dict[str, Any]:
-    """The `orbit` verb: an orbit folder with a video for every picture."""
+    """The `orbit` verb: write an orbit folder with a video for every picture; returns the paths."""
     return _run("orbit", config, None, progress)
 
 
 def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
-    """The `generate` verb: an orbit folder and in it a mesh with a turntable video for every picture."""
+    """The `generate` verb: as `run_orbit`, and a mesh with a turntable video in the same folder."""
     reconstruction = ReconstructConfig(preset=config.reconstruction, seed=config.seed)
     if config.sds:
         reconstruction.require_fine_stage("--sds")
@@ -66,7 +66,7 @@ def _run(
     progress: Progress,
     sds: bool = False,
 ) -> dict[str, Any]:
-    """Check everything that can be checked, then do as many pictures at a time as are sampled at once."""
+    """Check all inputs first, then process the pictures in groups that are sampled together."""
     from sv3d_jax.infer.batch import OrbitSampler
     from sv3d_jax.weights.hub import read_model_config
 
@@ -82,8 +82,8 @@ def _run(
     settings = {"verb": verb, **config.settings()}
     settings["frames"] = family.num_frames if config.frames is None else config.frames
     settings["guidance"] = config.sampling.resolve(model).guidance
-    for how in HOW:
-        settings.pop(how)
+    for name in NOT_IN_RESULT:
+        settings.pop(name)
     for absent in ("mask", "box"):
         if not settings[absent]:
             settings.pop(absent)
@@ -124,13 +124,16 @@ def _run(
 
 
 def _jobs(config: OrbitConfig, model: ModelConfig, settings: dict[str, Any], size: int) -> list[_Job]:
-    """One per picture, prepared and with its folder checked. A run is known by its settings and its picture."""
+    """One job per picture, with the picture prepared and the folder checked.
+
+    The settings and a hash of the picture identify a run. Raises InputError if two pictures have the same name.
+    """
     several = len(config.images) > 1
     counts = Counter(image.stem for image in config.images)
     if twice := [stem for stem, count in counts.items() if count > 1]:
         raise InputError(
-            f"several pictures are named {twice[0]}, and so would be their folders",
-            hint="rename one, or run them one by one",
+            f"several pictures are named {twice[0]}, so their folders would have the same name",
+            hint="rename one, or run the pictures one by one",
         )
     jobs, remover = [], Remover()
     for image, mask in zip_longest(config.images, config.mask):
@@ -160,7 +163,7 @@ def _digest(file: Path) -> str:
 
 
 def _sample(sampler: "OrbitSampler", jobs: list[_Job], video: str, progress: Progress) -> None:
-    """The orbits of those jobs that have none yet, written into their folders."""
+    """Sample the orbits of the jobs that have none yet, and write them into their folders."""
     jobs = [job for job in jobs if not job.folder.stage_done("orbit")]
     if not jobs:
         return
@@ -180,7 +183,10 @@ def _sample(sampler: "OrbitSampler", jobs: list[_Job], video: str, progress: Pro
 def _mesh(
     folder: OutputFolder, config: ReconstructConfig, progress: Progress, sds: "Pipeline | None"
 ) -> tuple[list[Path], dict[str, Any]]:
-    """The mesh of the orbit in a folder, from its files, so that a resumed run gives the same one."""
+    """Reconstruct the mesh from the orbit's files, so that a resumed run gives the same mesh.
+
+    Returns the written files and facts for run.json.
+    """
     from sv3d_jax.io.orbits import read_orbit
     from sv3d_jax.recon.methods import find_method
     from sv3d_jax.recon.reconstruct import reconstruct_into
@@ -192,7 +198,7 @@ def _mesh(
 
 
 def _results(directory: Path) -> dict[str, str]:
-    """What lies in a folder of results, by the names that a user looks for."""
+    """Paths of the main results in a folder, by kind; kinds without a file are left out."""
     names = {"orbit": "orbit.*", "contact": "contact.png", "mesh": "mesh.glb", "turntable": "turntable.*"}
     found = {kind: sorted(directory.glob(pattern)) for kind, pattern in names.items()}
     return {"directory": str(directory), **{kind: str(files[0]) for kind, files in found.items() if files}}

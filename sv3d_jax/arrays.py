@@ -1,7 +1,6 @@
-"""Array annotations, and the names of a tree's arrays.
+"""Array annotations, and the names of the arrays in a tree.
 
-The annotations are those of jaxtyping where it is installed, and names that say the same and check nothing where it
-is not.
+The annotations are those of jaxtyping; if it is not installed, classes of the same names that check nothing.
 
 Letters are the same everywhere: b batch, f frames or views, h w height and width, c d channels, n points or
 rays, s samples along a ray, v vertices, t triangles, l tokens, k lobes or levels.
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-Array = jax.Array | np.ndarray  # what jax functions take; what they return is the first
+Array = jax.Array | np.ndarray  # what jax functions take; they return a jax.Array
 
 try:
     from jaxtyping import Bool, Float, Int, Num, PRNGKeyArray, UInt8
@@ -44,6 +43,6 @@ __all__ = [
 
 
 def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """Leaves by their path, its parts joined by slashes; the empty name is that of a tree that is one array."""
+    """The leaves by their path, as "a/b/c". If the tree is a single array, its name is empty."""
     paths = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}

@@ -1,4 +1,4 @@
-"""The `sv3d` command: verbs, flags, exit codes. Imports what a verb needs when that verb runs, and not before."""
+"""The `sv3d` command: verbs, flags and exit codes. The modules of a verb are imported only when that verb runs."""
 
 import dataclasses
 import importlib
@@ -18,21 +18,24 @@ from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3
 
 @dataclass(frozen=True)
 class Verb:
-    """Where the settings and the function of a verb are, and which of its paths must exist already."""
+    """A verb of the command line: its settings, its function, and the input paths that must exist.
+
+    `config` and `run` name objects as "module:name" inside the package.
+    """
 
     help: str
     config: str
     run: str
     inputs: tuple[str, ...] = ()
     uses_jax: bool = True
-    prints: bool = False  # its own result, unless --json asks for the plain one
-    processes: bool = False  # may be one of several, of which the first prints
-    waits: bool = False  # for one program of the device before it asks for the next
+    prints: bool = False  # prints its result itself, except with --json
+    processes: bool = False  # may run as several processes, of which the first prints
+    waits: bool = False  # waits for each program of the device before it starts the next
 
 
 VERBS = {
     "generate": Verb(
-        "pictures to orbits and meshes: the main job",
+        "pictures to orbits and meshes",
         "infer.config:GenerateConfig",
         "infer.generate:run_generate",
         inputs=("images", "mask"),
@@ -43,7 +46,9 @@ VERBS = {
         "infer.generate:run_orbit",
         inputs=("images", "mask"),
     ),
-    "bench": Verb("how fast a model samples here", "infer.config:BenchConfig", "infer.bench:run_bench"),
+    "bench": Verb(
+        "measure how fast a model samples on this device", "infer.config:BenchConfig", "infer.bench:run_bench"
+    ),
     "reconstruct": Verb(
         "an orbit to a mesh",
         "recon.config:ReconstructVerbConfig",
@@ -113,7 +118,7 @@ VERBS = {
         uses_jax=False,
     ),
     "doctor": Verb(
-        "say what works here: versions, devices, encoder, disk, weights",
+        "report what works on this machine: versions, devices, video encoder, disk, weights",
         "doctor:DoctorConfig",
         "doctor:run_doctor",
         uses_jax=False,
@@ -126,16 +131,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="surrogateescape")  # file names that are not UTF-8 come out as they are
+            stream.reconfigure(errors="surrogateescape")  # prints file names that are not UTF-8 unchanged
     verbose = "-v" in words or "--verbose" in words
     try:
         return _run(words)
-    except SystemExit as stop:  # from the parser, which has said why
+    except SystemExit as stop:  # from the parser, which has printed the reason
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
         return _report(Cancelled("stopped; finished files are kept"), verbose)
-    except BrokenPipeError:  # the reader of our output left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush to
+    except BrokenPipeError:  # the program that reads our output has ended
+        # Python flushes stdout once more at exit, which would raise again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except SV3DError as error:
         return _report(error, verbose)
@@ -163,7 +169,7 @@ def _run(words: list[str]) -> int:
 
         warnings.showwarning = say_once
         _check_inputs(verb, config)
-        # Worker processes open the device themselves; here it would only take their memory.
+        # Worker processes open the device themselves; opening it here too would only take memory from them.
         if verb.uses_jax and not getattr(config, "workers", 0):
             from sv3d_jax.devices import enable_compile_cache, run_in_calling_thread, select_device
 
@@ -179,7 +185,7 @@ def _run(words: list[str]) -> int:
 
 
 def _progress(config: Any, lead: bool) -> Any:
-    """On stderr; other processes of a run write theirs to logs/procN.log in its folder."""
+    """Progress on stderr for the first process; the others write to logs/procN.log in the output folder."""
     from sv3d_jax.progress import NullProgress, Progress
 
     if lead:
@@ -196,9 +202,9 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     import tyro
 
     cls = _named(VERBS[name].config)
-    arguments = _with_present_names(cls, arguments)
+    arguments = _with_current_names(cls, arguments)
     file = _config_file(arguments)
-    with _colors_as_wished():
+    with _respect_no_color():
         config = tyro.cli(
             cls,
             prog=f"sv3d {name}",
@@ -215,8 +221,8 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     return config
 
 
-def _with_present_names(cls: type, arguments: Sequence[str]) -> list[str]:
-    """The flags of earlier versions under the names that they have now; stderr says so."""
+def _with_current_names(cls: type, arguments: Sequence[str]) -> list[str]:
+    """The arguments with renamed flags of earlier versions replaced; a note on stderr names each."""
     renamed = {f"--{old.replace('_', '-')}": f"--{new.replace('_', '-')}" for old, new in _renamed(cls)}
     words = []
     for word in arguments:
@@ -228,12 +234,13 @@ def _with_present_names(cls: type, arguments: Sequence[str]) -> list[str]:
 
 
 def _renamed(cls: type) -> Iterator[tuple[str, str]]:
+    """Old and new names of the fields of `cls` that were renamed, except old names that are fields again."""
     known = {field.name for field in dataclasses.fields(cls)}
     return ((old, new) for old, new in getattr(cls, "RENAMED", {}).items() if old not in known)
 
 
 def _split_verb(words: list[str]) -> tuple[str, list[str]]:
-    """The verb, of one word or two, and what follows it."""
+    """The verb, which is one word or two, and the arguments after it. Prints the help or version if asked."""
     if not words or words[0] in ("-h", "--help"):
         print(_overview(VERBS), file=sys.stdout if words else sys.stderr)
         raise SystemExit(0 if words else 2)
@@ -264,7 +271,7 @@ def _overview(verbs: Mapping[str, Verb]) -> str:
 
 EXIT_CODES = (
     "exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 weights missing or wrong, 4 out of memory,\n"
-    "5 disk or output trouble, 75 stopped but saved (run again), 130 Ctrl-C"
+    "5 disk full or output not writable, 75 stopped but saved (run again), 130 Ctrl-C"
 )
 
 
@@ -275,7 +282,7 @@ def _named(place: str) -> Any:
 
 
 def _config_file(arguments: Sequence[str]) -> str | None:
-    """The value of --config, wanted before the other flags are read."""
+    """The value of --config, which is needed before the other flags are parsed."""
     for index, word in enumerate(arguments):
         if word == "--config" and index + 1 < len(arguments):
             return arguments[index + 1]
@@ -285,8 +292,8 @@ def _config_file(arguments: Sequence[str]) -> str | None:
 
 
 @contextmanager
-def _colors_as_wished() -> Iterator[None]:
-    """The parser knows dumb terminals but not NO_COLOR."""
+def _respect_no_color() -> Iterator[None]:
+    """Make the parser print without colour if NO_COLOR is set: it ignores that, but respects TERM=dumb."""
     term = os.environ.get("TERM")
     if term and os.environ.get("NO_COLOR"):
         os.environ["TERM"] = "dumb"
@@ -298,7 +305,10 @@ def _colors_as_wished() -> Iterator[None]:
 
 
 def _defaults(cls: type, values: Mapping[str, Any]) -> Any:
-    """An unchecked `cls` for the parser: values of the file, else defaults, else marked as missing."""
+    """A `cls` for the parser to start from: values of the file, else defaults, else a mark for "missing".
+
+    It is not validated, as the flags are still to come.
+    """
     import tyro
 
     marks = {
@@ -314,12 +324,12 @@ def _defaults(cls: type, values: Mapping[str, Any]) -> Any:
 
 
 def _without_checks(cls: type) -> type:
-    """`cls` whose values are not checked together: the flags are still to come."""
+    """A subclass of `cls` without its `__post_init__`, which validates the values."""
     return type(cls.__name__, (cls,), {"__post_init__": lambda self: None})
 
 
 def _optional_without_none() -> Any:
-    """Rule for the parser: `T | None` is read and shown as T; None is what an absent flag means."""
+    """Rule for the parser: `T | None` is parsed and shown as T, and an absent flag gives None."""
     import types
     from typing import Union, get_args, get_origin
 
@@ -346,7 +356,7 @@ def _optional_without_none() -> Any:
 
 
 def _check_inputs(verb: Verb, config: Any) -> None:
-    """Refuse an absent input file, or cameras that make no path, while the answer is still instant."""
+    """Raise InputError for an input file that does not exist or invalid cameras, before anything slow starts."""
     if hasattr(config, "camera_path"):
         config.camera_path()
     for name in verb.inputs:
@@ -359,7 +369,7 @@ def _check_inputs(verb: Verb, config: Any) -> None:
 
 
 def _explained(error: Exception) -> SV3DError:
-    """An error of the runtime or the system as one of ours."""
+    """An unexpected error of Python, jax or the system as an `SV3DError` with its exit code."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if is_out_of_memory(error):
         explained: SV3DError = OutOfMemory(
@@ -369,7 +379,7 @@ def _explained(error: Exception) -> SV3DError:
     elif isinstance(error, OSError):
         explained = OutputError(f"{error.filename or ''}: {error.strerror or text}".removeprefix(": "))
     else:
-        explained = SV3DError(f"{type(error).__name__}: {text}", hint="-v shows where it came from")
+        explained = SV3DError(f"{type(error).__name__}: {text}", hint="-v shows the traceback")
     explained.__cause__ = error
     return explained
 
@@ -384,7 +394,7 @@ def _report(error: SV3DError, verbose: bool) -> int:
 
 
 def _print_result(result: Mapping[str, Any], as_json: bool) -> None:
-    """The result as JSON, or for people: a line for each fact."""
+    """Print the result as JSON, or as one line of `name: value` for each entry."""
     plain = to_plain(result)
     print(json.dumps(plain, indent=1) if as_json else "\n".join(_lines(plain)))
 

@@ -1,6 +1,6 @@
 """Typed settings: one dataclass serves the command line, the TOML file and Python.
 
-Nothing here or in a module of settings imports jax, so that `sv3d --help` and usage errors answer at once.
+Neither this module nor any `config.py` imports jax, so `sv3d --help` and usage errors appear at once.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from sv3d_jax.errors import InputError
 
 try:
     from tyro import conf as _tyro_conf
-except ImportError:  # training hosts may carry jax and little else; only the command line reads these marks
+except ImportError:  # training hosts may lack it; only the command line reads these marks
     _tyro_conf = None
 
 POSITIONAL = _tyro_conf.Positional if _tyro_conf else None
@@ -25,33 +25,33 @@ HIDDEN = _tyro_conf.Suppress if _tyro_conf else None  # for Python and TOML file
 
 
 def short(name: str) -> Any:
-    """Mark of a field with a one-letter flag: `output: Annotated[Path, short("-o")]`."""
+    """Annotation that gives a field a one-letter flag as well: `output: Annotated[Path, short("-o")]`."""
     return _tyro_conf.arg(aliases=[name]) if _tyro_conf else name
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
-    """What every verb takes; none of it changes the numbers that come out."""
+    """Settings of every verb. None of them changes the computed numbers."""
 
     config: Path | None = None
     """TOML file with any of these settings; flags override it"""
     device: str | None = None
-    """where to compute: cpu, gpu, tpu, or one of several as gpu:1 (default: the best there is)"""
+    """where to compute: cpu, gpu, tpu, or one of several as gpu:1 (default: the best one available)"""
     dry_run: bool = False
     """resolve the settings, check the inputs, plan the memory, and stop"""
     overwrite: bool = False
-    """begin afresh where the output folder already holds a run"""
+    """replace an earlier run in the output folder"""
     json: bool = False
     """print the result as JSON"""
     verbose: Annotated[bool, short("-v")] = False
-    """say more; errors come with their trace"""
+    """print more messages, and errors with their traceback"""
     quiet: Annotated[bool, short("-q")] = False
     """print results and errors only"""
     compile_cache: bool = True
     """keep compiled programs under the user's cache directory for the next start"""
 
     def settings(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain JSON values: what `run.json` records and compares."""
+        """The settings that decide the result, as plain JSON values; `run.json` stores them to recognise a run."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_SETTINGS}
         return to_plain(own)
 
@@ -66,8 +66,8 @@ def load_config(
 ) -> C:
     """A `cls` from its defaults, then the TOML file, then the overrides.
 
-    Tables of the file are nested dataclasses. An unknown key, a value of another type or an absent required
-    value is an InputError that names it.
+    Tables of the file are nested dataclasses. Raises InputError for an unknown key, a value of the wrong type, or a
+    required value that is missing.
     """
     values = read_settings(cls, file) if file is not None else {}
     values = _merge(values, _checked(cls, overrides or {}, "settings"))
@@ -89,7 +89,7 @@ def read_settings(cls: type, file: Path | str) -> dict[str, Any]:
 
 
 def build(cls: type[C], values: Mapping[str, Any]) -> C:
-    """A `cls` from checked values, nested dataclasses included."""
+    """A `cls` from checked values, including its nested dataclasses. Raises InputError if a required one is missing."""
     hints = get_type_hints(cls)
     arguments = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -106,9 +106,9 @@ def build(cls: type[C], values: Mapping[str, Any]) -> C:
 
 
 def one_config(cls: type[C], given: C | None, options: Mapping[str, Any]) -> C:
-    """A `cls` that was given, with fields replaced that were given by keyword.
+    """The `cls` in `given` (default: a new one) with the fields in `options` replaced.
 
-    Raises TypeError for a keyword that is no field, as Python does for a function's own.
+    Raises TypeError for an option that is not a field, as Python does for an unknown keyword argument.
     """
     known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     if unknown := [name for name in options if name not in known]:
@@ -117,19 +117,19 @@ def one_config(cls: type[C], given: C | None, options: Mapping[str, Any]) -> C:
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """A hint: the known name that `name` was probably meant to be, or all of them."""
+    """A hint for a misspelt name: the most similar known name, or a list of all known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
 
 def check_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
-    """Raise an InputError that names the flag of a field whose value is outside [low, high], or not a number."""
+    """Raise an InputError that names the flag if the value is outside [low, high] or NaN."""
     if not low <= value <= high:
         raise InputError(f"{_flag(name)} {value}: must lie between {low} and {high}")
 
 
 def to_plain(value: Any) -> Any:
-    """`value` in JSON types: dataclasses to dicts, paths to text, tuples to lists."""
+    """`value` in JSON types: dataclasses become dicts, paths text, tuples lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -140,7 +140,7 @@ def to_plain(value: Any) -> Any:
 
 
 def _nested(cls: type, current: Any, values: Mapping[str, Any]) -> Any:
-    """The nested value: what is given replaces fields of `current`, where there is one."""
+    """A nested `cls`: `current` with the given fields replaced, or a new one if there is no `current`."""
     if not isinstance(current, cls):
         return build(cls, values)
     hints = get_type_hints(cls)
@@ -177,7 +177,10 @@ def _checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type; TOML knows neither paths nor tuples, and writes 2 for 2.0."""
+    """`value` as the annotated type: TOML has neither paths nor tuples, and a float may be written as 2.
+
+    Raises InputError for a value that does not fit; `where` names its place in the file.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _convert(inner[0], value, where)
@@ -218,7 +221,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _dataclass_of(hint: Any) -> type | None:
-    """The dataclass that an annotation holds, through Annotated and `| None`."""
+    """The dataclass inside an annotation such as `Annotated[T, ...]` or `T | None`, or None."""
     if dataclasses.is_dataclass(hint):
         return hint  # type: ignore[return-value]
     return next((found for part in get_args(hint) if (found := _dataclass_of(part))), None)

@@ -1,4 +1,4 @@
-"""What a function costs, found by tracing it and not by running it: FLOP of its products, peak of its live bytes."""
+"""The cost of a function from its trace, without running it: FLOP of its matrix products and peak of its memory."""
 
 import functools
 import math
@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from sv3d_jax.arrays import Array, Params
 
-# Calls whose outputs are made inside: they are not to be counted both there and as outputs.
+# Calls of inner functions. Their outputs are values of the inner function, so they must not be counted twice.
 CALLS = (
     "jit",
     "pjit",
@@ -27,8 +27,8 @@ CALLS = (
 def step_flop_counter(loss: Callable[..., Array], params: Params) -> Callable[[Any], float]:
     """A function that counts the model FLOP of a training step on a batch: three times those of the loss.
 
-    The backward pass has two products for each one of the forward pass; what rematerialisation computes again does not
-    count. One multiply-add is two FLOP. Each shape of batch is traced once.
+    The backward pass has two products for each one of the forward pass; what rematerialisation computes again is not
+    counted. One multiply-add is two FLOP. The loss is traced once for each shape of batch.
     """
     params, key = jax.eval_shape(lambda: (params, jax.random.key(0)))
 
@@ -45,7 +45,7 @@ def step_flop_counter(loss: Callable[..., Array], params: Params) -> Callable[[A
 
 
 def product_flop(jaxpr: Jaxpr) -> float:
-    """FLOP of all matrix products and convolutions, also inside loops and kernels. Other operations do not count."""
+    """FLOP of all matrix products and convolutions, also inside loops and kernels. Other operations are not counted."""
     total = 0.0
     for equation in jaxpr.eqns:
         inner = [product_flop(each) for each in _inside(equation)]
@@ -67,10 +67,12 @@ def product_flop(jaxpr: Jaxpr) -> float:
 
 
 class LiveBytes(NamedTuple):
-    """Live bytes at the moment when there are most, without the arguments."""
+    """Bytes of the live values at the moment when they are most, without the arguments."""
 
     activations: int
-    weights: int  # shaped like the parameters: results (gradients), and copies in another precision
+    weights: (
+        int  # what depends on the parameters alone (copies in another precision), and results (gradients)
+    )
 
     @property
     def total(self) -> int:
@@ -80,8 +82,8 @@ class LiveBytes(NamedTuple):
 def live_bytes(function: Callable, params: Any, *arguments: Any) -> LiveBytes:
     """The peak of the live bytes of `function(params, *arguments)`, in the order in which it was traced.
 
-    A value is live from where it is made to its last use. The compiled program differs: fused operations store fewer
-    values, padding adds some.
+    A value is live from the operation that computes it to its last use. The compiled program differs: fused operations
+    store fewer values, and padding adds some bytes.
     """
     closed = jax.make_jaxpr(function)(params, *arguments)
     weights = set(closed.jaxpr.invars[: len(jax.tree.leaves(params))])
@@ -89,7 +91,7 @@ def live_bytes(function: Callable, params: Any, *arguments: Any) -> LiveBytes:
 
 
 def _peak(jaxpr: Jaxpr, weights: set) -> LiveBytes:
-    """Peak of one program; `weights` are those of its arguments that are parameters."""
+    """Peak of one jaxpr; `weights` are the arguments that are parameters."""
     last_use = {v: i for i, e in enumerate(jaxpr.eqns) for v in e.invars if not isinstance(v, Literal)}
     results = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     last_use |= dict.fromkeys(results, len(jaxpr.eqns))
@@ -97,7 +99,7 @@ def _peak(jaxpr: Jaxpr, weights: set) -> LiveBytes:
     for variable, index in last_use.items():
         ends.setdefault(index, []).append(variable)
 
-    weights = weights | results  # and, below, what is made of weights alone
+    weights = weights | results  # and, below, what is computed from weights alone
     made: set = set()
     live = top = LiveBytes(0, 0)
     for index, equation in enumerate(jaxpr.eqns):
@@ -121,7 +123,7 @@ def _peak(jaxpr: Jaxpr, weights: set) -> LiveBytes:
 
 
 def _inner_peak(equation: Any) -> int:
-    """Live bytes inside a call or one iteration of a loop, its outputs included."""
+    """Peak of the live bytes inside a call or one iteration of a loop, including its outputs."""
     return max((_peak(each, set()).total for each in _inside(equation)), default=0)
 
 
@@ -131,7 +133,7 @@ def _split(variables: list, weights: set) -> LiveBytes:
 
 
 def _inside(equation: Any) -> Iterator[Jaxpr]:
-    """The programs inside an equation: a called function, the body of a loop, branches."""
+    """The jaxprs inside an equation: a called function, the body of a loop, branches."""
     for value in equation.params.values():
         for each in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(each, ClosedJaxpr):

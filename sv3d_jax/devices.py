@@ -1,4 +1,4 @@
-"""Choice of the device, what it is known to do badly, and the cache of compiled programs."""
+"""Choice of the device, workarounds for slow behaviour of CPUs and NVIDIA GPUs, cache of compiled programs."""
 
 import ctypes
 import os
@@ -23,7 +23,7 @@ SCATTER_LIMIT_S = 0.05  # native, `scatter_seconds` is about a millisecond; as a
 def select_device(name: str | None) -> None:
     """Make `name` (cpu, gpu, tpu, gpu:1) the default device; None takes the best one.
 
-    A backend that was named, here or in JAX_PLATFORMS, and is absent is an InputError that lists what there is.
+    Raises InputError, with a list of the devices, if the backend named here or in JAX_PLATFORMS does not exist.
     """
     use_native_atomics()
     import jax
@@ -34,7 +34,7 @@ def select_device(name: str | None) -> None:
             f"--device {name}: unknown", hint="cpu, gpu, tpu, or one of several, for example gpu:1"
         )
     if platform == "cpu":
-        jax.config.update("jax_platforms", "cpu")  # an accelerator is then not even opened
+        jax.config.update("jax_platforms", "cpu")  # an accelerator is then not opened at all
     try:
         devices = jax.local_devices(backend=platform or None)
     except (RuntimeError, AssertionError) as error:
@@ -43,7 +43,7 @@ def select_device(name: str | None) -> None:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise InputError(
             f"jax cannot start on JAX_PLATFORMS={asked}: {error or 'no such backend'}",
-            hint="unset JAX_PLATFORMS to take the best device there is",
+            hint="unset JAX_PLATFORMS to use the best device available",
         ) from error
     if platform:
         if int(index or 0) >= len(devices):
@@ -54,7 +54,7 @@ def select_device(name: str | None) -> None:
 def enable_compile_cache(directory: Path | None = None) -> None:
     """Keep compiled programs on disk for the next start: one folder per jaxlib version, of limited size.
 
-    A folder that jax was already told to use (JAX_COMPILATION_CACHE_DIR) stays.
+    If jax has a cache folder already (JAX_COMPILATION_CACHE_DIR), that one is used.
     """
     import jax
     import jaxlib
@@ -65,15 +65,16 @@ def enable_compile_cache(directory: Path | None = None) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are trusted code
     except OSError:
-        return  # a home that cannot be written costs compile time, not the run
+        return  # without a writable home folder programs are compiled at each start
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def run_in_calling_thread() -> None:
-    """Run a CPU's programs in the thread that asks, for what asks for one program after another; before any device is
-    opened. `keep_freed_memory` then holds for their memory.
+    """Make jax run CPU programs in the calling thread. Call it before a device is opened.
+
+    It costs nothing to a loop that waits for each program, and `keep_freed_memory` works only for the calling thread.
     """
     import jax
 
@@ -81,10 +82,10 @@ def run_in_calling_thread() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Keep the memory of one program for the next, where `run_in_calling_thread` was called and programs run on a CPU.
+    """Keep the temporary memory of a CPU program for its next call. Needs `run_in_calling_thread`; else does nothing.
 
-    glibc would give all that a program works in back to the system after each call, and every call would wait for half
-    a million new pages and more. For after the programs are compiled, lest what the compiler has freed lies between.
+    By default glibc returns that memory to the system after each call, and the next call waits for half a million new
+    pages or more. Call it after the programs are compiled, so that memory freed by the compiler is returned.
     """
     import jax
 
@@ -93,16 +94,16 @@ def keep_freed_memory() -> None:
 
 
 def tell_allocator_to_keep() -> None:
-    """Have glibc, for the first thread of this process, keep what is freed; other C libraries are left alone."""
+    """Make glibc keep freed memory of the main thread; does nothing with other C libraries."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
         libc.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def use_native_atomics() -> None:
-    """Ask the compiler for native scatter-adds where it has to be asked; for before jax opens a device.
+    """Turn on native scatter-adds in the jaxlib versions of `SLOW_SCATTER`. Call it before jax opens a device.
 
-    Flags of the user's own for the compiler's backend stay as they are.
+    Does nothing if the user has set xla_backend_extra_options in XLA_FLAGS.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     has_cuda = any(find_spec(f"jax_cuda{number}_plugin") for number in (12, 13))
@@ -111,19 +112,19 @@ def use_native_atomics() -> None:
 
 
 def warn_of_slow_scatter(limit_s: float = SCATTER_LIMIT_S) -> None:
-    """Warn if a scatter-add with many updates in one place takes far too long: hash grids are made of such."""
+    """Warn if a scatter-add with many updates to one row, as hash grids make them, takes longer than `limit_s`."""
     seconds = scatter_seconds()
     if seconds > limit_s:
         warnings.warn(
-            f"scatter-add is slow here: {1000 * seconds:.0f} ms for what takes about 1 ms, and reconstruction with it."
-            f" Take jax 0.11.1 or later, or set XLA_FLAGS={NATIVE_ATOMICS} before the start",
+            f"scatter-add is slow here: {1000 * seconds:.0f} ms where about 1 ms is normal, and so is reconstruction."
+            f" Install jax 0.11.1 or later, or set XLA_FLAGS={NATIVE_ATOMICS} before the start",
             stacklevel=2,
         )
 
 
 @cache
 def scatter_seconds() -> float:
-    """Time, measured once, of one float32 scatter-add of 40,960 rows of 128 into the same row."""
+    """Seconds of one float32 scatter-add of 40,960 rows of width 128 into the same row, measured once."""
     import jax
     import jax.numpy as jnp
 
@@ -136,7 +137,7 @@ def scatter_seconds() -> float:
 
 
 def memory_in_use() -> str:
-    """The default device and how full it is, as far as it says."""
+    """The name of the default device and, if it reports it, how much of its memory is free."""
     import jax
 
     device = jax.config.jax_default_device or jax.local_devices()[0]
@@ -148,7 +149,7 @@ def memory_in_use() -> str:
 
 
 def cache_directory() -> Path:
-    """Where this user's cached files go."""
+    """The folder of this package in the user's cache directory."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "sv3d_jax"
 
@@ -159,5 +160,5 @@ def _present() -> str:
     try:
         found = ", ".join(f"{device.platform}:{device.id} ({device.device_kind})" for device in jax.devices())
     except (RuntimeError, AssertionError):
-        found = "none that starts"
+        found = "none"
     return f"devices here: {found}"

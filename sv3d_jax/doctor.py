@@ -1,4 +1,4 @@
-"""What works on this machine, and what does not: the `doctor` verb."""
+"""The `doctor` verb: what works on this machine and what does not."""
 
 import os
 import warnings
@@ -18,11 +18,11 @@ DISK_NEEDED = 1 << 30
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig(CommonConfig):
-    """Report versions, devices, video encoder, disk space and weights; ends with 1 if a run would fail here."""
+    """Report versions, devices, video encoder, disk space and weights; exit code 1 if a run would fail here."""
 
 
 def run_doctor(config: DoctorConfig, progress: "Progress") -> dict[str, Any]:
-    """Every finding, with `problems` that stop a run and `remarks` that do not; `ok` says there are no problems."""
+    """The report. `problems` would make a run fail, `remarks` would not; `ok` is true without problems."""
     import platform
 
     from sv3d_jax.cutout import ways
@@ -48,7 +48,7 @@ def run_doctor(config: DoctorConfig, progress: "Progress") -> dict[str, Any]:
 
 
 def _packages(problems: list[str]) -> dict[str, str]:
-    """Versions of this package and of all that it needs."""
+    """Installed versions of this package and its dependencies; missing ones are added to the problems."""
     try:
         needed = [line for line in requires("sv3d_jax") or [] if "extra ==" not in line]
         found = {"sv3d_jax": version("sv3d_jax")}
@@ -118,7 +118,7 @@ def _disk(problems: list[str]) -> dict[str, str]:
 
 
 def _weights(problems: list[str]) -> dict[str, str]:
-    """The shipped model, and SV3D models in the hub's cache."""
+    """Where there are weights: the shipped model, and SV3D models in the Hugging Face cache."""
     import sv3d_jax.weights
 
     found = {}

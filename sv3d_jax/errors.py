@@ -1,8 +1,8 @@
-"""The exceptions of the public API: each carries a message, a hint and the exit code of the command line."""
+"""The exceptions of the public API, each with a message, a hint and the exit code of the command line."""
 
 
 class SV3DError(Exception):
-    """Base of every error that a user can act on: what was expected and what came, then what to do."""
+    """Base of all errors that a user can fix. `message` says what is wrong, `hint` what to do."""
 
     exit_code = 1
 
@@ -13,17 +13,17 @@ class SV3DError(Exception):
 
 
 class InputError(SV3DError):
-    """A file, option or value that cannot be used as it is."""
+    """An invalid file, option or value."""
 
     exit_code = 2
 
 
 class CameraError(InputError):
-    """A camera path that cannot be followed."""
+    """An invalid camera path."""
 
 
 class WeightsError(SV3DError):
-    """Weights that are missing, damaged or of another model."""
+    """Weights that are missing, damaged, or those of another model."""
 
     exit_code = 3
 
@@ -35,7 +35,7 @@ class OutOfMemory(SV3DError):
 
 
 class OutputError(SV3DError):
-    """Results cannot be written: disk full, read-only folder, another run holds it."""
+    """Results cannot be written: the disk is full, or the folder is read-only or in use by another run."""
 
     exit_code = 5
 
@@ -45,13 +45,13 @@ class CheckpointError(OutputError):
 
 
 class Preempted(SV3DError):
-    """The run was asked to end; its state is saved, the same command goes on from there."""
+    """The run was asked to stop and has saved its state; the same command resumes it."""
 
     exit_code = 75
 
 
 class Cancelled(SV3DError):
-    """The user stopped the run; finished files stay."""
+    """The user stopped the run; finished files are kept."""
 
     exit_code = 130
 
@@ -60,7 +60,7 @@ class Cancelled(SV3DError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that the memory of the host or of a device did not suffice."""
+    """Whether an error means that the host or a device ran out of memory."""
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
     )

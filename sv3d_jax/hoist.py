@@ -1,8 +1,8 @@
-"""A function in parts, so that what depends on its first arguments alone is computed once.
+"""Split a function into parts, so that what depends only on its first arguments is computed once.
 
-A sampler calls its network with the same parameters and conditioning at every step. Whatever these decide by
-themselves, folded kernels as well as embeddings, need not be computed again at each; `hoist` finds it in the traced
-function, and the networks stay plain.
+A sampler calls its network with the same parameters and conditioning at every step. What depends on these alone, such
+as scaled kernels and embeddings, need not be computed again in each step. `hoist` finds these operations in the traced
+function (loop-invariant code motion), so the networks need no code for it.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,15 +16,16 @@ from sv3d_jax.arrays import Array
 Part = Callable[..., Any]
 
 _CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "custom_jvp_call": "call_jaxpr", "custom_vjp_call": "call_jaxpr"}
-# Kept results of these would be larger than what they are made of, and making them costs next to nothing.
+# Operations that are repeated instead of stored if their result is larger than their inputs: they cost almost nothing.
 _CHEAP = {"broadcast_in_dim", "convert_element_type", "iota", "reshape"}
 
 
 def hoist(function: Callable[..., Any], *groups: tuple) -> list[Part]:
-    """`function(*groups[0], *groups[1], ...)` as one part for each group of arguments.
+    """Split `function(*groups[0], *groups[1], ...)` into one part for each group of arguments.
 
-    Part k takes the groups up to the k-th, then the lists that the parts before it returned, and returns the list of
-    what later parts need from it; the last part returns the function's result. `groups` are arrays or their shapes.
+    Part k computes what depends on the groups 0 to k only. It takes these groups, then the lists that the parts before
+    it returned, and returns a list of the values that later parts need; the last part returns the function's result.
+    `groups` hold arrays or their `ShapeDtypeStruct`s.
     """
     flat, result = _flat_jaxpr(function, groups)
     part_of_input = [part for part, group in enumerate(groups) for _ in jax.tree.leaves(group)]
@@ -41,7 +42,7 @@ def hoist(function: Callable[..., Any], *groups: tuple) -> list[Part]:
         return variable not in inputs and variable not in cheap
 
     def needs(variables: Iterable[core.Var], part: int) -> Iterable[core.Var]:
-        """Of variables and whatever a part computes for them, those that earlier parts keep."""
+        """The values stored by earlier parts that this part needs to compute the variables."""
         todo, seen = list(variables), set()
         while todo:
             variable = todo.pop()
@@ -56,7 +57,7 @@ def hoist(function: Callable[..., Any], *groups: tuple) -> list[Part]:
     kept: list[list[core.Var]] = [[] for _ in groups]
     wanted = list(_variables(flat.jaxpr.outvars))
     for part in reversed(range(1, len(groups))):
-        # What a part returns may itself need what is still earlier.
+        # The values that a part returns may in turn need values of still earlier parts.
         for variable in dict.fromkeys(needs([*wanted, *kept[part]], part)):
             if variable not in kept[stage[variable]]:
                 kept[stage[variable]].append(variable)
@@ -80,7 +81,7 @@ def hoist(function: Callable[..., Any], *groups: tuple) -> list[Part]:
 
 
 def _flat_jaxpr(function: Callable[..., Any], groups: tuple) -> tuple[core.ClosedJaxpr, Any]:
-    """The traced function without calls of inner functions, and the structure of its result."""
+    """The traced function with calls of inner functions inlined, and the tree structure of its result."""
     leaves, structure = jax.tree.flatten(groups)
     shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves]
     result = []
@@ -96,7 +97,7 @@ def _flat_jaxpr(function: Callable[..., Any], groups: tuple) -> tuple[core.Close
 
 
 def _inline(closed: core.ClosedJaxpr, values: Iterable[Array]) -> list[Array]:
-    """Evaluate, with the inside of calls in their place."""
+    """Evaluate a traced function; calls of inner functions are replaced by their operations."""
     env = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     env |= zip(closed.jaxpr.invars, values, strict=True)
     for eqn in closed.jaxpr.eqns:
@@ -107,7 +108,7 @@ def _inline(closed: core.ClosedJaxpr, values: Iterable[Array]) -> list[Array]:
 
 
 def _evaluate(wanted: Iterable[Any], maker: dict[core.Var, core.JaxprEqn], env: dict) -> list[Array]:
-    """The wanted variables, by the equations that make them from what is known."""
+    """Values of the wanted variables, from the known ones in `env` and the equations that lead from them."""
     wanted = list(wanted)
     needed, todo = set(), list(_variables(wanted))
     while todo:

@@ -1,4 +1,4 @@
-"""What an orbit costs before it is sampled: memory and arithmetic, estimated from shapes alone, without JAX."""
+"""Estimate of the memory and FLOP of sampling an orbit, from shapes alone; does not import JAX."""
 
 import math
 import os
@@ -12,14 +12,14 @@ from sv3d_jax.errors import InputError, OutOfMemory, is_out_of_memory
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.weights.key_map import model_parameters
 
-FULL_SIZE = 200_000_000  # parameters from which a model is one for accelerators
-# Live activations of one guided step of SV3D are 5.3 GB in bfloat16: so many times the features of its first level.
+FULL_SIZE = 200_000_000  # a model with at least this many parameters needs an accelerator
+# Live activations of a guided step, as a multiple of the features of the first level (5.3 GB for SV3D in bfloat16).
 UNET_FEATURES = 38
-# Kernels and embeddings that are made once for all steps of a kind take so much of what the UNet's weights take.
+# Kernels and embeddings that are prepared once for all steps of a kind, as a share of the UNet's weights.
 PREPARED_SHARE = 0.25
-REUSE_SHARE = 0.05  # of that, for steps that reuse cached features
-QUANTIZED_BYTES = 0.28  # and in 8 bits so many more for each weight
-DECODER_FEATURES = 4  # the same for a frame in the decoder
+REUSE_SHARE = 0.05  # share of the prepared values that a step needs which reuses cached features
+QUANTIZED_BYTES = 0.28  # bytes per weight of the UNet that copies in 8 bits take in addition
+DECODER_FEATURES = 4  # live activations of a decoded frame, as a multiple of its features at full size
 SV3D_FLOP = 69.16e12  # one guided step of SV3D: 21 frames of 72x72 latents
 CPU_FLOPS_PER_CORE = 75e9
 DECODE_BUDGET = 2 << 30  # bytes of activations that one decoded chunk may take
@@ -27,7 +27,7 @@ DECODE_BUDGET = 2 << 30  # bytes of activations that one decoded chunk may take
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes and operations of sampling `batch` orbits at once."""
+    """Estimated bytes and FLOP of sampling a batch of orbits. `step_flop` is that of one guided step."""
 
     parameters: int
     weights_bytes: int
@@ -45,11 +45,12 @@ class Plan:
 
     @property
     def is_full_size(self) -> bool:
+        """Whether the model is so large that it needs an accelerator."""
         return self.parameters >= FULL_SIZE
 
     @property
     def cpu_hours(self) -> float:
-        """Hours of sampling on the CPU cores of this machine, about."""
+        """Approximate hours of sampling on the CPU cores of this machine."""
         return self.step_flop * self.num_steps / (CPU_FLOPS_PER_CORE * (os.cpu_count() or 1)) / 3600
 
     def __str__(self) -> str:
@@ -71,11 +72,11 @@ def plan_orbit(
     quantized: bool = False,
     sampling: SamplingConfig = SamplingConfig(),
 ) -> Plan:
-    """Estimate for `batch` orbits sampled together; what is not given is the model's own.
+    """Estimate for `batch` orbits sampled together; None stands for the model's own value.
 
-    With `low_memory` one part of the model is on the device at a time, one branch of the guidance is computed, and
-    nothing is prepared for all steps. `quantized` layers keep a copy in 8 bits. Each kind of steps, with guidance or
-    without, storing or reusing features, prepares values of its own.
+    With `low_memory` one part of the model is on the device at a time, the branches of the guidance run one after the
+    other, and nothing is prepared for all steps. With `quantized`, linear layers keep a copy in 8 bits. Each kind of
+    step (with or without guidance, storing or reusing cached features) prepares its own values.
     """
     num_steps = sampling.num_steps or config.num_steps
     num_frames, size = num_frames or config.num_frames, size or config.native_size
@@ -106,7 +107,7 @@ def plan_orbit(
 
 
 def _kinds_of_steps(config: ModelConfig, sampling: SamplingConfig, num_steps: int) -> float:
-    """How many kinds of steps prepare values for all levels; one that reuses features does so for the first alone."""
+    """Number of kinds of steps, weighted by the values they prepare: one that reuses features counts a part."""
     if sampling.guidance_interval is None and sampling.cache_interval == 1:
         return 1
     from sv3d_jax.diffusion.schedule import model_sigmas
@@ -121,7 +122,7 @@ def default_decode_chunk(config: ModelConfig, size: int, dtype_bytes: int, frame
 
 
 def check_size(config: ModelConfig, size: int) -> None:
-    """Refuse a side of the picture that the networks cannot halve as often as they must."""
+    """Raise InputError for a size that the networks cannot halve often enough."""
     multiple = config.vae.downsampling * 2 ** (len(config.unet.channel_mult) - 1)
     if size < multiple or size % multiple:
         raise InputError(
@@ -130,19 +131,19 @@ def check_size(config: ModelConfig, size: int) -> None:
 
 
 def require_accelerator(plan: Plan, platform: str, device: str | None) -> None:
-    """Refuse full-size sampling on a CPU that nobody asked for: it takes hours."""
+    """Raise InputError for a full-size model on a CPU that the user has not chosen: sampling takes hours."""
     asked = device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu"
     if plan.is_full_size and platform == "cpu" and not asked:
         raise InputError(
             f"no accelerator was found, and sampling {plan.parameters / 1e9:.1f} billion parameters on this CPU"
             f" takes about {plan.cpu_hours:.1f} hours",
-            hint="--device cpu to do so all the same; --weights mini runs anywhere",
+            hint="--device cpu to run it anyway; --weights mini runs on any device",
         )
 
 
 @contextmanager
 def memory_advice(plan: Plan, device: str = "the device") -> Iterator[None]:
-    """Turn the runtime's out-of-memory error into an `OutOfMemory` that lists what helps, in the order to try it."""
+    """Turn jax's out-of-memory error into an `OutOfMemory` that lists options to save memory, in the order to try."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -161,8 +162,8 @@ def memory_advice(plan: Plan, device: str = "the device") -> Iterator[None]:
             "fewer pictures at once, or a device with more memory",
         ]
         raise OutOfMemory(
-            f"{device} ran out of memory; {plan}. It said: {str(error).splitlines()[0]}",
-            hint="--auto-fit tries by itself what helps without changing the size; in this order: "
+            f"{device} ran out of memory; {plan}. The error was: {str(error).splitlines()[0]}",
+            hint="--auto-fit tries the options that keep the size; by hand, in this order: "
             + "; ".join(filter(None, remedies)),
         ) from error
 

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live view on a terminal, else plain lines at most every ten seconds."""
+"""Progress on stderr: live bars on a terminal, otherwise plain lines at most every ten seconds."""
 
 import sys
 import time
@@ -9,13 +9,13 @@ PLAIN_INTERVAL_S = 10.0
 
 
 class Progress:
-    """Stages of a run with steps done, rate and time left.
+    """Shows the stages of a run with steps done and time left.
 
         with Progress(["load", "sample", "write"]) as progress:
             progress.stage("sample", total=50)
             progress.advance()
 
-    `note` prints a line that must not be lost (a warning, a remark); it also works outside the `with` block.
+    `note` always prints a line (a warning, a remark), also outside of the `with` block.
     """
 
     def __init__(self, stages: Sequence[str] = (), stream: TextIO | None = None):
@@ -41,7 +41,7 @@ class Progress:
             self._live = None
 
     def stage(self, name: str, total: int | None = None) -> None:
-        """Begin the stage `name` of `total` steps (None: a single piece of work)."""
+        """Begin the stage `name` of `total` steps (None: not counted in steps)."""
         self._complete()
         self._name, self._total, self._done = name, total, 0
         self._stage_start = time.monotonic()
@@ -51,7 +51,7 @@ class Progress:
             self._plain_line()
 
     def advance(self, steps: int = 1) -> None:
-        """Count `steps` more of the present stage."""
+        """Count `steps` more steps of the current stage as done."""
         self._done += steps
         if self._live is not None:
             self._live.update(self._task, advance=steps)
@@ -91,7 +91,7 @@ class Progress:
 
 
 class NullProgress(Progress):
-    """Says nothing, takes every call."""
+    """A progress that shows nothing."""
 
     def __enter__(self) -> "NullProgress":
         return self
@@ -128,7 +128,7 @@ def _live_view(stream: TextIO) -> Any:
 
 
 class TimedProgress(Progress):
-    """Hands everything on and keeps the seconds of every stage."""
+    """Passes every call on to `inner` and measures the seconds of each stage."""
 
     def __init__(self, inner: Progress):
         self._inner, self._seconds, self._name = inner, {}, None
@@ -145,6 +145,7 @@ class TimedProgress(Progress):
         self._inner.note(text)
 
     def finish(self) -> dict[str, float]:
+        """End the current stage; seconds by name of the stages so far."""
         if self._name is not None:
             self._seconds[self._name] = round(time.monotonic() - self._start, 3)
         return self._seconds

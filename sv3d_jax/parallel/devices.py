@@ -15,10 +15,11 @@ START_TIMEOUT_S = 300
 
 
 def start_processes() -> bool:
-    """Join the other processes of this run, if it has any; true for the one that writes and prints.
+    """Connect to the other processes of this run, if any; true for the lead process, which writes and prints.
 
-    Call it before anything computes. Found by themselves: SLURM (`srun`, one task a process), Kubernetes and Cloud TPU
-    pods; elsewhere JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID say where to meet.
+    Call it before any computation. SLURM (`srun`, one process per task), Kubernetes and Cloud TPU pods are detected;
+    elsewhere set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID. Raises SV3DError if the
+    processes do not find each other, InputError for a variable that is not a number.
     """
     environment = os.environ
     if not jax.distributed.is_initialized() and _has_peers(environment):
@@ -33,20 +34,20 @@ def start_processes() -> bool:
         except (RuntimeError, ValueError) as error:
             raise SV3DError(
                 f"the processes of this run did not find each other: {str(error).splitlines()[0]}",
-                hint="every host runs the same command; JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
-                "JAX_PROCESS_ID say it by hand",
+                hint="start the same command on every host; if they are not detected, set JAX_COORDINATOR_ADDRESS, "
+                "JAX_NUM_PROCESSES and JAX_PROCESS_ID",
             ) from error
-    # Asking for the number of a lone process would open its devices, before --device has been heard.
+    # Asking jax for the index of a single process would open its devices before --device is applied.
     return not jax.distributed.is_initialized() or is_lead()
 
 
 def is_lead() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this is the lead process, which writes and prints."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come here."""
+    """Wait until every process has reached this call; `what` names the place."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -54,7 +55,7 @@ def wait_for_all(what: str) -> None:
 
 
 def same_for_all(value: bool) -> bool:
-    """What the lead says, on every process."""
+    """The value of the lead process, on every process."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -63,9 +64,9 @@ def same_for_all(value: bool) -> bool:
 
 
 def mesh_shape(text: str, devices: int) -> dict[str, int]:
-    """Sizes of the axes: "data=2,fsdp=4"; data takes the devices that the others leave if it is not given.
+    """Sizes of the mesh axes from text such as "data=2,fsdp=4". Without data, it takes the remaining devices.
 
-    Raises InputError for an unknown axis, or where the product is not the number of devices.
+    Raises InputError for an unknown axis, or if the product of the sizes is not the number of devices.
     """
     sizes: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
@@ -83,38 +84,38 @@ def mesh_shape(text: str, devices: int) -> dict[str, int]:
 
 
 def device_mesh(text: str = "", devices: Sequence[Any] | None = None) -> Mesh:
-    """All devices of all processes, or those given, in the shape that `mesh_shape` reads from the text."""
+    """The given devices (default: all of all processes) as a mesh of the shape that `mesh_shape` reads from `text`."""
     devices = jax.devices() if devices is None else devices
     shape = mesh_shape(text, len(devices))
     return Mesh(np.array(devices).reshape(tuple(shape.values())), AXES)
 
 
 class LocalRows(NamedTuple):
-    """The rows of a global batch that the devices of one process hold: parts first .. last - 1 of so many."""
+    """The rows of a global batch that one process holds: of `parts` equal parts those from `first` to `last - 1`."""
 
     first: int
     last: int
     parts: int
 
     def __call__(self, rows: int) -> slice:
-        """All of them where the parts do not divide them."""
+        """The slice of a batch of `rows`; all of it if `rows` is not divisible by `parts`."""
         if rows % self.parts:
             return slice(0, rows)
         return slice(self.first * rows // self.parts, self.last * rows // self.parts)
 
 
 def local_rows(mesh: Mesh) -> LocalRows:
-    """What this process loads; plain numbers, so that it can go to other processes that read ahead."""
+    """The rows that this process loads, as plain numbers that can be sent to data-loading processes."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     places = batch_sharding(mesh, parts).addressable_devices_indices_map((parts,)).values()
     held = sorted({place[0].indices(parts)[0] for place in places}) if parts > 1 else [0]
     if held != list(range(held[0], held[-1] + 1)):
-        raise SV3DError("the devices of a process hold rows of the batch that do not follow each other")
+        raise SV3DError("the devices of a process hold rows of the batch that are not contiguous")
     return LocalRows(held[0], held[-1] + 1, parts)
 
 
 def global_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
-    """The rows of every process as one batch of `rows`, split over the mesh."""
+    """One global batch of `rows` rows, split over the mesh, from the rows that each process has loaded."""
     sharding = batch_sharding(mesh, rows)
 
     def place(leaf):
@@ -124,7 +125,7 @@ def global_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
 
 
 def place_tree(tree: Any, shardings: Any) -> Any:
-    """Arrays that every process has whole, split as the shardings say."""
+    """Split arrays, of which every process has a full copy, by the shardings."""
 
     def place(leaf, sharding):
         leaf = np.asarray(leaf)
@@ -134,7 +135,7 @@ def place_tree(tree: Any, shardings: Any) -> Any:
 
 
 def whole_on_host(tree: Any) -> Any:
-    """Plain arrays, whole on every process."""
+    """Full copies of sharded arrays as numpy arrays, on every process."""
 
     def fetch(leaf):
         if leaf.is_fully_addressable or leaf.is_fully_replicated:
@@ -147,7 +148,7 @@ def whole_on_host(tree: Any) -> Any:
 
 
 def _has_peers(environment: Mapping[str, str]) -> bool:
-    """Whether the environment speaks of more than this process."""
+    """Whether the environment variables describe a run of several processes."""
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     return (
         "JAX_COORDINATOR_ADDRESS" in environment

@@ -1,9 +1,9 @@
-"""How arrays are split over a mesh of devices: a table of path patterns, and what follows from it.
+"""How arrays are split over a mesh of devices: a table of patterns of parameter paths, and its use.
 
-The mesh has three axes. `data` repeats the weights and splits the batch; `fsdp` splits the batch too, and the weights
-with their optimiser state, which are gathered where they are used; `tensor` splits the heads of attention and the
-hidden units of feed-forward layers. Convolutions do not take part in `tensor`: where the input features of one are
-split, XLA (jaxlib 0.10.2, CPU, either partitioner) gives a wrong gradient, 1 % to 50 % off, and no error.
+The mesh has three axes. `data` splits the batch and replicates the weights. `fsdp` splits the batch, the weights and
+their optimiser state; weights are gathered where they are used. `tensor` splits the heads of attention and the hidden
+units of feed-forward layers. Convolutions are not split over `tensor`: if their input features are split, XLA (jaxlib
+0.10.2, CPU, either partitioner) computes gradients that are wrong by 1 % to 50 %, without an error.
 """
 
 import re
@@ -16,20 +16,23 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# The first pattern that is found in the path counts. Its axes belong to the last dimensions of the array.
+# The first pattern that matches the path applies. Its axes are those of the last dimensions of the array.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (
         r"(to_q|to_k|to_v|net_0/proj)/kernel$",
         ("fsdp", "tensor"),
-    ),  # features out, split by head or by hidden unit
-    (r"(to_out_0|net_2)/kernel$", ("tensor", "fsdp")),  # takes in what the layers above give out
+    ),  # output features are split by head or by hidden unit
+    (
+        r"(to_out_0|net_2)/kernel$",
+        ("tensor", "fsdp"),
+    ),  # input features are split, as the layers above leave them
     (r"kernel$", ("fsdp", None)),  # other linear layers and convolutions: in, out
     (r"", ()),  # biases, norms, counters
 )
 
 
 def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh_shape: Mapping[str, int]) -> PartitionSpec:
-    """Where the table puts an array; an axis is left out where it does not divide its dimension."""
+    """How the table splits an array; an axis is left out if it does not divide the dimension."""
     axes = next(axes for pattern, axes in RULES if re.search(pattern, "/".join(path)))
     axes = (None,) * (len(shape) - len(axes)) + axes[len(axes) - min(len(axes), len(shape)) :]
     used = [
@@ -40,7 +43,7 @@ def param_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh_shape: Mappin
 
 
 def tree_specs(tree: Any, mesh_shape: Mapping[str, int]) -> Any:
-    """`param_spec` of every leaf: parameters, their averages and moments, which end in the same paths."""
+    """`param_spec` of every leaf, for parameters and also their averages and moments, whose paths end the same."""
 
     def spec(path, leaf):
         names = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -50,7 +53,7 @@ def tree_specs(tree: Any, mesh_shape: Mapping[str, int]) -> Any:
 
 
 def tree_shardings(tree: Any, mesh: Mesh) -> Any:
-    """`tree_specs` on a mesh that is here."""
+    """`tree_specs` as shardings on a mesh."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         tree_specs(tree, mesh.shape),
@@ -59,6 +62,6 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-    """Rows split over the batch axes; whole on every device where they do not divide."""
+    """Rows split over the batch axes, or replicated on every device if the axes do not divide them."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES) if rows % parts == 0 else PartitionSpec())
