@@ -148,7 +148,7 @@ def test_a_run_recorded_under_the_flags_of_version_0_1_is_still_known(made, plac
             file.write_text(file.read_text().replace('"num_steps"', '"steps"'))
     assert '"steps"' in (copy / "run.json").read_text()
     before = files_with_times(copy)
-    words = [word.replace("--num-steps", "--num-steps") for word in FRAMES]
+    words = [word.replace("--num-steps", "--steps") for word in FRAMES]
     words = ["orbit", "--weights", str(place / "tiny"), *words, "-o", str(copy)]
     assert main([*words, str(place / "box.png")]) == 0
     assert "--steps is now --num-steps" in capsys.readouterr().err
