@@ -5,6 +5,7 @@ Neither this module nor any `config.py` imports jax, so `sv3d --help` and usage 
 
 import dataclasses
 import difflib
+import reprlib
 import tomllib
 import types
 import warnings
@@ -13,7 +14,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, SV3DError
 
 try:
     from tyro import conf as _tyro_conf
@@ -70,7 +71,7 @@ def load_config(
     required value that is missing.
     """
     values = read_settings(cls, file) if file is not None else {}
-    values = _merge(values, _checked(cls, overrides or {}, "settings"))
+    values = _merge(values, checked(cls, overrides or {}, "settings"))
     return build(cls, values)
 
 
@@ -85,7 +86,22 @@ def read_settings(cls: type, file: Path | str) -> dict[str, Any]:
         raise InputError(f"there is no settings file {path}") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path} cannot be read as TOML: {error}") from None
-    return _checked(cls, values, str(path))
+    return checked(cls, values, str(path))
+
+
+def checked(
+    cls: type,
+    values: Any,
+    where: str,
+    error: type[SV3DError] = InputError,
+    stored_names: Mapping[str, str] = types.MappingProxyType({}),
+) -> dict[str, Any]:
+    """Plain values of TOML or JSON converted to the types of the fields of the dataclass `cls`, for `build`.
+
+    `stored_names` are the keys of fields that have another name in files. Raises `error`, whose message begins with
+    `where`, for an unknown key or a value of the wrong type.
+    """
+    return _Converter(error, stored_names).value(cls, values, where)
 
 
 def build(cls: type[C], values: Mapping[str, Any]) -> C:
@@ -160,64 +176,96 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    hints = get_type_hints(cls)
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    checked = {}
-    for key, value in values.items():
-        name = key.replace("-", "_")
+@dataclass(frozen=True)
+class _Converter:
+    """Converts plain values to annotated types; `stored_names` are the keys of fields that have others in files."""
+
+    error: type[SV3DError]
+    stored_names: Mapping[str, str]
+
+    def table(self, cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The values of the fields of `cls`; those of nested dataclasses stay mappings."""
+        hints = get_type_hints(cls)
+        known = {self.stored_names.get(f.name, f.name): f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         renamed = getattr(cls, "RENAMED", {})
-        if name not in known and name in renamed:
-            warnings.warn(f"{where}: {key} is now {renamed[name]}", DeprecationWarning, stacklevel=2)
-            name = renamed[name]
-        if name not in known:
-            raise InputError(f"{where}: unknown key {key}", hint=nearest(name, sorted(known)))
-        checked[name] = _convert(hints[name], value, f"{where}: {key}")
-    return checked
+        converted = {}
+        for key, value in values.items():
+            name = key.replace("-", "_")
+            if name not in known and name in renamed:
+                warnings.warn(f"{where}: {key} is now {renamed[name]}", DeprecationWarning, stacklevel=2)
+                name = renamed[name]
+            if name not in known:
+                shown = key if key.isprintable() and len(key) <= 80 else _shown(key)
+                raise self.error(f"{where}: unknown key {shown}", hint=nearest(name, sorted(known)))
+            converted[known[name]] = self.value(hints[known[name]], value, f"{where}: {key}")
+        return converted
 
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type: TOML has neither paths nor tuples, and a float may be written as 2.
-
-    Raises InputError for a value that does not fit; `where` names its place in the file.
-    """
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _convert(inner[0], value, where)
-    if origin in (Union, types.UnionType):
-        errors = []
-        for option in inner:
-            try:
-                return _convert(option, value, where)
-            except InputError as error:
-                errors += [error] if option is not type(None) else []
-        raise errors[-1]
-    if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float)):
-        return value
-    if origin is Literal:
-        if value in inner:
+    def value(self, hint: Any, value: Any, where: str) -> Any:
+        """`value` as the annotated type: TOML has neither paths nor tuples, and a float may be written as 2."""
+        origin, inner = get_origin(hint), get_args(hint)
+        if origin is Annotated:
+            return self.value(inner[0], value, where)
+        if origin in (Union, types.UnionType):
+            errors = []
+            for option in inner:
+                try:
+                    return self.value(option, value, where)
+                except self.error as error:
+                    errors += [error] if option is not type(None) else []
+            raise errors[-1]
+        if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float)):
             return value
-        raise InputError(f"{where} = {value!r}", hint=nearest(str(value), [str(item) for item in inner]))
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return _checked(hint, value, where)  # type: ignore[arg-type]
-    if origin in (tuple, list) and isinstance(value, (list, tuple)):
-        variadic = origin is list or (len(inner) == 2 and inner[1] is Ellipsis)
-        if variadic or len(inner) == len(value):
-            kinds = [inner[0]] * len(value) if variadic else inner
-            return origin(
-                _convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True))
-            )
-    if origin is dict and isinstance(value, Mapping):
-        return {key: _convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
-    if not isinstance(value, bool):
-        if hint is Path and isinstance(value, str):
-            return Path(value)
-        if hint is float and isinstance(value, (int, float)):
-            return float(value)
-        if hint is int and isinstance(value, int):
-            return value
-    expected = "nothing" if hint is type(None) else getattr(hint, "__name__", str(hint))
-    raise InputError(f"{where} = {value!r}: expected {expected}")
+        if origin is Literal:
+            if value in inner:
+                return value
+            choices = [str(item) for item in inner]
+            raise self.error(f"{where} = {_shown(value)}", hint=nearest(str(value), choices))
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            return self.table(hint, value, where)  # type: ignore[arg-type]
+        if origin in (tuple, list) and isinstance(value, (list, tuple)):
+            variadic = origin is list or (len(inner) == 2 and inner[1] is Ellipsis)
+            if variadic or len(inner) == len(value):
+                kinds = [inner[0]] * len(value) if variadic else inner
+                pairs = enumerate(zip(kinds, value, strict=True))
+                return origin(self.value(kind, item, f"{where}[{i}]") for i, (kind, item) in pairs)
+        if origin is dict and isinstance(value, Mapping):
+            return {key: self.value(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+        if not isinstance(value, bool):
+            if hint is Path and isinstance(value, str):
+                return Path(value)
+            if hint is float and isinstance(value, (int, float)):
+                return float(value)
+            if hint is int and isinstance(value, int):
+                return value
+        raise self.error(f"{where} = {_shown(value)}: expected {_expected(hint)}")
+
+
+def _expected(hint: Any) -> str:
+    """What a file should hold for an annotation, in words."""
+    if dataclasses.is_dataclass(hint):
+        return "a table"
+    kind = get_origin(hint) or hint
+    return _EXPECTED.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+_EXPECTED: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+    bool: "true or false",
+    tuple: "a list",
+    list: "a list",
+    dict: "a table",
+    type(None): "nothing",
+}
+
+
+def _shown(value: Any) -> str:
+    """A value for a message, cut where it is long or deeply nested."""
+    short_repr = reprlib.Repr()
+    short_repr.maxstring = short_repr.maxother = 80
+    return short_repr.repr(value)
 
 
 def _dataclass_of(hint: Any) -> type | None:

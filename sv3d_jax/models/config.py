@@ -9,8 +9,9 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass, field
-from typing import Any, get_origin, get_type_hints
+from typing import Any
 
+from sv3d_jax.config import build, checked
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.families import FAMILIES, ModelFamily
 
@@ -39,7 +40,9 @@ class UNetConfig:
 
     def __post_init__(self):
         if not self.channel_mult or min(self.channel_mult) < 1:
-            raise ValueError(f"channel_mult needs one positive value per level, got {self.channel_mult}")
+            raise ValueError(
+                f"channel_mult needs one positive value per level of the UNet, got {self.channel_mult}"
+            )
         if not set(self.attention_levels) <= set(range(len(self.channel_mult))):
             raise ValueError(
                 f"attention_levels {self.attention_levels} outside the {len(self.channel_mult)} levels"
@@ -64,7 +67,9 @@ class VAEConfig:
 
     def __post_init__(self):
         if not self.channel_mult or min(self.channel_mult) < 1:
-            raise ValueError(f"channel_mult needs one positive value per level, got {self.channel_mult}")
+            raise ValueError(
+                f"channel_mult needs one positive value per level of the autoencoder, got {self.channel_mult}"
+            )
 
     @property
     def downsampling(self) -> int:
@@ -153,8 +158,12 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`; fields left out take the published values, unknown ones are refused."""
-        return _build(cls, values, where="model")
+        """Inverse of `to_dict`; missing fields take the published values. Raises WeightsError for invalid values."""
+        checked_values = checked(cls, values, "model", WeightsError, _STORED_NAMES)
+        try:
+            return build(cls, checked_values)
+        except ValueError as error:
+            raise WeightsError(f"model: {error}") from None
 
     def to_toml(self) -> str:
         """The text of `model.toml`."""
@@ -190,54 +199,6 @@ class ModelConfig:
                 "the model description in the file's metadata is not JSON that can be read"
             ) from None
         return cls.from_dict(values)
-
-
-def _build(cls, values: Any, where: str):
-    """A config dataclass from plain nested values, each checked against the field's type."""
-    if not isinstance(values, dict):
-        raise WeightsError(f"{where} should be a table, got {_shown(values)}")
-    names = {_STORED_NAMES.get(name, name): name for name in get_type_hints(cls)}
-    types = {stored: get_type_hints(cls)[name] for stored, name in names.items()}
-    if unknown := sorted(set(values) - set(types)):
-        raise WeightsError(
-            f"{where} has no field {unknown[0]!r}", hint=f"fields of {where}: {', '.join(sorted(types))}"
-        )
-    fields = {names[key]: _value(types[key], value, f"{where}.{key}") for key, value in values.items()}
-    try:
-        return cls(**fields)
-    except ValueError as error:
-        raise WeightsError(f"{where}: {error}") from None
-
-
-def _value(kind: Any, value: Any, where: str):
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where)
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_value(kind.__args__[0], item, where) for item in value)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return value
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        expected = _EXPECTED.get(get_origin(kind) or kind, str(kind))
-        raise WeightsError(f"{where} should be {expected}, got {_shown(value)}")
-    return value
-
-
-_EXPECTED: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    tuple: "a list",
-    dict: "a table",
-}
-
-
-def _shown(value: Any) -> str:
-    """A value as JSON writes it, or its beginning."""
-    text = json.dumps(value, default=str, ensure_ascii=False)
-    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:
