@@ -24,6 +24,7 @@ from sv3d_jax.progress import Progress
 from sv3d_jax.recon.config import ReconstructConfig
 
 if TYPE_CHECKING:
+    from sv3d_jax.cameras.orbit import CameraPath
     from sv3d_jax.infer.batch import OrbitSampler
     from sv3d_jax.pipeline import Pipeline
 
@@ -79,18 +80,7 @@ def _run(
         check_model(model)
     family = model.family
     cameras = config.camera_path(family.num_frames).with_input(family.input_frame)
-    settings = {"verb": verb, **config.settings()}
-    settings["frames"] = family.num_frames if config.frames is None else config.frames
-    settings["guidance"] = config.sampling.resolve(model).guidance
-    for name in NOT_IN_RESULT:
-        settings.pop(name)
-    for absent in ("mask", "box"):
-        if not settings[absent]:
-            settings.pop(absent)
-    if config.cameras is not None:
-        settings["cameras"] = [cameras.azimuths_deg.tolist(), cameras.elevations_deg.tolist()]
-    if reconstruction is not None:
-        settings["reconstruction"] = reconstruction.resolve()
+    settings = _settings(verb, config, model, cameras, reconstruction)
     jobs = _jobs(config, model, settings, size)
     sampler = OrbitSampler(config, model, cameras, progress)
     if config.weights == "mini":
@@ -112,15 +102,48 @@ def _run(
                     progress.note(f"{job.image} -> {job.folder.directory}")
             _sample(sampler, [job for job in group if not job.folder.done], video, progress)
             for job in group:
-                folder = job.folder
-                if folder.done:
-                    progress.note(f"{folder.directory} is done already")
-                    continue
-                if reconstruction is not None and not folder.stage_done("mesh"):
-                    made = _mesh(folder, reconstruction, progress, sampler.pipeline if sds else None)
-                    folder.finish_stage("mesh", *made)
-                folder.write_run_json()
+                _finish(job.folder, reconstruction, progress, sampler, sds)
     return {job.image.stem: _results(job.folder.directory) for job in jobs}
+
+
+def _settings(
+    verb: str,
+    config: OrbitConfig,
+    model: ModelConfig,
+    cameras: "CameraPath",
+    reconstruction: ReconstructConfig | None,
+) -> dict[str, Any]:
+    """What decides the results: recorded in their folder, and compared with an earlier run there."""
+    settings = {"verb": verb, **config.settings()}
+    settings["frames"] = model.family.num_frames if config.frames is None else config.frames
+    settings["guidance"] = config.sampling.resolve(model).guidance
+    for name in NOT_IN_RESULT:
+        settings.pop(name)
+    for absent in ("mask", "box"):
+        if not settings[absent]:
+            settings.pop(absent)
+    if config.cameras is not None:
+        settings["cameras"] = [cameras.azimuths_deg.tolist(), cameras.elevations_deg.tolist()]
+    if reconstruction is not None:
+        settings["reconstruction"] = reconstruction.resolve()
+    return settings
+
+
+def _finish(
+    folder: OutputFolder,
+    reconstruction: ReconstructConfig | None,
+    progress: Progress,
+    sampler: "OrbitSampler",
+    sds: bool,
+) -> None:
+    """What comes after the orbit in a folder: the mesh, if one is wanted, and run.json."""
+    if folder.done:
+        progress.note(f"{folder.directory} is done already")
+        return
+    if reconstruction is not None and not folder.stage_done("mesh"):
+        made = _mesh(folder, reconstruction, progress, sampler.pipeline if sds else None)
+        folder.finish_stage("mesh", *made)
+    folder.write_run_json()
 
 
 def _jobs(config: OrbitConfig, model: ModelConfig, settings: dict[str, Any], size: int) -> list[_Job]:

@@ -76,6 +76,7 @@ class LiveBytes(NamedTuple):
 
     @property
     def total(self) -> int:
+        """Bytes of both."""
         return self.activations + self.weights
 
 

@@ -175,7 +175,7 @@ def compiled_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """`train_step` as one compiled program of (state, frozen, batch, key) that donates the state and keeps its sharding."""
+    """`train_step` compiled, a program of (state, frozen, batch, key) that donates the state and keeps its sharding."""
 
     def step(state, frozen, batch, key):
         return train_step(

@@ -149,11 +149,17 @@ def peak_bytes() -> int | None:
 class Recorder(Protocol):
     """A destination of metrics and sheets."""
 
-    def write(self, step: int, numbers: Mapping[str, Any]) -> None: ...
+    def write(self, step: int, numbers: Mapping[str, Any]) -> None:
+        """Record numbers of a step by name."""
+        ...
 
-    def sheet(self, step: int, pixels: np.ndarray) -> None: ...
+    def sheet(self, step: int, pixels: np.ndarray) -> None:
+        """Record a picture, uint8 (h, w, 3), of a step."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what is still held back."""
+        ...
 
 
 def _recorders(config: TrainConfig, step: int) -> list[Recorder]:
@@ -165,7 +171,7 @@ def _recorders(config: TrainConfig, step: int) -> list[Recorder]:
     return recorders
 
 
-class FileRecorder:
+class FileRecorder(Recorder):
     """`metrics.jsonl` and `samples/step-N.png`; lines after the step that a run resumes from are dropped."""
 
     def __init__(self, folder: Path, step: int):
@@ -191,7 +197,7 @@ class FileRecorder:
         self._file.close()
 
 
-class TensorBoardRecorder:
+class TensorBoardRecorder(Recorder):
     """Events in the folder `tensorboard`; those after the step that a run resumes from are hidden."""
 
     def __init__(self, folder: Path, step: int):
@@ -211,7 +217,7 @@ class TensorBoardRecorder:
         self._writer.close()
 
 
-class WandbRecorder:
+class WandbRecorder(Recorder):
     """A run of Weights & Biases; a resumed run keeps its id."""
 
     def __init__(self, config: TrainConfig, step: int):

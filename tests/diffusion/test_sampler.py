@@ -146,11 +146,7 @@ def test_a_correction_knows_the_step_and_its_noise_level():
         (lambda: Correction(identity, steps=[5]).for_steps(5), "step 5 does not go with num_steps=5"),
         (
             lambda: sample(
-                lambda x, s: x,
-                jnp.ones((1,) * 5),
-                np.ones(2),
-                SamplingConfig(),
-                correct=Correction(identity, "branches"),
+                identity, jnp.ones((1,) * 5), np.ones(2), correct=Correction(identity, "branches")
             ),
             "neither branches nor the host",
         ),

@@ -54,7 +54,7 @@ def test_the_mesh_of_an_imported_off_centre_orbit_has_the_bounds_of_the_object(t
 def test_the_verb_takes_a_folder_or_a_file(tmp_path, file):
     scene = copy_case("reports/split", tmp_path)
     config = ReconstructVerbConfig(orbit_dir=scene / file, output=tmp_path / "out", dry_run=True)
-    with pytest.warns(UserWarning, match="read alone"):
+    with pytest.warns(UserWarning, match="is read; .* can be given instead"):
         assert run_reconstruct(config, NullProgress())["frames"] == 21
 
 
