@@ -183,9 +183,7 @@ def random_params(model: ModelConfig) -> Params:
     def leaf(shape):
         if len(shape) == 1:
             return np.full(shape, 0.5, np.float32)
-        values = np.resize(
-            pool, shape
-        )  # repeats the pool, as drawing billions of numbers would take a minute
+        values = np.resize(pool, shape)  # repeats the pool: drawing billions of numbers takes a minute
         return values * np.float32(math.prod(shape[:-1]) ** -0.5)
 
     return tree_from_leaves((p.path, leaf(p.tree_shape)) for p in model_parameters(model))

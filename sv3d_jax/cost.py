@@ -67,12 +67,13 @@ def product_flop(jaxpr: Jaxpr) -> float:
 
 
 class LiveBytes(NamedTuple):
-    """Bytes of the live values at the moment when they are most, without the arguments."""
+    """Bytes of the live values at the moment when they are most, without the arguments.
+
+    `weights` are the results (gradients) and what depends on the parameters alone (copies in another precision).
+    """
 
     activations: int
-    weights: (
-        int  # what depends on the parameters alone (copies in another precision), and results (gradients)
-    )
+    weights: int
 
     @property
     def total(self) -> int:
