@@ -1,4 +1,4 @@
-"""The verb `data check`: every defect of record shards and of orbit folders, by name."""
+"""The verb `data check`: lists every defect of record shards and of orbit folders."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ from sv3d_jax.train.data.records import (
     shard_defect,
 )
 
-POSE_TOLERANCE = 1e-4  # of the radius, between a matrix and the angles beside it
+POSE_TOLERANCE = 1e-4  # difference of a camera matrix from that of its angles, as a fraction of the radius
 
 
 def run_check(config: CheckConfig, progress: Progress | NullProgress) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def run_check(config: CheckConfig, progress: Progress | NullProgress) -> dict[st
 
 
 def shard_defects(folder: Path, progress: Progress | NullProgress) -> Iterator[str]:
-    """What is wrong with a packed folder: its index, its files, every byte of its records."""
+    """Defects of a packed folder: of its index, its files and every byte of its records."""
     try:
         index = read_index(folder)
     except InputError as error:
@@ -65,7 +65,7 @@ def shard_defects(folder: Path, progress: Progress | NullProgress) -> Iterator[s
 
 
 def orbit_defects(folder: Path) -> Iterator[str]:
-    """What is wrong with an orbit folder: cameras, frames, alphas."""
+    """Defects of an orbit folder: of its cameras, frames and alphas."""
     if (folder / STAGES_FILE).exists() and not (folder / RUN_FILE).exists():
         yield f"{folder} is not finished: {RUN_FILE} is missing"
     try:
@@ -78,7 +78,8 @@ def orbit_defects(folder: Path) -> Iterator[str]:
 
 
 def _all_orbit_defects(folder: Path, progress: Progress | NullProgress) -> Iterator[str]:
-    marks = [*folder.rglob(CAMERAS_FILE), *folder.rglob(STAGES_FILE)]  # of finished orbits, and of begun ones
+    # Complete orbits have the first file, incomplete ones at least the second.
+    marks = [*folder.rglob(CAMERAS_FILE), *folder.rglob(STAGES_FILE)]
     orbits = sorted({mark.parent for mark in marks})
     if not orbits:
         yield f"{folder} holds neither shards nor orbits"
@@ -101,7 +102,7 @@ def _one_shard_defects(
         return
     with open(path, "rb") as file:
         if not defect and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
-            yield f"{path} has other bytes than were written"
+            yield f"{path} has changed since it was written: its SHA-256 differs"
     try:
         reader = ArrayRecordReader(str(path))
         count = reader.num_records()
@@ -109,7 +110,7 @@ def _one_shard_defects(
         yield f"{path} cannot be opened: {_first_line(error)}"
         return
     if count != shard.records:
-        yield f"{path} holds {count} records, {shard.records} were written"
+        yield f"{path} holds {count} records, but {shard.records} were written"
     for place, entry in enumerate(entries[:count]):
         where = f"{path} record {place} ({entry.name})"
         try:
@@ -118,7 +119,7 @@ def _one_shard_defects(
             yield f"{where}: {_first_line(error)}"
         else:
             yield from (f"{where}: {defect}" for defect in _record_defects(record, index))
-    with contextlib.suppress(RuntimeError):  # a damaged footer is complained of again
+    with contextlib.suppress(RuntimeError):  # closing raises again if the footer is damaged
         reader.close()
 
 
@@ -131,11 +132,11 @@ def _record_defects(record: Record, index: ShardIndex) -> Iterator[str]:
     }
     for name, (array, shape) in shapes.items():
         if array.shape != shape:
-            yield f"{name} has shape {array.shape}, {shape} is expected"
+            yield f"{name} has shape {array.shape}, expected {shape}"
         if not np.isfinite(array).all():
             yield f"{name} has values that are not finite"
     if (np.abs(record.orbit.elevations_deg) > 90).any():
-        yield "elevations_deg leave [-90, 90]"
+        yield "elevations_deg has values outside [-90, 90]"
 
 
 def _camera_defects(path: Path, document: dict[str, Any]) -> Iterator[str]:
@@ -156,7 +157,7 @@ def _camera_defects(path: Path, document: dict[str, Any]) -> Iterator[str]:
     errors = np.abs(look_at(azimuths, elevations, radii) - poses).max((1, 2)) / np.maximum(1.0, radii)
     for index, error in enumerate(errors):
         if error > POSE_TOLERANCE:
-            yield f"{path}: frames[{index}] has a camera_to_world that is not that of its angles"
+            yield f"{path}: frames[{index}] has a camera_to_world that does not match its angles"
 
 
 def _frame_defects(folder: Path, frames: list[dict[str, Any]]) -> Iterator[str]:
@@ -176,9 +177,9 @@ def _frame_defects(folder: Path, frames: list[dict[str, Any]]) -> Iterator[str]:
         size = size or view.rgb.shape
         if view.rgb.shape != size:
             height, width = view.rgb.shape[:2]
-            yield f"{folder / file} has {width}x{height} pixels, others have {size[1]}x{size[0]}"
+            yield f"{folder / file} has {width}x{height} pixels, the first readable frame has {size[1]}x{size[0]}"
         if view.alpha is not None and not view.alpha.any():
-            yield f"{folder / file} shows nothing: its alpha is 0 everywhere"
+            yield f"{folder / file} is empty: its alpha is 0 everywhere"
 
 
 def _first_line(error: Exception) -> str:

@@ -44,10 +44,10 @@ def pack_figures(seeds: Any) -> FigureBatch:
 def render_figures(
     figures: FigureBatch | Any, azimuths_deg: Any, elevations_deg: Any, size: int, *, supersample: int = 2
 ) -> UInt8[Array, "b f h w 3"]:
-    """Views over white of figures (a packed batch, or their seeds), each from its own cameras; angles are (b, f).
+    """Views over white of figures (a packed batch, or their seeds), from the cameras with these angles (b, f).
 
-    The same pictures as `render_orbit` of each figure in the light of its seed, many times faster. Batches of the same
-    shape share one compiled program.
+    The same pictures as `render_orbit` of each figure in the soft light of its seed, but many times faster. Batches of
+    the same shape share one compiled program.
     """
     figures = figures if isinstance(figures, FigureBatch) else pack_figures(figures)
     angles = np.asarray(azimuths_deg, np.float64), np.asarray(elevations_deg, np.float64)

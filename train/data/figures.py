@@ -1,8 +1,8 @@
-"""The `figures` family: upright figures of which one view tells nearly everything.
+"""The `figures` family: upright figures whose hidden sides can be inferred from one view.
 
 A box or cylinder body with a hat, a foot band and a nose. The front has colour A, as the knob on the hat; the left
-side has B, the colour of the hat; the right side has C, the colour of the foot band; the back is dark. So a model
-that has seen many of them can know the hidden sides from any one view.
+side has B, the colour of the hat; the right side has C, the colour of the foot band; the back is dark. A model
+that has seen many of them can predict the hidden sides from any view.
 """
 
 import colorsys
@@ -16,7 +16,7 @@ MIN_HUE_DISTANCE = 0.14
 
 
 def figure_mesh(seed: int) -> Mesh:
-    """The figure with this seed: z up, split vertices with one colour a face, closed parts, about one unit high."""
+    """The figure with this seed: z up, split vertices with one colour per face, closed parts, about one unit high."""
     rng = np.random.default_rng(seed)
     front, left, right = _distinct_colors(rng)
     back = np.full(3, rng.uniform(0.08, 0.2))
@@ -60,9 +60,9 @@ def _distinct_colors(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _outline(rng: np.random.Generator, sector: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points round the body's cross-section, front along +x, and the angle of each side that follows a point.
+    """Points round the body's cross-section, front along +x, and the angle of the middle of the side after each point.
 
-    The borders of the coloured sectors are points of their own.
+    The points include the borders of the coloured sectors.
     """
     borders = np.array([-1.5, -0.5, 0.5, 1.5]) * sector
     depth, width = rng.uniform(0.9, 1.0, 2)
@@ -106,7 +106,7 @@ def _frustum(outline, bottom, top, bottom_scale, top_scale, colors) -> tuple[np.
 
 
 def _nose(rng, distance, height, color) -> tuple[np.ndarray, np.ndarray]:
-    """A blunt pyramid that sticks out of the front."""
+    """Triangles `t 3 3` and colours `t 3` of a truncated pyramid on the front."""
     square = rng.uniform(0.11, 0.16) * np.array([[1.0, 1.0], [-1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]])
     length = rng.uniform(0.08, 0.12)
     corners, colors = _frustum(square, -0.08, length, 1.0, rng.uniform(0.3, 0.8), color)

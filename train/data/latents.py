@@ -1,4 +1,4 @@
-"""Orbits as the UNet trains on them: latents and image tokens of all views, encoded once and kept on disk."""
+"""Latents and image tokens of orbits, encoded once and cached on disk, and the choice of views for UNet training."""
 
 import hashlib
 from pathlib import Path
@@ -20,7 +20,7 @@ ENCODE_BATCH = 168
 
 
 class EncodedOrbits(NamedTuple):
-    """Encoder means and image tokens of every view of every orbit, and the cameras."""
+    """VAE encoder means and image tokens of every view of every orbit, and the cameras."""
 
     latents: np.ndarray  # objects f h w c
     tokens: np.ndarray  # objects f d
@@ -70,7 +70,7 @@ class OrbitEncoder:
 
 
 def encode_pool(directory: Path, pool: OrbitPool, encoder: OrbitEncoder, progress: Progress) -> EncodedOrbits:
-    """Encode what the folder lacks, shard by shard, and read all of it."""
+    """Encode the shards whose latents are missing in the folder, then read all."""
     name = encoder.fingerprint()[:12]
     shards = pool.shards()
     paths = [directory / f"latents-{name}-{index:05d}.npz" for index in range(len(shards))]
@@ -94,15 +94,15 @@ class ViewIndices(NamedTuple):
 
     orbits: np.ndarray  # (b,)
     inputs: np.ndarray  # (b,), the input view of each orbit
-    places: np.ndarray  # (b, f), of the frames in the orbit that ends with the input view
+    places: np.ndarray  # (b, f), index of each frame in the orbit rotated so that the input view is last
 
 
 def sample_shape(config: TrainConfig, step: int) -> tuple[int, int]:
-    """Videos of a step's global batch, and frames of each: parts of orbits, whole ones in the last steps."""
+    """Numbers of videos in a step's global batch and of frames in each: whole orbits in the last steps, else parts."""
     frames, videos = config.diffusion.frames_per_sample, config.batch_size
     if step < round(config.max_steps * (1.0 - config.diffusion.full_orbit_share)):
         return videos, frames
-    # About as many frames a step, and so as much noise in the gradient, whether orbits are whole or not.
+    # About the same number of frames per step as before, for a similar gradient noise.
     return max(1, round(videos * frames / config.data.num_frames)), config.data.num_frames
 
 
@@ -114,10 +114,10 @@ def draw_views(
     frames: int,
     any_input: bool = True,
 ) -> ViewIndices:
-    """Random orbits, each with a random input view (or the last) and `frames` views of the orbit to it.
+    """Random orbits, each with an input view, random or the last, and `frames` views.
 
-    The orbit is cyclic: any view can be the last, and the others follow it round the object. The input view is
-    always among the frames, which keep their place in the whole orbit as frame index.
+    Orbits are cyclic, so each is rotated to end with its input view. The input view is always among the frames, and the
+    frame index is the index in the whole rotated orbit.
     """
     orbits = rng.integers(0, num_orbits, batch_size)
     inputs = rng.integers(0, num_frames, batch_size) if any_input else np.full(batch_size, num_frames - 1)
@@ -131,7 +131,7 @@ def draw_views(
 
 
 def gather_views(encoded: EncodedOrbits, views: ViewIndices) -> OrbitBatch:
-    """The frames of a batch, and its input views."""
+    """The training batch of the chosen views."""
     orbits, inputs, places = views
     num_frames = encoded.latents.shape[1]
     shown = (inputs[:, None] + 1 + places) % num_frames
@@ -157,7 +157,7 @@ def whole_orbits(encoded: EncodedOrbits) -> OrbitBatch:
 
 
 def measure_latent_factor(params: Params, model: ModelConfig, pool: OrbitPool) -> tuple[float, ...]:
-    """One over the deviation of each latent channel, over the pool's first shard; params is `vae_encoder`."""
+    """1 / standard deviation of each latent channel over the first shard of the pool; params is `vae_encoder`."""
     images = np.asarray(pool.shards()[0])
     encode = jax.jit(lambda images: encode_moments(params, model.vae, to_pixels(images))[0])
     latents = np.concatenate([encode(orbit) for orbit in images])

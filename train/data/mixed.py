@@ -12,7 +12,7 @@ Shape = tuple[np.ndarray, np.ndarray]  # vertices v 3 inside about the unit ball
 
 
 def mixed_mesh(seed: int) -> Mesh:
-    """The mixed object with this seed, z up: one closed surface round parts that may run into each other."""
+    """The mixed object with this seed, z up: the closed surface of the union of its overlapping parts."""
     rng = np.random.default_rng(seed)
     count = rng.choice([1, 2, 3, 4], p=[0.4, 0.3, 0.2, 0.1])
     names = sorted(SHAPES)
@@ -21,14 +21,14 @@ def mixed_mesh(seed: int) -> Mesh:
         vertices, faces = SHAPES[names[rng.integers(len(names))]](rng)
         colors = _pattern(rng, vertices)
         stretch = rng.uniform(0.6, 1.0, 3) * (1.0 if index == 0 else rng.uniform(0.35, 0.8))
-        # A further part is centred on a point of the first one's surface, so nothing floats.
+        # Further parts are centred on a vertex of the first one, so that the object is connected.
         place = np.zeros(3) if index == 0 else rng.choice(parts[0][0])
         parts.append(((vertices * stretch) @ _rotation(rng).T + place, faces, colors))
     return _united(parts)
 
 
 def _united(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Mesh:
-    """The surface of the union of closed parts: vertices, faces and colours each."""
+    """The surface of the union of closed parts, given as vertices, faces and colours."""
     solids = []
     for vertices, faces, colors in parts:
         solid = manifold3d.Mesh(np.float32(np.hstack([vertices, colors])), faces.astype(np.uint32))
@@ -261,7 +261,10 @@ def _sphere_like(shape: Callable[[np.ndarray], np.ndarray], rings: int = 24, sec
 
 
 def _lathe(radii: np.ndarray, steps: bool = False, sectors: int = 40) -> Shape:
-    """A profile of radii, from the bottom up, turned about z; `steps` keeps pairs of radii at one height each side."""
+    """A surface of revolution about z from a profile of radii, bottom to top.
+
+    With `steps`, the radii come in pairs, the two ends of a segment; the radius jumps between segments.
+    """
     heights = np.linspace(-0.9, 0.9, len(radii))
     if steps:
         heights = np.repeat(np.linspace(-0.9, 0.9, len(radii) // 2 + 1), 2)[1:-1]
@@ -275,7 +278,7 @@ def _lathe(radii: np.ndarray, steps: bool = False, sectors: int = 40) -> Shape:
 def _extrusion(
     outline: np.ndarray, half_height: float, taper: float = 1.0, twist: float = 0.0, layers: int = 2
 ) -> Shape:
-    """An outline `n 2`, star-shaped about the origin and counter-clockwise, drawn along z."""
+    """An outline `n 2`, star-shaped about the origin and counter-clockwise, extruded along z."""
     share = np.linspace(0.0, 1.0, layers)
     scale, angle = 1.0 + (taper - 1.0) * share, twist * share
     x = scale[:, None] * (np.cos(angle)[:, None] * outline[:, 0] - np.sin(angle)[:, None] * outline[:, 1])
@@ -294,7 +297,7 @@ def _tube(
     samples: int = 96,
     sectors: int = 12,
 ) -> Shape:
-    """A tube round a curve over the parameter [0, 2 pi], with a frame that turns as little as it must."""
+    """A tube round a curve over the parameter [0, 2 pi], with a rotation-minimising frame."""
     t = np.linspace(0.0, 2 * np.pi, samples, endpoint=not closed)
     centers, step = curve(t), 1e-4
     tangents = curve(t + step) - curve(t - step)
@@ -304,7 +307,7 @@ def _tube(
         normals.append(_carried(normals[-1], tangent))
     normals = np.array(normals)
     if closed:
-        # Carried once round, the frame comes back turned by an angle, which is spread over the whole curve.
+        # After one turn the frame is rotated by an angle against its start; spread this angle over the curve.
         last = _carried(normals[-1], tangents[0])
         excess = np.arctan2(np.cross(last, normals[0]) @ tangents[0], last @ normals[0])
         normals = _turned(normals, tangents, excess * np.arange(samples) / samples)
@@ -356,11 +359,11 @@ def _with_sharp_edges(shape: Shape) -> Shape:
 
 
 def _split_at_sharp_edges(vertices: np.ndarray, faces: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """For each vertex after the split the number of the one it was, and the faces."""
+    """For each vertex after the split the index of its original vertex, and the faces."""
     corners = vertices[faces]
     normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
-    new_faces, groups = np.empty_like(faces), []  # a group: vertex and the normal that opened it
+    new_faces, groups = np.empty_like(faces), []  # a group: a vertex and the face whose normal defines it
     by_vertex: dict[int, list[int]] = {}
     for face, slot in np.ndindex(faces.shape):
         vertex = faces[face, slot]

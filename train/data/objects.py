@@ -19,7 +19,7 @@ def object_mesh(family: str, seed: int) -> Mesh:
 
 
 def run_objects(config: ObjectsConfig, progress: Progress | NullProgress) -> dict[str, Any]:
-    """The verb `data objects`: object i has seed S + i and the file <seed>.glb, whatever else is made with it."""
+    """The verb `data objects`: object i has seed `config.seed + i` and is written to <seed>.glb."""
     from sv3d_jax.io.meshes import write_glb
     from sv3d_jax.io.outputs import OutputFolder
 

@@ -1,8 +1,8 @@
-"""Rendered orbits of procedural objects, kept on disk as uint8 shards that any number of runs may share.
+"""Rendered orbits of procedural objects, cached on disk as uint8 shards, which several runs can share.
 
-A shard holds `SHARD_ORBITS` consecutive orbits, those of one object side by side; its content is a function of the
-data settings alone, so a pool that was cut short is completed, and a run on fewer objects reads the first shards of a
-larger pool.
+A shard holds `SHARD_ORBITS` consecutive orbits; the orbits of one object are adjacent. The content of a shard depends
+on the data settings alone. Therefore an interrupted pool can be completed, and a run on fewer objects reads the first
+shards of a larger pool.
 """
 
 import dataclasses
@@ -23,20 +23,21 @@ from sv3d_jax.train.config import DataConfig
 
 SHARD_ORBITS = 128
 RENDER_BATCH = 32
-ORBIT_STREAM = 1  # keeps the random numbers of the cameras apart from those of the figure with the same seed
+ORBIT_STREAM = 1  # random stream of the cameras, separate from that of the object with the same seed
 
 
 class OrbitAngles(NamedTuple):
-    """Absolute angles of the views of one orbit, in order round the object."""
+    """Absolute azimuths and elevations of the views of one orbit, in order round the object."""
 
     azimuths_deg: np.ndarray
     elevations_deg: np.ndarray
 
 
 def training_orbit(seed: int, config: DataConfig, number: int = 0) -> OrbitAngles:
-    """Cameras of an orbit of the object with this seed: either direction, even or uneven steps, level or on a sine.
+    """Random cameras of an orbit of the object with this seed; `number` counts the orbits of one object.
 
-    The frame index alone must not tell the azimuth, or a network ignores the camera.
+    The direction is random, the steps are even or uneven, the elevation is constant or follows a sine. If the azimuth
+    followed from the frame index alone, the network would learn to ignore the camera.
     """
     rng = np.random.default_rng([ORBIT_STREAM, seed, number])
     frames = config.num_frames
@@ -60,7 +61,7 @@ def relative_angles(orbit: OrbitAngles, frames: np.ndarray, input_view: int) -> 
 
 
 class OrbitPool:
-    """The rendered orbits, numbered as `nth_orbit` numbers them."""
+    """The rendered orbits, in the numbering of `nth_orbit`."""
 
     def __init__(self, directory: Path, config: DataConfig):
         self.config = config
@@ -87,7 +88,10 @@ class OrbitPool:
 
 
 def render_pool(directory: Path, config: DataConfig, progress: Progress | None = None) -> OrbitPool:
-    """Render what the folder lacks, then open it; a folder rendered with other settings is refused."""
+    """Render the shards that are missing in the folder, then open it.
+
+    Raises InputError if the folder was rendered with other settings.
+    """
     progress = progress or NullProgress()
     directory.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(config) | dict.fromkeys(("objects", "any_input", "validation"))
@@ -95,7 +99,7 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
     if index.exists() and (found := json.loads(index.read_text())) != settings:
         names = sorted(name for name in settings if found.get(name) != settings[name])
         raise InputError(
-            f"{directory} holds orbits of other settings: {', '.join(names)}",
+            f"{directory} holds orbits rendered with other settings: {', '.join(names)}",
             hint="choose another folder with --data-dir",
         )
     write_json(index, settings)
@@ -108,12 +112,12 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
 
 
 def num_orbits(config: DataConfig) -> int:
-    """Orbits that the settings ask for."""
+    """Number of orbits in the settings."""
     return config.objects * config.orbits_per_object
 
 
 def nth_orbit(config: DataConfig, index: int) -> tuple[int, OrbitAngles]:
-    """Seed of the object, and cameras, of the orbit with this number."""
+    """Seed of the object and cameras of the orbit with this index."""
     place, number = divmod(index, config.orbits_per_object)
     seed = config.first_seed + place
     return seed, training_orbit(seed, config, number)

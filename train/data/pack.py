@@ -37,16 +37,16 @@ from sv3d_jax.train.data.records import (
 )
 from sv3d_jax.weights.hub import load_weights
 
-CENTRED = 0.01  # of a side, and of one focal length to the other; further off is said
+CAMERA_TOLERANCE = 0.01  # tolerance before a warning, as a fraction of the side and of the focal length
 VALIDATION_SHARE, MAX_VALIDATION_ORBITS = 0.1, 16
 
 
 def run_pack(config: PackConfig, progress: Progress | NullProgress) -> dict[str, Any]:
-    """The verb `data pack`: shard by shard, an index at the end. Orbits that cannot be read are left out and named."""
+    """The verb `data pack`: writes the shards, then the index. Orbits that cannot be read are skipped and reported."""
     import_grain()
     training, validation = find_orbits(config.orbits), find_orbits(config.validation)
     if both := sorted(training.keys() & validation.keys()):
-        raise InputError(f"orbits to train on and to validate have one name: {both[0]}")
+        raise InputError(f"a training orbit and a validation orbit have the same name: {both[0]}")
     orbits = training | validation
     held_out = set(validation) or _held_out(training, config.seed)
     result = {"output": config.output, "orbits": len(orbits), "validation": len(held_out)}
@@ -64,7 +64,10 @@ def run_pack(config: PackConfig, progress: Progress | NullProgress) -> dict[str,
 
 
 def find_orbits(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """Orbit folders by name, in order: each path is one, or holds some at any depth."""
+    """Orbit folders by name, sorted within each path; a path is an orbit folder or contains some at any depth.
+
+    Raises InputError if a path contains none, or if two have the same name.
+    """
     found: dict[str, Path] = {}
     for path in paths:
         if (path / CAMERAS_FILE).is_file():
@@ -81,20 +84,20 @@ def find_orbits(paths: tuple[Path, ...]) -> dict[str, Path]:
 
 
 def over_color(orbit: OrbitFrames, color: np.ndarray) -> np.ndarray:
-    """Frames `f h w 3` in [0, 1] before a background of one colour."""
+    """Frames `f h w 3` in [0, 1] over a background of one colour; raises InputError if they have no alpha."""
     if orbit.alphas is None:
-        raise InputError("its frames have no alpha, which another background than white needs")
+        raise InputError("its frames have no alpha, which backgrounds other than white need")
     return orbit.images - (1.0 - orbit.alphas[..., None]) * (1.0 - color.astype(np.float32))
 
 
 def _held_out(orbits: dict[str, Path], seed: int) -> set[str]:
-    """One orbit in ten, chosen by name, so that more orbits move few between the two roles."""
+    """Validation orbits, one in ten, ordered by a hash of the name, so that added orbits change few of them."""
     count = min(int(VALIDATION_SHARE * len(orbits)), MAX_VALIDATION_ORBITS)
     return set(sorted(orbits, key=lambda name: hashlib.sha256(f"{seed} {name}".encode()).digest())[:count])
 
 
 def _digest(orbits: dict[str, Path]) -> str:
-    """SHA-256 of names, cameras and the sizes of frames: what tells orbits apart without reading every pixel."""
+    """SHA-256 of names, cameras and file sizes of the frames, which identifies orbits without reading pixels."""
     digest = hashlib.sha256()
     for name, path in orbits.items():
         files = {file.name: file for file in (path / "frames").glob("*.png")}
@@ -105,11 +108,11 @@ def _digest(orbits: dict[str, Path]) -> str:
 
 
 def _views(orbits: dict[str, Path]) -> int:
-    """The number of views of the first orbit that has cameras; orbits with another number are left out."""
+    """The number of views of the first orbit that has cameras; orbits with another number are skipped."""
     for path in orbits.values():
         with contextlib.suppress(InputError):
             return len(read_cameras(path / CAMERAS_FILE)["frames"])
-    raise InputError(f"none of {len(orbits)} orbits has a {CAMERAS_FILE} that can be read")
+    raise InputError(f"none of the {len(orbits)} orbits has a readable {CAMERAS_FILE}")
 
 
 def _pack(config, folder: OutputFolder, orbits: dict[str, Path], held_out: set[str], progress) -> None:
@@ -148,7 +151,7 @@ def _index(
     full = [(file, facts) for file, facts in parts if facts["records"]]
     if not full:
         raise InputError("no orbit could be read", hint=parts[0][1]["left_out"][0])
-    shapes = full[0][1]["shapes"]  # one model and one number of views: those of all
+    shapes = full[0][1]["shapes"]  # the same for all: one model, one number of views
     shards = [
         Shard(file, len(facts["records"]), (path := folder.path(file)).stat().st_size, _sha256(path))
         for file, facts in full
@@ -178,7 +181,7 @@ class _Packer:
     views: int
 
     def pack(self, path: Path, orbits: dict[str, Path]) -> dict[str, Any]:
-        """Write one shard; names, backgrounds and checksums of its records, their shapes, and what was left out."""
+        """Write one shard; returns names, backgrounds, checksums and shapes of its records, and the skipped orbits."""
         facts: dict[str, Any] = {"records": [], "left_out": [], "shapes": None}
         records = self._records(orbits, facts)
         first = next(records, None)
@@ -193,7 +196,9 @@ class _Packer:
                 pictures = {kind: self._pictures(name, orbit, kind) for kind in self.config.backgrounds}
                 angles = _angles(name, orbit)
                 if len(orbit.images) != self.views:
-                    raise InputError(f"it has {len(orbit.images)} views, the first orbit has {self.views}")
+                    raise InputError(
+                        f"it has {len(orbit.images)} views, but the first orbit has {self.views}"
+                    )
             except InputError as error:
                 facts["left_out"].append(f"{folder}: {error.message}")
                 continue
@@ -231,14 +236,14 @@ class _Packer:
 
 
 def _angles(name: str, orbit: OrbitFrames) -> OrbitAngles:
-    """Azimuths and elevations as the file gives them; SV3D's model knows no other camera, which a warning says."""
+    """Azimuths and elevations of an orbit; warns if principal points are off centre or pixels not square."""
     size = np.array(orbit.images.shape[2:0:-1])
     aside = np.abs(orbit.center_px / size - 0.5).max()
     stretch = np.abs(orbit.focal_px[:, 1] / orbit.focal_px[:, 0] - 1.0).max()
-    if max(aside, stretch) > CENTRED:
+    if max(aside, stretch) > CAMERA_TOLERANCE:
         warnings.warn(
             f"{name}: its cameras have principal points up to {aside:.1%} off the middle and pixels up to {stretch:.1%}"
-            " off square; the model takes all for centred and square",
+            " off square; the model assumes centred principal points and square pixels",
             CameraWarning,
             stacklevel=2,
         )

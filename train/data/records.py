@@ -1,8 +1,8 @@
-"""Record shards on disk: ArrayRecord files of encoded orbits, one record each, and the index that describes them.
+"""Record shards on disk: ArrayRecord files with one record per encoded orbit, and the index of a folder of them.
 
 A record is a safetensors block: `latents` (f h w c) and `tokens` (f d) of every view, `azimuths_deg` and
 `elevations_deg` (f), and its name. The index holds the size of every shard and the checksum of every record, so that
-damage and exchange are both noticed, and is written last: a folder without one is not finished.
+damaged and exchanged files are detected. It is written last: a folder without an index is incomplete.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from sv3d_jax.train.data.orbits import OrbitAngles
 INDEX_FILE = "index.json"
 FORMAT = 1
 SHARD_SUFFIX = ".arrayrecord"
-# Each record by itself, for random access; latents do not compress.
+# One record per group, for random access; uncompressed, because latents do not compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -39,32 +39,32 @@ class Shard(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """What the index knows of a record."""
+    """The index entry of a record."""
 
-    name: str  # of the orbit, and the background it stands before
+    name: str  # of the orbit and its background
     crc32: int
     validation: bool  # held out of training
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """What `index.json` says."""
+    """The content of `index.json`."""
 
     views: int  # of every orbit
     latent_shape: tuple[int, int, int]  # h w c
     token_width: int
-    encoder: str  # fingerprint of the parameters that encoded
+    encoder: str  # fingerprint of the encoder parameters
     shards: tuple[Shard, ...]
     records: tuple[Entry, ...]  # in the order of the shards
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over all that decides what training sees: every record's checksum, order and role, the encoder."""
+        """SHA-256 of everything that training depends on: the encoder, and checksum, order and split of the records."""
         own = dataclasses.asdict(self) | {"shards": None}
         return hashlib.sha256(json.dumps(to_plain(own), sort_keys=True).encode()).hexdigest()
 
     def places(self) -> list[tuple[Shard, int]]:
-        """Shard and place in it of every record."""
+        """For every record, its shard and its index in the shard."""
         return [(shard, place) for shard in self.shards for place in range(shard.records)]
 
 
@@ -77,11 +77,11 @@ class Record(NamedTuple):
 
 
 class DamagedRecord(Exception):
-    """A record whose bytes are not those that were packed."""
+    """A record whose bytes differ from those that were packed."""
 
 
 def import_grain() -> ModuleType:
-    """Grain, which reads ArrayRecord files; an InputError where the extra is not installed."""
+    """Grain, which reads ArrayRecord files; raises InputError if the extra is not installed."""
     try:
         import array_record.python.array_record_module  # noqa: F401
         import grain
@@ -104,13 +104,13 @@ def write_index(directory: Path, index: ShardIndex) -> None:
 
 
 def read_index(directory: Path) -> ShardIndex:
-    """The index of a packed folder; an InputError where it is absent, damaged or of another format."""
+    """The index of a packed folder; raises InputError if it is absent, damaged or of another format."""
     path = directory / INDEX_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(
-            f"{path} does not exist", hint="a folder of shards is what sv3d data pack writes, run to its end"
+            f"{path} does not exist", hint="give a folder in which sv3d data pack has finished"
         ) from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint="pack again") from None
@@ -137,17 +137,17 @@ def read_index(directory: Path) -> ShardIndex:
 
 
 def shard_defect(directory: Path, shard: Shard) -> str | None:
-    """What is wrong with a shard by the size of its file."""
+    """The defect of a shard whose file is missing or has the wrong size, else None."""
     path = directory / shard.file
     if not path.is_file():
         return f"{path} is missing"
     if (size := path.stat().st_size) != shard.bytes:
-        return f"{path} has {size} bytes, {shard.bytes} were written"
+        return f"{path} has {size} bytes, but {shard.bytes} were written"
     return None
 
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
-    """Write a shard whole or not at all."""
+    """Write a shard atomically."""
     import os
 
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -176,7 +176,7 @@ def encode_record(record: Record, name: str, dtype: str) -> bytes:
 
 
 def decode_record(data: bytes, entry: Entry) -> Record:
-    """The record of an entry; raises DamagedRecord where the bytes are others."""
+    """Decode the record of an entry; raises DamagedRecord if its checksum differs or it cannot be decoded."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

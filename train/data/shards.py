@@ -1,8 +1,8 @@
-"""Batches from packed orbits: random access to record shards, read ahead by grain.
+"""Batches from packed orbits: random access to record shards, prefetched by grain.
 
-A batch is a function of the seed and its step alone. Sample `row` of step `s` is the record at place
-`s * batch_size + row` of an order that is shuffled anew in every epoch, with views drawn by random numbers of its own:
-so any process can make any rows, any number of threads or workers gives the same bits, and a run resumes at any step.
+A batch depends on the seed and the step alone. Sample `row` of step `s` is record `s * batch_size + row` of an order
+that is reshuffled in every epoch, and its views are drawn from its own random stream. Therefore any process can make
+any rows, the number of threads or workers does not change the result, and a run can resume at any step.
 """
 
 import contextlib
@@ -29,22 +29,22 @@ from sv3d_jax.train.data.records import (
 from sv3d_jax.train.losses import OrbitBatch
 
 MAX_DAMAGED_SHARE = 0.01
-FEW_DAMAGED = 5  # are no share yet
-MAX_TRIES = 20  # to find a whole record in place of a damaged one
+FEW_DAMAGED = 5  # always tolerated, however few records have been read
+MAX_TRIES = 20  # random draws of a replacement for a damaged record
 MAX_VALIDATION_RECORDS = 16
 READ_THREADS, READ_AHEAD = 4, 8  # batches
 LAST_STEP = 2**40
 EPOCH_STREAM, SAMPLE_STREAM = 0, 1  # of random numbers
 
 Rows = Callable[[int], slice]
-"""Which rows of a global batch of so many this process loads."""
+"""Size of a global batch -> the rows of it that this process loads."""
 
 SampleShape = Callable[[int], tuple[int, int]]
-"""Step -> videos of its global batch, frames of each."""
+"""Step -> number of videos in its global batch, number of frames in each."""
 
 
 class OrbitShards:
-    """The records of a packed folder by their number; reading one that is damaged raises DamagedRecord."""
+    """The records of a packed folder by index; reading a damaged record raises DamagedRecord."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -53,7 +53,7 @@ class OrbitShards:
         if defects:
             raise InputError(
                 f"{defects[0]}" + (f", and {len(defects) - 1} more" if len(defects) > 1 else ""),
-                hint=f"sv3d data check {directory} names every defect; pack again what is lost",
+                hint=f"sv3d data check {directory} lists every defect; pack the damaged orbits again",
             )
         grain = import_grain()
         self._source = grain.sources.ArrayRecordDataSource(
@@ -66,7 +66,7 @@ class OrbitShards:
     def __getitem__(self, number: int) -> Record:
         try:
             data = self._source[number]
-        except RuntimeError as error:  # what the file format itself noticed
+        except RuntimeError as error:  # damage detected by the file format itself
             raise DamagedRecord(str(error).splitlines()[0]) from None
         return decode_record(data, self.index.records[number])
 
@@ -74,8 +74,8 @@ class OrbitShards:
 class ShardBatches:
     """The batches of a run from record shards, and its validation batch.
 
-    `num_frames` views make an orbit: of records with more, every so manieth view from any start. A damaged record is
-    left out, counted and named, and another one takes its place; more than 1 % of them end the run.
+    A damaged record is skipped, counted and reported, and replaced by another one. Reading raises InputError if more
+    than 1 % of the records are damaged.
     """
 
     def __init__(self, sampler: "ShardSampler", workers: int = 0, progress: Progress | None = None):
@@ -88,11 +88,11 @@ class ShardBatches:
 
     @property
     def fingerprint(self) -> str:
-        """Of the records; changed data have another one."""
+        """Fingerprint of the records, which changes with the data."""
         return self.shards.index.fingerprint
 
     def batches(self, first_step: int, rows: Rows) -> Iterator[tuple[int, OrbitBatch]]:
-        """Size of the global batch of every step from one on, and these rows of it."""
+        """For every step from `first_step` on, the size of its global batch and these rows of it."""
         grain = import_grain()
         dataset = grain.MapDataset.range(first_step, LAST_STEP).map(partial(self._sampler.rows, rows=rows))
         options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
@@ -107,7 +107,7 @@ class ShardBatches:
                 yield videos, batch
 
     def validation(self) -> OrbitBatch:
-        """Whole orbits of held-out records, or of the first ones where none are; the last view is the input."""
+        """Whole orbits of held-out records, or of the first ones if none are held out; the last view is the input."""
         records = self.shards.index.records
         held_out = [number for number, entry in enumerate(records) if entry.validation] or range(len(records))
         whole = np.arange(self._sampler.num_frames) * self._sampler.stride
@@ -117,14 +117,14 @@ class ShardBatches:
                 record = self.shards[number]
             except DamagedRecord as error:
                 raise InputError(
-                    f"{self._named(number)}, which validates, is damaged: {error}",
-                    hint=f"sv3d data check {self.shards.directory}, then pack again what is lost",
+                    f"{self._named(number)}, a validation record, is damaged: {error}",
+                    hint=f"sv3d data check {self.shards.directory} lists every defect; pack the damaged orbits again",
                 ) from None
             samples.append(whole_orbits(one_orbit(record, whole)))
         return stack_samples(samples)
 
     def report(self) -> dict[str, Any]:
-        """Records read, those left out as damaged, and their names."""
+        """Numbers of records read and of damaged records skipped, and the names of the latter."""
         names = [self.shards.index.records[number].name for number in sorted(self.damaged)]
         return {"records_read": self.seen, "records_skipped": self.skipped, "damaged_records": names}
 
@@ -139,7 +139,7 @@ class ShardBatches:
             raise InputError(
                 f"{self.skipped} of {self.seen} records of {self.shards.directory} are damaged, more than "
                 f"{MAX_DAMAGED_SHARE:.0%}; the first is {self._named(min(self.damaged))}",
-                hint=f"sv3d data check {self.shards.directory} names them all",
+                hint=f"sv3d data check {self.shards.directory} lists them all",
             )
 
     def _named(self, number: int) -> str:
@@ -149,7 +149,10 @@ class ShardBatches:
 
 @dataclass(frozen=True, eq=False)
 class ShardSampler:
-    """Makes the rows of a step's batch; goes to worker processes as it is."""
+    """Makes the rows of a step's batch; it is pickled and sent to the worker processes.
+
+    A sample has `num_frames` views; of records with k times as many, it takes every k-th view from a random start.
+    """
 
     shards: OrbitShards
     shape: SampleShape
@@ -163,7 +166,7 @@ class ShardSampler:
         if self.shards.index.views % self.num_frames:
             raise InputError(
                 f"{self.shards.directory} holds orbits of {self.shards.index.views} views, "
-                f"which are no multiple of data.num_frames {self.num_frames}"
+                f"which is not a multiple of data.num_frames {self.num_frames}"
             )
         if not self._trained:
             raise InputError(f"{self.shards.directory} holds validation records only")
@@ -178,7 +181,7 @@ class ShardSampler:
         return [number for number, entry in enumerate(self.shards.index.records) if not entry.validation]
 
     def rows(self, step: int, rows: Rows) -> tuple[int, OrbitBatch, list[tuple[int, str]]]:
-        """Size of a step's batch, these rows of it, number and defect of every damaged record that came up."""
+        """Size of a step's batch, these rows of it, and index and defect of every damaged record encountered."""
         videos, frames = self.shape(step)
         damaged: list[tuple[int, str]] = []
         samples = [self._sample(step, row, frames, damaged) for row in range(videos)[rows(videos)]]
@@ -202,20 +205,20 @@ class ShardSampler:
                 damaged.append((number, str(error)))
                 place = int(rng.integers(len(self._trained)))
         raise InputError(
-            f"{MAX_TRIES} records in a row of {self.shards.directory} are damaged",
-            hint=f"sv3d data check {self.shards.directory} names them all",
+            f"{self.shards.directory}: {MAX_TRIES} records read in a row are damaged",
+            hint=f"sv3d data check {self.shards.directory} lists them all",
         )
 
 
 class _ShardFile:
-    """A shard as grain's source takes it without opening it first."""
+    """A shard file with its number of records, so that grain does not have to open it to count them."""
 
     def __init__(self, path: Path, records: int):
         self.filename = str(path)
         self.skip, self.take, self.examples_in_shard = 0, records, records
 
 
-@lru_cache(maxsize=4)  # readers are at most one epoch apart
+@lru_cache(maxsize=4)  # threads that read ahead are at most one epoch apart
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the records in an epoch."""
     return np.random.default_rng([EPOCH_STREAM, seed, epoch]).permutation(count)
@@ -229,16 +232,16 @@ def one_orbit(record: Record, views: np.ndarray) -> EncodedOrbits:
 
 
 def stack_samples(samples: list[OrbitBatch]) -> OrbitBatch:
-    """One batch of all samples."""
+    """All samples joined into one batch."""
     columns = zip(*samples, strict=True)
     return OrbitBatch(*(None if column[0] is None else np.concatenate(column) for column in columns))
 
 
 def check_encoder(shards: OrbitShards, encoder: str) -> None:
-    """Raise an InputError where other weights than a run's encoded the records."""
+    """Raise an InputError if the records were encoded with other weights than those of the run."""
     if shards.index.encoder != encoder:
         raise InputError(
-            f"{shards.directory} was encoded by other weights, {shards.index.encoder[:12]}; those of the run are "
+            f"{shards.directory} was encoded with other weights: {shards.index.encoder[:12]}, the run has "
             f"{encoder[:12]}",
-            hint="pack with the --weights of the run, or train with those of the pack",
+            hint="give the same --weights to sv3d data pack and to sv3d train",
         )

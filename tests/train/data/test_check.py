@@ -65,7 +65,9 @@ def test_any_flipped_byte_of_a_shard_is_found(packed, place):
     data = bytearray(file.read_bytes())
     data[place] ^= 1
     file.write_bytes(data)
-    assert any("orbits-00000.arrayrecord has other bytes" in defect for defect in check(packed))
+    assert any(
+        "orbits-00000.arrayrecord has changed since it was written" in defect for defect in check(packed)
+    )
 
 
 def test_missing_truncated_and_unknown_shards_are_named(packed):
@@ -92,7 +94,7 @@ def test_wrong_content_is_named_although_the_checksums_fit(tmp_path):
     write_shards(tmp_path, [good, bad._replace(latents=latents), short._replace(tokens=short.tokens[:-1])])
     first, second = check(tmp_path)
     assert "(object1 white): latents has values that are not finite" in first
-    assert "(object2 white): tokens has shape (5, 8), (6, 8) is expected" in second
+    assert "(object2 white): tokens has shape (5, 8), expected (6, 8)" in second
 
 
 def test_defects_of_frames_are_all_named(orbit):
@@ -141,7 +143,7 @@ def test_cameras_that_contradict_themselves_are_named(orbit):
 
     edit_cameras(orbit, turn)
     [defect] = check(orbit)
-    assert "frames[3] has a camera_to_world that is not that of its angles" in defect
+    assert "frames[3] has a camera_to_world that does not match its angles" in defect
 
 
 def test_cameras_at_different_distances_are_named(orbit):

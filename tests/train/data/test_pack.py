@@ -114,7 +114,8 @@ def test_bad_orbits_are_named_and_left_out(orbits, weights, tmp_path):
     assert result["records"] == 2
     reasons = "\n".join(result["left_out"])
     assert (
-        "003.png does not exist" in reasons and "object3: it has 6 views, the first orbit has 10" in reasons
+        "003.png does not exist" in reasons
+        and "object3: it has 6 views, but the first orbit has 10" in reasons
     )
 
 

@@ -210,12 +210,12 @@ def test_an_index_that_is_no_json_is_refused_by_its_name(tmp_path, text):
 
 
 def test_views_that_do_not_divide_are_refused(packed):
-    with pytest.raises(InputError, match="20 views, which are no multiple of data.num_frames 7"):
+    with pytest.raises(InputError, match="20 views, which is not a multiple of data.num_frames 7"):
         source(packed, num_frames=7)
 
 
 def test_shards_of_other_weights_are_refused(packed):
-    with pytest.raises(InputError, match="encoded by other weights"):
+    with pytest.raises(InputError, match="encoded with other weights"):
         check_encoder(OrbitShards(packed), "another")
 
 
