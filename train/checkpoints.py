@@ -1,7 +1,7 @@
-"""Checkpoints of training states: Orbax, saved while training goes on, each leaf with a checksum.
+"""Checkpoints of training states: saved by Orbax in the background, with a checksum of each leaf.
 
-Orbax restores a flipped bit as a wrong number. Every leaf therefore has a checksum that does not depend on how the
-leaf is split over devices: it is taken where the leaf lies, before it is saved and after it is restored.
+Orbax does not detect flipped bits. Every leaf therefore has a checksum, computed on the devices before saving and after
+restoring, which does not depend on how the leaf is sharded.
 """
 
 import contextlib

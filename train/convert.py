@@ -34,7 +34,7 @@ SETTINGS = (
 
 
 def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
-    """Convert weights, or those of a run, whose folder is the input."""
+    """The verb `convert`; the input is weights or the folder of a training run."""
     return convert.run_convert(config, progress, open_run_or_weights)
 
 

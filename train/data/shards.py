@@ -225,7 +225,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def one_orbit(record: Record, views: np.ndarray) -> EncodedOrbits:
-    """Some views of a record as an orbit of their own."""
+    """An orbit of some views of a record."""
     orbit = OrbitAngles(record.orbit.azimuths_deg[views], record.orbit.elevations_deg[views])
     latents, tokens = (array[views].astype(np.float32) for array in (record.latents, record.tokens))
     return EncodedOrbits(latents[None], tokens[None], [orbit])
