@@ -9,11 +9,8 @@ from sv3d_jax.config import CommonConfig, check_range, short
 from sv3d_jax.errors import InputError
 
 EVALUATION_SEED = 10_000_000  # objects with this seed or a higher one are never trained on
-OBJECTIVE_NAMES = {
-    "autoencoder": "autoencoder",
-    "tower": "image encoder",
-    "unet": "UNet",
-}  # as messages say them
+# How messages name what an objective trains.
+OBJECTIVE_NAMES = {"autoencoder": "autoencoder", "tower": "image encoder", "unet": "UNet"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,13 +24,8 @@ from sv3d_jax.weights.safetensors_file import TensorInfo
 from sv3d_jax.weights.source import WeightsSource, open_weights
 
 WHOLE_MODEL = "unet"  # the objective whose runs give a complete model
-SETTINGS = (
-    "objective",
-    "weights",
-    "initial",
-    "seed",
-    "trainable",
-)  # which determine where the other parts come from
+# The settings that determine where the other parts come from.
+SETTINGS = ("objective", "weights", "initial", "seed", "trainable")
 
 
 def run_convert(config: ConvertConfig, progress: Progress) -> dict[str, Any]:
