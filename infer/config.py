@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from sv3d_jax.cameras.config import PathConfig
 from sv3d_jax.config import POSITIONAL, CommonConfig, check_range, short
-from sv3d_jax.diffusion.config import SamplingConfig
+from sv3d_jax.diffusion.config import GuidanceName, SamplingConfig, SolverName
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.families import Model, Variant
 
@@ -31,10 +31,10 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
     """variant that the weights must be: u has no camera conditioning, p has, auto accepts any"""
     cameras: Path | None = None
     """cameras.json whose azimuths and elevations are used in place of --orbit, --elevation and --azimuths"""
-    guidance: Literal["triangular", "linear", "constant"] | None = None
+    guidance: GuidanceName | None = None
     """how the guidance scale runs over the frames (default: the model's own); triangular is highest at the back,
     constant is --cfg-max"""
-    solver: Literal["euler", "dpmpp_2m"] = "euler"
+    solver: SolverName = "euler"
     """euler is SV3D's own; dpmpp_2m is of second order, which does not help mini"""
     churn: float = 0.0
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""

@@ -79,7 +79,7 @@ def _run(
 
         check_model(model)
     family = model.family
-    cameras = config.camera_path(family.num_frames).with_input(family.input_frame)
+    cameras = config.camera_path(model.num_frames).with_input(family.input_frame)
     settings = _settings(verb, config, model, cameras, reconstruction)
     jobs = _jobs(config, model, settings, size)
     sampler = OrbitSampler(config, model, cameras, progress)
@@ -115,7 +115,7 @@ def _settings(
 ) -> dict[str, Any]:
     """What decides the results: recorded in their folder, and compared with an earlier run there."""
     settings = {"verb": verb, **config.settings()}
-    settings["frames"] = model.family.num_frames if config.frames is None else config.frames
+    settings["frames"] = model.num_frames if config.frames is None else config.frames
     settings["guidance"] = config.sampling.resolve(model).guidance
     for name in NOT_IN_RESULT:
         settings.pop(name)

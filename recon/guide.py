@@ -17,7 +17,7 @@ from sv3d_jax.arrays import Array, Float, Int, Params, PRNGKeyArray
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.conditioning import camera_vector
 from sv3d_jax.diffusion.denoiser import Conditioning
-from sv3d_jax.diffusion.guidance import triangular_scale
+from sv3d_jax.diffusion.guidance import guidance_scale
 from sv3d_jax.errors import CameraError, WeightsError
 from sv3d_jax.io.images import Picture
 from sv3d_jax.models.config import ModelConfig
@@ -104,7 +104,7 @@ def make_guide(pipeline: "Pipeline", views: Views, input_frame: int, num_orbits:
     condition = pipeline.condition(pixels, noise, paths[0])
     condition = condition._replace(vector=jnp.stack([camera_vector(config, path) for path in paths]))
 
-    scale = triangular_scale(config.num_frames, config.cfg_min, config.cfg_max)
+    scale = guidance_scale(config.family.guidance, config.num_frames, config.cfg_min, config.cfg_max)
     return Guide(
         arrays=GuideArrays(
             {part: pipeline.params[part] for part in ("unet", "vae_encoder")},
@@ -120,6 +120,11 @@ def make_guide(pipeline: "Pipeline", views: Views, input_frame: int, num_orbits:
 
 def check_model(config: ModelConfig) -> None:
     """Refuse a model that cannot show what the reference orbit does not."""
+    if config.family.input_frame != "last":
+        raise WeightsError(
+            f"{config.name} begins its orbits at the input view: score distillation draws orbits that end there",
+            hint="--weights of a model with cameras, as sv3d_p or mini",
+        )
     if not config.family.has_cameras:
         raise WeightsError(
             f"{config.name} is not told any cameras: it knows static orbits alone, and score distillation needs views"

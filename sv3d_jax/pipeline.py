@@ -78,7 +78,10 @@ class Pipeline:
         return cls(params, config, compute, weights)
 
     def computing(self, compute: ComputeConfig) -> "Pipeline":
-        """The same model on the same devices, computing otherwise; its weights are not read again."""
+        """The same parameters on the same devices, with another `ComputeConfig`; weights are not read again.
+
+        What a lower precision has rounded stays rounded.
+        """
         compute = replace(compute, mesh=self.runner.config.mesh)
         return Pipeline(self.params, self.config, compute, self.weights)
 

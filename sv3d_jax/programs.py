@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, partial
@@ -64,9 +65,10 @@ def describe(value: Any) -> Any:
     """What decides the program of a function: the function itself and whatever it closes over, as a hashable value.
 
     Functions are told by their code, closure, defaults and, if partial or bound, by what they are bound to; frozen
-    dataclasses by their type and the fields that they are compared by; arrays by their content. The repr tells the same
-    between processes, but for an `Opaque`: whatever else there is, and functions whose code may change without this
-    package's doing so.
+    dataclasses by their type and the fields that they are compared by, or by their `program_key`; arrays by their
+    content. The repr is the same in every process, unless it contains an `Opaque`: any other object, and functions and
+    classes from outside this package, whose code may change while the package stays the same. A program with one is
+    kept in memory and not on disk.
     """
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return type(value).__name__, value
@@ -76,13 +78,17 @@ def describe(value: Any) -> Any:
         return "method", describe(value.__func__), describe(value.__self__)
     if isinstance(value, FunctionType):
         return _describe_function(value)
-    if isinstance(value, (type, np.dtype)):
-        return "type", str(value)
+    if isinstance(value, np.dtype):
+        return "dtype", str(value)
+    if isinstance(value, type):
+        return _name(value) if _is_stable(value) else Opaque(value)
+    if hasattr(value, "program_key"):
+        return describe(type(value)), describe(value.program_key())
     if dataclasses.is_dataclass(value):
         own = [(f.name, describe(getattr(value, f.name))) for f in dataclasses.fields(value) if f.compare]
-        return _name(type(value)), tuple(own)
+        return describe(type(value)), tuple(own)
     if isinstance(value, (tuple, list)):
-        return _name(type(value)), tuple(map(describe, value))
+        return describe(type(value)), tuple(map(describe, value))
     if isinstance(value, dict):
         return "dict", tuple((describe(key), describe(item)) for key, item in value.items())
     if isinstance(value, (np.ndarray, np.generic)):
@@ -98,6 +104,14 @@ def _describe_function(function: FunctionType) -> Any:
         return Opaque(function), bound
     # Two functions of one name, as lambdas are, differ by their place.
     return _name(function), code.co_firstlineno, hashlib.sha256(code.co_code).hexdigest(), bound
+
+
+def _is_stable(kind: type) -> bool:
+    """Whether what a class does follows from its name, this package's source and the versions of what it needs."""
+    package = kind.__module__.partition(".")[0]
+    if package in ("builtins", "numpy", "jax", "jaxlib", "ml_dtypes"):
+        return True
+    return _in_source(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
 
 
 def _name(value: Any) -> str:

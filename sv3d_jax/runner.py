@@ -63,7 +63,8 @@ class ComputeConfig:
     def sequential_cfg(self) -> bool:
         """Whether the branches of the guidance are computed one after the other.
 
-        The network lays branches and frames along one axis, of which a device can have whole branches only.
+        The UNet flattens branches and frames into one axis, of which a device can have whole branches only: division by
+        frames needs an axis "cfg" of 2 as well, or branches in sequence.
         """
         sizes = self.mesh.shape if self.mesh is not None else {}
         return self.low_memory or (sizes.get("frames", 1) > 1 and sizes.get("cfg", 1) == 1)
@@ -107,7 +108,7 @@ class Placement:
         return jax.device_put(x, self.sharding(split=True))
 
     def split_shape(self, x: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
-        """Shapes lie on the devices as what a program returns; arrays lie where they are."""
+        """A shape with the sharding of what programs return; an array as it is."""
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(split=True))
         return x

@@ -83,8 +83,8 @@ class UNetDenoiser:
         sigma: Float[Array, "b"],
         features: Float[Array, "n f h w d"] | None = None,
     ) -> tuple[tuple[Array, ...], Array | None]:
-        """Denoised latents of the unconditional and of the conditional branch, without guidance of the latter alone;
-        and the cached features after a step of this kind.
+        """(unconditional, conditional) denoised latents, or (conditional,) in a step without guidance; and the cached
+        features after a step of this kind.
         """
 
         def network(*inputs):
@@ -145,7 +145,7 @@ class SamplingSteps:
         if self.unet.sequential_cfg and any(kind.cache != "off" for kind in self.kinds):
             raise InputError(
                 "cached features do not go with sequential classifier-free guidance",
-                hint="leave out cache_interval, or low_memory and a mesh with frames but without two branches",
+                hint="leave out cache_interval; or low_memory, and give a mesh with frames an axis cfg of 2",
             )
 
     @property
@@ -164,7 +164,7 @@ class SamplingSteps:
         sigmas: Float[Array, "steps_plus_1"],
         keys: Array | None,
     ) -> Float[Array, "b f h w c"]:
-        """All steps, as one scan for each stretch of steps with or without guidance."""
+        """All steps: one scan for each run of consecutive steps that are all guided, or all not."""
         state = self.init(noise, sigmas)
         prepared = {
             kind: self.prepare(kind, inputs, sigmas, state, keys) for kind in dict.fromkeys(self.kinds)
@@ -180,7 +180,7 @@ class SamplingSteps:
     def prepare(
         self, kind: StepKind, inputs: SamplingInputs, sigmas: Array, state: SamplerState, keys: Array | None
     ) -> Any:
-        """What the steps of a kind need besides their state; of `state` and `keys` the shapes count alone."""
+        """What the steps of a kind need besides their state; only the shapes of `state` and `keys` are used."""
         return self._program(kind, inputs, state, keys).prepare(inputs, sigmas)
 
     def step(
@@ -209,11 +209,14 @@ class SamplingSteps:
         if correction is None or not (correction.steps is None or index in correction.steps):
             return prediction
         sigma = prediction.levels.current
-        corrected = (correction.function(each, sigma, index) for each in prediction.denoised)
-        return prediction._replace(denoised=tuple(jnp.asarray(each, jnp.float32) for each in corrected))
+        corrected = tuple(
+            jax.device_put(np.asarray(correction.function(each, sigma, index), np.float32), each.sharding)
+            for each in prediction.denoised
+        )
+        return prediction._replace(denoised=corrected)
 
     def state_shape(self, kind: StepKind, state: SamplerState) -> SamplerState:
-        """A state that enters a step of a kind, with shapes for the features that an earlier step stores."""
+        """The state as input of a step of a kind, with a shape for the cached features where it reuses them."""
         features = self.unet.features_shape(kind, state.latents.shape) if kind.cache == "reuse" else None
         return state._replace(features=features)
 
@@ -303,7 +306,7 @@ def plain_program(step: Callable[..., Any]) -> StepProgram:
 def hoisted_program(
     step: Callable[..., Any], inputs: SamplingInputs, state: SamplerState, keys: Array | None
 ) -> StepProgram:
-    """The same with everything prepared that latents do not decide: what depends on the noise level, for all levels.
+    """As `plain_program`, but what does not depend on latents is computed before the first step, for all noise levels.
 
     inputs, state and keys may be shapes.
     """

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import jax
@@ -14,8 +14,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sv3d_jax import programs
 from sv3d_jax.diffusion.guidance import guidance_scale, triangular_scale
+from sv3d_jax.diffusion.sampler import Correction
+from sv3d_jax.diffusion.solvers import Euler
+from sv3d_jax.models.families import FAMILIES
 from sv3d_jax.programs import load_or_compile
 from tests.test_imports import ROOT
+from tests.tiny_model import CONFIG
 
 
 @pytest.fixture
@@ -138,6 +142,38 @@ def test_functions_are_told_apart_by_what_they_close_over():
     assert len(set(descriptions)) == len(functions)
     assert programs.describe(Scaled(2.0, "another")) == programs.describe(Scaled(2.0))
     assert programs.describe(partial(guidance_scale, np.arange(3))) == descriptions[8]
+
+
+def test_a_class_that_is_defined_again_is_another(folder):
+    """As when the cell of a notebook is run again: neither in memory nor on disk is its old program taken."""
+
+    def solver():
+        @dataclass(frozen=True)
+        class Mine:
+            def update(self, x):
+                return x
+
+        return Mine()
+
+    one, two = solver(), solver()
+    assert programs.describe(one) == programs.describe(one) != programs.describe(two)
+    load_or_compile(programs.describe(one.update), compiled)
+    assert not folder.exists()
+    load_or_compile(programs.describe(Euler().update), compiled)
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_model_is_told_by_its_family_as_well(monkeypatch):
+    before = programs.describe(CONFIG)
+    assert "Opaque(" not in repr(before)
+    monkeypatch.setitem(FAMILIES, "p", replace(FAMILIES["p"], cond_aug=0.5))
+    assert programs.describe(CONFIG) != before
+
+
+def test_a_function_on_the_host_is_no_part_of_a_program():
+    one, two = (Correction(of_lambda(value), on_host=True) for value in (1.0, 2.0))
+    assert programs.describe(one) == programs.describe(two)
+    assert programs.describe(Correction(of_lambda(1.0))) != programs.describe(Correction(of_lambda(2.0)))
 
 
 def test_programs_of_code_outside_the_package_are_not_kept(folder):

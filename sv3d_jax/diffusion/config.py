@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 from sv3d_jax.config import check_range
 from sv3d_jax.errors import InputError
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from sv3d_jax.models.config import ModelConfig
 else:
     GuidanceScale = Solver = Any  # their modules import jax
+
+
+GuidanceName = Literal["triangular", "linear", "constant"]
+"""Guidance curves by name; the functions are in `guidance.SCALES`."""
+SolverName = Literal["euler", "dpmpp_2m"]
+"""Solvers by name; the objects are in `solvers.SOLVERS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +98,8 @@ class SamplingConfig:
             )
         if isinstance(self.solver, str) and self.solver not in SOLVER_NAMES:
             raise InputError(f"solver must be {' or '.join(SOLVER_NAMES)}, or a Solver, got {self.solver!r}")
-        if self.churn_options.s_churn and self.solver != "euler":
+        is_euler = self.solver == "euler" or type(self.solver).__name__ == "Euler"
+        if self.churn_options.s_churn and not is_euler:
             raise InputError(f"--churn goes with --solver euler, not with {self.solver}")
         if self.guidance_interval is not None:
             low, high = self.guidance_interval
@@ -125,8 +132,7 @@ class SamplingConfig:
         return kinds
 
 
-GUIDANCE_NAMES = ("triangular", "linear", "constant")
-SOLVER_NAMES = ("euler", "dpmpp_2m")
+GUIDANCE_NAMES, SOLVER_NAMES = get_args(GuidanceName), get_args(SolverName)
 
 
 def renamed(options: Mapping[str, Any]) -> dict[str, Any]:

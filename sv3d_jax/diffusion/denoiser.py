@@ -67,7 +67,7 @@ def precondition(
     sigma: Float[Array, "b f"],
     condition: Conditioning,
 ) -> tuple[Float[Array, "b f h w c"], Any]:
-    """The same of a network that returns its output and something else, which is handed on."""
+    """`denoise` for a network that returns (output, other); returns (denoised latents, other)."""
     factors = scalings(sigma)
     skip, out, inp = (factor[:, :, None, None, None] for factor in factors[:3])
     features = jnp.concatenate([inp * x, condition.concat], axis=-1)

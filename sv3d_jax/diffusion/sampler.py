@@ -63,6 +63,10 @@ class Correction:
             raise InputError(f"a Correction at step {bad[0]} does not go with num_steps={num_steps}")
         return replace(self, steps=tuple(sorted({step % num_steps for step in self.steps})))
 
+    def program_key(self) -> Any:
+        """What a compiled program depends on: of a correction on the host, which is outside of it, not the function."""
+        return ("host", self.on) if self.on_host else (self.function, self.on, self.steps)
+
     def __call__(self, denoised: Array, levels: StepLevels) -> Array:
         """Corrected latents of one step, under `jax.jit`."""
         if self.steps is None:
@@ -112,6 +116,8 @@ class Sampler:
         churn, sigma = self.churn, levels.current
         if not churn.s_churn:
             return x, levels
+        if keys is None:
+            raise InputError("churn draws noise in every step: it needs keys, one for each video")
         gamma = min(churn.s_churn / self.num_steps, np.sqrt(2.0) - 1.0)
         gamma = jnp.where((sigma >= churn.s_tmin) & (sigma <= churn.s_tmax), gamma, 0.0)
         raised = sigma * (1.0 + gamma)
@@ -120,7 +126,7 @@ class Sampler:
         return x + spread * noise, levels._replace(current=raised)
 
     def correct(self, denoised: Array, levels: StepLevels, what: str) -> Array:
-        """Denoised latents of a step, corrected if that is wanted of `what` they are and not left to the host."""
+        """The correction applied, if it is meant for `what` ("guided" or "branches") and is not run on the host."""
         correction = self.correction
         if correction is None or correction.on_host or correction.on != what:
             return denoised
@@ -142,7 +148,8 @@ def sample(
 ) -> Float[Array, "b f h w c"]:
     """Integrate from unit noise, scaled to sigmas[0], down to sigmas[-1] = 0; one scan, for use under jit.
 
-    Guidance is the business of `denoise`; of the options, solver and churn count. `keys`, one per video, are for churn.
+    `denoise` includes guidance; of the options, `solver` and `churn` alone are used. `keys`, one per video, are for
+    churn.
     """
     sampler = Sampler.from_config(config, len(sigmas) - 1, correct)
     if (correction := sampler.correction) is not None and (correction.on_host or correction.on == "branches"):

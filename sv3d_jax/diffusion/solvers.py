@@ -1,6 +1,8 @@
 """Solvers of the probability-flow ODE: each takes latents from one noise level to the next.
 
-A solver of one's own is a frozen dataclass with the two methods of `Solver`, given as `SamplingConfig(solver=...)`.
+A solver of one's own is a frozen dataclass with the two methods of `Solver`, given as `SamplingConfig(solver=...)`. The
+denoiser is called once in each step, before `update`: multi-step methods fit, those with stages between, as Heun's, do
+not.
 """
 
 from dataclasses import dataclass
@@ -14,8 +16,8 @@ from sv3d_jax.arrays import Array, Float, Int
 class StepLevels(NamedTuple):
     """Where in the schedule a step is; all are scalars.
 
-    previous: the noise level of the step before, in the first step its own. current: that of the latents. next: the one
-    that the step leads to. index: the number of the step, from 0.
+    previous: the noise level of the step before, in the first step that of itself. current: that of the latents. next:
+    the one that the step leads to. index: the number of the step, from 0.
     """
 
     previous: Float[Array, ""]

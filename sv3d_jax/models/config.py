@@ -127,6 +127,10 @@ class ModelConfig:
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}")
 
+    def program_key(self) -> Any:
+        """What a compiled program depends on: the values, and the family that `variant` names."""
+        return json.dumps(self.to_dict(), sort_keys=True), self.family
+
     @property
     def family(self) -> ModelFamily:
         """What this model shares with others of its variant."""

@@ -1,7 +1,7 @@
 """The families of image-to-orbit models, as one table: what differs between them besides the widths of their networks.
 
-A new family is an entry of `FAMILIES`: conditioning, sampling, training, weights and the command line all read this
-table. Nothing here imports jax.
+A new family is an entry of `FAMILIES`: conditioning, sampling, training, reading of weights and the command line all
+read this table. Nothing here imports jax.
 """
 
 from dataclasses import dataclass
@@ -34,16 +34,16 @@ class ModelFamily:
     native_size: int = 576
     """side of the frames in pixels"""
     num_steps: int = 50
-    guidance: Literal["triangular", "linear", "constant"] = "triangular"
-    """how the guidance scale runs over the frames, from cfg_min to cfg_max"""
+    guidance: str = "triangular"
+    """curve of the guidance scale over the frames, from cfg_min to cfg_max: a name in `diffusion.guidance.SCALES`"""
     cfg_min: float = 1.0
     cfg_max: float = 2.5
     cond_aug: float = 1e-5
     """deviation of the noise on the conditioning picture in [-1, 1]"""
     decoder: Literal["frame", "video"] = "frame"
     """the published decoder works frame by frame, or over time, as Stable Video Diffusion's does"""
-    known_by_width: bool = True
-    """a published file is recognised by the width of its vector; if not, it must be named by --variant"""
+    known_by_width: bool = False
+    """a file without our description is taken for this family by the width of its vector"""
 
     @property
     def vector_width(self) -> int:
@@ -52,19 +52,19 @@ class ModelFamily:
 
     @property
     def has_cameras(self) -> bool:
-        """Whether the model is told where its cameras are; one that is not knows static orbits alone."""
-        return any(field.source in ("polar_rad", "azimuth_rad") for field in self.vector)
+        """Whether the model is told where its cameras are, by both angles; else it knows static orbits alone."""
+        return {"polar_rad", "azimuth_rad"} <= {field.source for field in self.vector}
 
 
 _NOISE = VectorField("cond_aug")
 _CAMERA = (_NOISE, VectorField("polar_rad", 512), VectorField("azimuth_rad", 512))
 
 FAMILIES: dict[str, ModelFamily] = {
-    "u": ModelFamily(name="sv3d_u", vector=(_NOISE,)),
-    "p": ModelFamily(name="sv3d_p", vector=_CAMERA),
+    "u": ModelFamily(name="sv3d_u", vector=(_NOISE,), known_by_width=True),
+    "p": ModelFamily(name="sv3d_p", vector=_CAMERA, known_by_width=True),
     # Cameras as in sv3d_p, trained without its first stage on static orbits (SV3D, section 3.1); its weights were not
     # published, so that a file of this width is taken for sv3d_p.
-    "c": ModelFamily(name="sv3d_c", vector=_CAMERA, known_by_width=False),
+    "c": ModelFamily(name="sv3d_c", vector=_CAMERA),
     # V3D (arXiv 2403.06738) keeps the vector of Stable Video Diffusion with constants in it, and so its width.
     "v3d": ModelFamily(
         name="v3d",
@@ -78,7 +78,6 @@ FAMILIES: dict[str, ModelFamily] = {
         cfg_max=3.5,
         cond_aug=0.02,
         decoder="video",
-        known_by_width=False,
     ),
 }
 """Families by variant: what `--variant` takes and a model's description stores."""

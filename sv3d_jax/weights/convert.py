@@ -104,7 +104,7 @@ def check_variant(source: WeightsSource, variant: str) -> None:
     if variant not in ("auto", source.config.variant):
         raise WeightsError(
             f"{source.path} holds {source.config.name}, of variant {source.config.variant}, not {variant}",
-            hint=f"leave out --variant {variant}, or name the weights of sv3d_{variant}",
+            hint=f"leave out --variant {variant}, or name weights of that variant",
         )
 
 
@@ -157,9 +157,9 @@ def _infos(source: WeightsSource, dtype: str | None) -> dict[str, TensorInfo]:
 
 def _is_told_by_shapes(config: ModelConfig, infos: dict[str, TensorInfo]) -> bool:
     """Whether the configuration follows from the shapes, so that a file needs no description of it in its metadata."""
-    return not config.training and config == inferred_config(
-        {name: info.shape for name, info in infos.items()}
-    )
+    if config.training or not config.family.known_by_width:
+        return False
+    return config == inferred_config({name: info.shape for name, info in infos.items()})
 
 
 def _check_space(output: Path, needed: int) -> None:

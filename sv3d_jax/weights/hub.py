@@ -14,6 +14,7 @@ from sv3d_jax.devices import cache_directory
 from sv3d_jax.errors import SV3DError, WeightsError
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.families import FAMILIES
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.weights.convert import check_variant, convert, staged
 from sv3d_jax.weights.key_map import PREFIXES, model_parameters, tree_from_leaves
@@ -129,7 +130,7 @@ def _from_hub(source: str, variant: str) -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     repository, _, revision = source.partition("@")
-    file = f"sv3d_{'p' if variant == 'auto' else variant}.safetensors"
+    file = f"{FAMILIES['p' if variant == 'auto' else variant].name}.safetensors"
     parts = [f"{part}*.safetensors" for part in PREFIXES]
     wanted = [file, MODEL_FILE, f"{PARAMS_FOLDER}/*", EXTRA_FILE, *parts]
     page = f"https://huggingface.co/{repository}"

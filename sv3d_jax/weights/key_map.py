@@ -128,14 +128,14 @@ def tree_from_leaves(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str,
     return tree
 
 
-def infer_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def infer_config(shapes: Mapping[str, Shape], variant: str | None = None) -> dict[str, Any]:
     """The fields of a `ModelConfig` that follow from the shapes of a checkpoint, as nested plain values.
 
     Head widths do not follow. Raises KeyError if a tensor is missing that every model of this kind has; ValueError,
     IndexError or ZeroDivisionError if shapes do not fit together.
     """
     return {
-        "variant": _variant(shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]),
+        "variant": variant or _variant(shapes[PREFIXES["unet"] + "label_emb.0.0.weight"][1]),
         "unet": _infer_unet(_part(shapes, "unet")),
         "vae": _infer_vae(_part(shapes, "vae_encoder"))
         | {"post_quant_conv": f"{POST_QUANT_CONV}weight" in shapes},

@@ -18,6 +18,7 @@ import numpy as np
 from sv3d_jax.config import nearest
 from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.models.config import METADATA_KEY, ModelConfig
+from sv3d_jax.models.families import FAMILIES, family_of_width
 from sv3d_jax.weights.checkpoint import SavedTree
 from sv3d_jax.weights.key_map import PREFIXES, Shape, infer_config, is_extra, model_parameters
 from sv3d_jax.weights.layouts import QUANTIZATION_METADATA, read_layout
@@ -122,7 +123,8 @@ def read_model_file(directory: Path) -> ModelConfig:
 
 def inferred_config(shapes: Mapping[str, Shape], stored: Mapping[str, Any] | None = None) -> ModelConfig:
     """The configuration that follows from shapes, with published values for the rest; `stored` fields override both."""
-    return ModelConfig.from_dict(_overlaid(_with_name(infer_config(shapes)), stored or {}))
+    variant = (stored or {}).get("variant")
+    return ModelConfig.from_dict(_overlaid(_with_name(infer_config(shapes, variant)), stored or {}))
 
 
 def cast(tensor: np.ndarray, name: str, dtype: np.dtype | None) -> np.ndarray:
@@ -147,7 +149,7 @@ class PublishedTensors:
         self.path, self.files = files.path, files.files
         self.described = _described(files)
         models = [self.described] if self.described else []
-        models += [ModelConfig.published(variant) for variant in "pu"]
+        models += [ModelConfig.published(variant) for variant in ("p", "u")]
         layout = read_layout(files.path, files.tensors, files.metadata, files.read, models, ema)
         self.metadata = {
             key: value
@@ -172,7 +174,8 @@ class _FileSource:
         self.tensors, self.metadata = tensors.tensors, tensors.metadata
         self.left_out, self.remarks = tensors.left_out, tensors.remarks
         shapes = {name: info.shape for name, info in self.tensors.items()}
-        if problem := _other_model(shapes):
+        # A model that is described may be of any family; a file that is not must be of one that its width tells.
+        if tensors.described is None and stored is None and (problem := _other_model(shapes)):
             raise WeightsError(f"{path} is not an SV3D model: it is {problem}", hint=_GET_SV3D)
         try:
             self.config = tensors.described or inferred_config(shapes, stored)
@@ -327,20 +330,20 @@ def _overlaid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 
 def _with_name(values: dict[str, Any]) -> dict[str, Any]:
-    return {"name": f"sv3d_{values['variant']}", **values}
+    return {"name": FAMILIES[values["variant"]].name, **values}
 
 
 def _other_model(shapes: Mapping[str, Shape]) -> str | None:
     """What a file is that has some of SV3D's names but is another model; None if it may be SV3D."""
     label = shapes.get(f"{PREFIXES['unet']}label_emb.0.0.weight", ())
     over_time = f"{PREFIXES['vae_decoder']}conv_out.time_mix_conv.weight" in shapes
-    if over_time or label[1:] == (768,):
+    if over_time or label[1:] == (FAMILIES["v3d"].vector_width,):  # SVD's width as well
         decoder = " and whose decoder mixes frames" if over_time else ""
         return (
             "Stable Video Diffusion (SVD), whose condition vector holds frame rate and motion instead of cameras"
             f"{decoder}; only sv3d train --initial takes it, for its UNet"
         )
-    if label and label[1:] not in ((256,), (1280,)):
+    if label and family_of_width(label[1]) is None:
         return f"a model with the condition vector {label[1:]}, sv3d_u has 256 values there and sv3d_p 1280"
     return None
 

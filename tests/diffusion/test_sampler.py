@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.diffusion.sampler import Correction, sample
 from sv3d_jax.errors import InputError
 from tests.tiny_model import picture, tiny_pipeline
@@ -149,6 +150,10 @@ def test_a_correction_knows_the_step_and_its_noise_level():
                 identity, jnp.ones((1,) * 5), np.ones(2), correct=Correction(identity, "branches")
             ),
             "neither branches nor the host",
+        ),
+        (
+            lambda: sample(identity, jnp.ones((1,) * 5), np.ones(2), SamplingConfig(churn=1.0)),
+            "it needs keys",
         ),
     ],
 )

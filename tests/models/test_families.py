@@ -1,5 +1,7 @@
 """The table of model families, against the published models and against what reads it."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,18 @@ import pytest
 
 from sv3d_jax.cameras.orbit import custom_orbit
 from sv3d_jax.conditioning import camera_vector
+from sv3d_jax.diffusion.config import GUIDANCE_NAMES, SOLVER_NAMES
+from sv3d_jax.diffusion.guidance import SCALES
+from sv3d_jax.diffusion.solvers import SOLVERS
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.embeddings import sinusoidal
 from sv3d_jax.models.families import FAMILIES, family_of_width
 from sv3d_jax.models.video_unet import VideoUNet, init_unet
 from sv3d_jax.train.losses import orbit_network
 from sv3d_jax.train.objectives import read_model
+from sv3d_jax.weights.convert import convert
+from sv3d_jax.weights.hub import load_weights, write_shipped
+from tests.reference_weights import reference_params
 from tests.tiny_model import CONFIG
 
 
@@ -35,6 +43,25 @@ def test_v3d_has_the_constants_of_its_published_configuration():
     expected = jnp.concatenate([sinusoidal(jnp.float32(value), 256) for value in (1.0, 300.0, 0.02)])
     np.testing.assert_array_equal(vector, jnp.tile(expected, (18, 1)))
     assert not FAMILIES["v3d"].has_cameras and FAMILIES["c"].has_cameras
+
+
+def test_weights_of_a_family_that_no_width_tells_are_read_in_every_form(tmp_path):
+    """V3D's vector is as wide as that of Stable Video Diffusion: the description decides."""
+    model = replace(CONFIG, name="v3d", variant="v3d", unet=replace(CONFIG.unet, vector_width=768))
+    params = reference_params(model)
+    write_shipped(params, model, tmp_path / "folder")
+    convert(tmp_path / "folder", tmp_path / "v3d.safetensors")
+    convert(tmp_path / "v3d.safetensors", tmp_path / "again")
+    for place in ("folder", "v3d.safetensors", "again"):
+        read, config, _ = load_weights(tmp_path / place, "v3d")
+        assert config == model
+        got, expected = (np.asarray(tree["unet"]["out_2"]["bias"], np.float32) for tree in (read, params))
+        np.testing.assert_allclose(got, expected, rtol=4e-3)  # folders are written in bfloat16
+
+
+def test_names_of_guidance_and_solvers_are_those_of_their_tables():
+    assert set(GUIDANCE_NAMES) == set(SCALES) and set(SOLVER_NAMES) == set(SOLVERS)
+    assert {family.guidance for family in FAMILIES.values()} <= set(SCALES)
 
 
 def test_training_gives_a_model_its_frames_in_the_order_that_it_has_them(monkeypatch):

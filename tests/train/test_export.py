@@ -47,7 +47,7 @@ def test_a_run_converts_to_published_names_without_rounding(chain, tmp_path):
     assert model.to_dict()["latent_factor"] == settings["model"]["latent_factor"]
     for name, leaf in named_leaves(params["unet"]).items():
         np.testing.assert_array_equal(leaf, arrays[f"ema/unet/{name}"])
-    with pytest.raises(InputError, match="tower alone"):
+    with pytest.raises(InputError, match="only the image encoder"):
         run_convert(ConvertConfig(input=chain / "tower", output=tmp_path / "tower"), NullProgress())
 
 
