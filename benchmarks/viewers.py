@@ -10,9 +10,9 @@ channels in levels of 255, where both pictures are fully covered; overlap is of 
 four times the difference. What is half transparent is composited in display values by us and by browsers, in linear
 light by Blender. Either program may be left out. To install them outside of the package's environment:
 
-    npm install --prefix /tmp/three three@0.187.0 playwright-core@1.65.1     # NODE_MODULES: /tmp/three/node_modules
+    npm install --prefix three three@0.187.0 playwright-core@1.65.1     # NODE_MODULES: three/node_modules
     apt-get install chromium
-    python3.11 -m venv /tmp/blender && /tmp/blender/bin/pip install bpy==5.0.1   # PYTHON: /tmp/blender/bin/python
+    python3.11 -m venv blender && blender/bin/pip install bpy==5.0.1   # PYTHON: blender/bin/python
 """
 
 import argparse
