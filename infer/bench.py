@@ -152,7 +152,7 @@ def step_flop(model: ModelConfig, batch: int, frames: int, size: int) -> float:
     condition = Conditioning(shape(batch, 1, width), x, shape(batch, frames, model.unet.vector_width))
     inputs = SamplingInputs(params, condition, shape(frames))
     steps = SamplingSteps(UNetDenoiser(model.unet, Compute(reference=True)), Sampler(1), (StepKind(),))
-    step = jax.make_jaxpr(lambda *given: steps.step(StepKind(), *given[:2], (), 0, given[2], None))
+    step = jax.make_jaxpr(lambda *given: steps.step(StepKind(), *given[:2], (), 0, given[2], None))  # pyright: ignore[reportCallIssue]
     return product_flop(step(inputs, shape(2), SamplerState(x)).jaxpr)
 
 

@@ -68,7 +68,7 @@ def depth_smoothness_loss(
     solid_here, *solid_neighbours = _with_neighbours(solid)
     weights = valid[..., :-1, :-1] * solid_here
     pairs = zip(neighbours, solid_neighbours, strict=True)
-    return sum(_mean(jnp.square(there - here), weights * solid_there) for there, solid_there in pairs)
+    return sum(_mean(jnp.square(there - here), weights * solid_there) for there, solid_there in pairs)  # pyright: ignore[reportCallIssue]
 
 
 def normal_loss(

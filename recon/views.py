@@ -127,7 +127,7 @@ def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, 
         inside = ndimage.binary_fill_holes(dark)
         core = ndimage.binary_erosion(inside, border_value=1)
         rim = ndimage.binary_dilation(inside) & ~core
-        masks[index] = np.where(rim, _coverage(darkness[index], core), inside)
+        masks[index] = np.where(rim, _coverage(darkness[index], core), inside)  # pyright: ignore[reportCallIssue]
         weights[index] = np.where(rim, 0.0, np.where(inside & ~dark, HOLE_WEIGHT, 1.0))
     return masks, weights
 

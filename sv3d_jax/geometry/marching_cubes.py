@@ -23,7 +23,7 @@ def extract_surface(field: np.ndarray, level: float) -> tuple[np.ndarray, np.nda
         )
     # Samples exactly at the level would give triangles without area.
     gap = 1e-3 * (abs(level) + 1e-6)
-    signed = np.where(inside, np.maximum(field, level + gap), np.minimum(field, level - gap)) - level
+    signed = np.where(inside, np.maximum(field, level + gap), np.minimum(field, level - gap)) - level  # pyright: ignore[reportCallIssue]
     signed = np.pad(signed, 1, constant_values=-gap)
     # The classic algorithm (Lorensen): the default one makes edges with four faces in ambiguous cells of noisy fields.
     vertices, faces, _, _ = measure.marching_cubes(

@@ -388,7 +388,7 @@ def _corners(words: _Words, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     corners = np.zeros((len(begin), 3), np.int64)
     is_right = values is not None and place.max(initial=0) <= 2 and (values != 0).all()
     if is_right:
-        corners[corner, place] = values
+        corners[corner, place] = values  # pyright: ignore[reportCallIssue]
         is_right = (corners[:, 0] != 0).all()
     if is_right:
         return corners, number

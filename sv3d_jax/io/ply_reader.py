@@ -141,7 +141,7 @@ def _columns(table: Table, names: tuple[str, ...]) -> np.ndarray | None:
     found = [table.get(name) for name in names]
     if any(column is None or isinstance(column, Lists) for column in found):
         return None
-    return np.stack(found, axis=1).astype(np.float64)
+    return np.stack(found, axis=1).astype(np.float64)  # pyright: ignore[reportCallIssue]
 
 
 def _colors(table: Table) -> np.ndarray | None:

@@ -46,7 +46,7 @@ def gaussian_kernel(factor: float) -> np.ndarray:
 def _blur(x: Float[Array, "n h w c"], axis: int, kernel: np.ndarray) -> Float[Array, "n h w c"]:
     """Weighted sum along one axis; beyond the border the picture is mirrored about its outermost pixel."""
     pad = [(0, 0)] * x.ndim
-    pad[axis] = (len(kernel) // 2,) * 2
+    pad[axis] = (len(kernel) // 2,) * 2  # pyright: ignore[reportCallIssue]
     padded, side = jnp.pad(x, pad, mode="reflect"), x.shape[axis]
     windows = [jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(len(kernel))]
     return sum(weight * window for weight, window in zip(kernel, windows, strict=True))

@@ -7,17 +7,22 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from sv3d_jax.cameras.orbit import sine_orbit
+from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import Cancelled, InputError, SV3DError, WeightsError
 from sv3d_jax.io.images import read_picture
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.metrics.geometry import is_closed
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.plan import plan_orbit
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
+from sv3d_jax.recon.dmtet.stage import sds_steps
 from sv3d_jax.recon.dmtet.surface import Surface
 from sv3d_jax.recon.export import render_mesh, with_vertex_colors
 from sv3d_jax.recon.fit import FitInfo
@@ -25,6 +30,7 @@ from sv3d_jax.recon.pictures import Pictures
 from sv3d_jax.recon.reconstruct import reconstruct, run_reconstruct
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.recon.views import CoverageWarning
+from sv3d_jax.weights import hub
 from sv3d_jax.weights.hub import write_shipped
 from tests.recon.scenes import ball_orbit, ball_pictures
 from tests.reference_weights import reference_params
@@ -395,6 +401,20 @@ def test_a_model_without_cameras_writes_nothing(verb, tmp_path):
     model = replace(MODEL, variant="u")
     config = replace(verb, sds=True, fine_steps=16, weights=written(model, tmp_path / "tiny_u"))
     with pytest.raises(WeightsError, match="not told any cameras"):
+        run_reconstruct(config, NullProgress())
+    assert not verb.output.exists()
+
+
+def test_full_size_weights_guide_on_a_cpu_only_where_they_are_asked_to(verb, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    model = ModelConfig.published("p")
+    monkeypatch.setattr(hub, "read_model_config", lambda *weights: model)
+    config = replace(verb, sds=True, fine_steps=96)
+    num_steps = len(sds_steps(config.resolve().mesh))
+    assert 0 < num_steps < 96
+    hours = plan_orbit(model, sampling=SamplingConfig(num_steps=num_steps)).cpu_hours
+    with pytest.raises(InputError, match=f"takes about {hours:.1f} hours"):
         run_reconstruct(config, NullProgress())
     assert not verb.output.exists()
 

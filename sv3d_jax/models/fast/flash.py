@@ -66,8 +66,8 @@ def _divided(platform: str, interpret: bool, is_gradient: bool, table_axes: tupl
 
     def attend(segments, tables, *qkv):
         if platform == "tpu":
-            return _splash(*qkv, segments, tables, interpret)
-        return _triton(*qkv, segments, interpret)
+            return _splash(*qkv, segments, tables, interpret)  # pyright: ignore[reportCallIssue]
+        return _triton(*qkv, segments, interpret)  # pyright: ignore[reportCallIssue]
 
     def forward(q, k, v, segments, *tables):
         return attend(segments, tables, q, k, v)
