@@ -184,7 +184,7 @@ def ball(radius: float = 0.5, rows: int = 24) -> Shape:
     faces = np.concatenate(
         [np.stack([first, below, below + 1], 1), np.stack([first, below + 1, first + 1], 1)]
     )
-    areas = np.linalg.norm(np.cross(*(outwards[faces[:, i]] - outwards[faces[:, 0]] for i in (1, 2))), axis=1)
+    areas = np.linalg.norm(np.cross(*(outwards[faces[:, i]] - outwards[faces[:, 0]] for i in (1, 2))), axis=1)  # pyright: ignore[reportCallIssue]
     uv = np.stack([column / columns, row / rows], 1)
     return Shape(radius * outwards, outwards, uv, faces[areas > 1e-9])
 

@@ -27,6 +27,7 @@ from sv3d_jax.cost import live_bytes, product_flop
 from sv3d_jax.diffusion.config import StepKind
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.sampler import Sampler, SamplerState
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode, init_vae
 from sv3d_jax.models.video_unet import init_unet
@@ -99,7 +100,7 @@ def step_cost(frames: int, size: int, steps: int = 50) -> dict:
     kind, state = StepKind(), SamplerState(x)
     program = SamplingSteps(UNetDenoiser(model.unet, compute), Sampler(steps), (kind,) * steps)
     sigmas, index = float32(steps + 1), jax.ShapeDtypeStruct((), jnp.int32)
-    prepared = jax.eval_shape(lambda *given: program.prepare(kind, *given, None), given, sigmas, state)
+    prepared = jax.eval_shape(lambda *given: program.prepare(kind, *given, None), given, sigmas, state)  # pyright: ignore[reportCallIssue]
 
     def step(params, prepared, condition, scale, sigmas, index, x):
         given = SamplingInputs(params, condition, scale)
@@ -170,7 +171,7 @@ def compiled_step(pipe: Pipeline, pictures: int):
     state = SamplerState(float32(pictures, frames, side, side, 4, sharding=split))
     kind, num_steps = StepKind(), model.num_steps
     steps = SamplingSteps(pipe.unet, Sampler(num_steps), (kind,) * num_steps)
-    prepare = jax.jit(lambda *given: steps.prepare(kind, *given, state, None)).lower(given, sigmas)
+    prepare = jax.jit(lambda *given: steps.prepare(kind, *given, state, None)).lower(given, sigmas)  # pyright: ignore[reportCallIssue]
     prepared = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         prepare.out_info,

@@ -71,7 +71,7 @@ def measure(num_points: int, levels: int, table_size: int, repeats: int) -> dict
 
 def torch_ways(grid: HashGrid, tables: np.ndarray, points: np.ndarray) -> dict[str, Callable]:
     """The same encoding in plain torch: all corners of a level are indexed at once."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(os.cpu_count() or 1)
     rows, x = torch.tensor(tables, requires_grad=True), torch.tensor(points)

@@ -17,8 +17,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch.nn.functional as F
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 
 from sv3d_jax.devices import keep_freed_memory, run_in_calling_thread
 from sv3d_jax.models.attention import FeedForward
@@ -168,7 +168,7 @@ def attention(tokens: int) -> Case:
     q, k, v = (normal(5, tokens, 5, 64) for _ in range(3))
     heads = [torch.from_numpy(x).transpose(1, 2).contiguous() for x in (q, k, v)]
     return (
-        lambda *qkv: attend(*qkv, COMPUTE),
+        lambda *qkv: attend(*qkv, COMPUTE),  # pyright: ignore[reportCallIssue]
         lambda: F.scaled_dot_product_attention(*heads),
         [q, k, v],
     )

@@ -137,8 +137,8 @@ def random_views(model: "ModelConfig", batch: int, frames: int, side: int) -> "O
 
 def torch_side(args: argparse.Namespace) -> tuple:
     """diffusers' model of the same widths."""
-    import diffusers
-    import torch
+    import diffusers  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     from sv3d_jax.devices import tell_allocator_to_keep
 

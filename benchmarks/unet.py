@@ -159,8 +159,8 @@ def jax_side(args: argparse.Namespace) -> tuple:
 
 def torch_side(args: argparse.Namespace, compile: bool = False) -> tuple:
     """diffusers' model of the same widths."""
-    import diffusers
-    import torch
+    import diffusers  # pyright: ignore[reportMissingImports]
+    import torch  # pyright: ignore[reportMissingImports]
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)

@@ -10,9 +10,9 @@ import os
 import sys
 import tempfile
 
-import bpy
+import bpy  # pyright: ignore[reportMissingImports]
 import numpy as np
-from mathutils import Matrix
+from mathutils import Matrix  # pyright: ignore[reportMissingImports]
 
 SAMPLES = 4  # to each of the points that a pixel is made of
 
