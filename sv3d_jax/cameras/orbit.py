@@ -207,19 +207,6 @@ def smooth_cyclic(elevations_deg: np.ndarray, width: int = 5) -> np.ndarray:
     return np.convolve(wrapped, np.ones(width) / width, mode="same")[width:-width]
 
 
-def published_dynamic_orbit(length: int, elevation_deg: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Azimuths and elevations in degrees as the web demo returns them: ceil(84 / (84 // length)) views."""
-    azimuths, elevations = (
-        np.roll(x[:: DYNAMIC_SAMPLES // length], -1) for x in dynamic_samples(elevation_deg, seed)
-    )
-    return azimuths, elevations
-
-
-def published_demo_azimuths_deg(num_frames: int) -> np.ndarray:
-    """Static azimuths of the web demo: the last one is 360, where the published command line has 0."""
-    return np.linspace(0.0, 360.0, num_frames + 1)[1:]
-
-
 def check_num_frames(num_frames: int) -> None:
     """Raise CameraError for a number of frames that the model cannot sample."""
     if not MIN_FRAMES <= num_frames <= MAX_FRAMES:

@@ -122,16 +122,6 @@ def finite_number(value: Any, where: str) -> float:
     raise CameraError(f"{where} must be a finite number, got {shown}")
 
 
-def camera_from_world(camera_to_world: np.ndarray) -> np.ndarray:
-    """Inverse of rigid world-from-camera matrices (..., 4, 4)."""
-    rotation = np.swapaxes(camera_to_world[..., :3, :3], -1, -2)
-    inverse = np.zeros_like(camera_to_world)
-    inverse[..., :3, :3] = rotation
-    inverse[..., :3, 3] = -np.einsum("...ij,...j->...i", rotation, camera_to_world[..., :3, 3])
-    inverse[..., 3, 3] = 1.0
-    return inverse
-
-
 def intrinsics(fov_deg: float, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Focal lengths (fx, fy) and principal point (cx, cy) in pixels; `size` is one side or (height, width).
 
@@ -140,23 +130,3 @@ def intrinsics(fov_deg: float, size: int | tuple[int, int]) -> tuple[np.ndarray,
     height, width = (size, size) if isinstance(size, int) else size
     focal = 0.5 * width / np.tan(np.deg2rad(fov_deg) / 2)
     return np.array([focal, focal]), np.array([width / 2, height / 2])
-
-
-def clip_from_camera(
-    focal: ArrayLike, center: ArrayLike, height: int, width: int, near: float = 0.1, far: float = 10.0
-) -> np.ndarray:
-    """OpenGL projection (..., 4, 4): camera space to clip space, x right, y up, depth -1 at near and 1 at far.
-
-    After division by w the pixel position is ((x + 1) width / 2, (1 - y) height / 2). `focal` and `center`
-    are (..., 2).
-    """
-    focal, center = np.broadcast_arrays(np.asarray(focal, np.float64), np.asarray(center, np.float64))
-    matrix = np.zeros((*focal.shape[:-1], 4, 4))
-    matrix[..., 0, 0] = 2 * focal[..., 0] / width
-    matrix[..., 1, 1] = 2 * focal[..., 1] / height
-    matrix[..., 0, 2] = 1 - 2 * center[..., 0] / width
-    matrix[..., 1, 2] = 2 * center[..., 1] / height - 1
-    matrix[..., 2, 2] = (near + far) / (near - far)
-    matrix[..., 2, 3] = 2 * near * far / (near - far)
-    matrix[..., 3, 2] = -1.0
-    return matrix

@@ -26,14 +26,6 @@ def vertex_normals(vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"]) -> F
     return _normalize(jnp.zeros_like(vertices).at[faces.ravel()].add(area_vectors))
 
 
-def seen_face_normals(
-    vertices: Float[Array, "v 3"], faces: Int[Array, "t 3"], fragments: Fragments
-) -> Float[Array, "n h w 3"]:
-    """Unit normal of the face at each pixel; 0 on the background."""
-    normals = face_normals(vertices, faces)[jnp.maximum(fragments.face_id, 0)]
-    return jnp.where(fragments.face_id[..., None] >= 0, normals, 0.0)
-
-
 def seen_shading_normals(
     normals: Float[Array, "v 3"], faces: Int[Array, "t 3"], fragments: Fragments
 ) -> Float[Array, "n h w 3"]:

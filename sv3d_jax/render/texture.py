@@ -1,24 +1,10 @@
-"""Bilinear texture sampling."""
+"""Texels of a texture and their bilinear weights."""
 
 from collections.abc import Iterator
 
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Bool, Float, Int
-
-
-def sample_bilinear(texture: Float[Array, "h w c"], uv: Float[Array, "*n 2"]) -> Float[Array, "*n c"]:
-    """Colour of the texture at uv, bilinear, clamped at its edges.
-
-    Row 0 is on top and the origin of uv at the bottom left: texel (r, c) has its centre at
-    u = (c + 0.5) / w, v = 1 - (r + 0.5) / h.
-    """
-    height, width = texture.shape[:2]
-    taps = bilinear_taps(uv, width, height)
-    return sum(
-        weight[..., None] * texture[jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)]
-        for column, row, weight in taps
-    )
 
 
 def bilinear_taps(

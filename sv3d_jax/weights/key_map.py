@@ -97,21 +97,6 @@ def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)
     return parameters
 
 
-def unused_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Names and shapes of the published but unused tensors that follow from the configuration.
-
-    Those of CLIP's text half are not among them: their shapes depend on a vocabulary, which the model does not have.
-    """
-    latent = config.vae.latent_channels
-    prefix = PREFIXES["vae_encoder"]
-    return dict(
-        [
-            *((f"{prefix}decoder.{name}", shape) for name, shape in _vae_decoder(config.vae)),
-            *((prefix + name, shape) for name, shape in _layer("post_quant_conv", latent, latent, 1, 1)),
-        ]
-    )
-
-
 def is_extra(name: str) -> bool:
     """Whether a published tensor is one that the model does not use."""
     return name.startswith(_EXTRA_PREFIXES) or name in _EXTRA_NAMES

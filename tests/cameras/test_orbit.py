@@ -12,12 +12,11 @@ from sv3d_jax.cameras.orbit import (
     dynamic_orbit,
     dynamic_samples,
     make_orbit,
-    published_demo_azimuths_deg,
-    published_dynamic_orbit,
     sine_orbit,
     static_orbit,
 )
 from sv3d_jax.errors import CameraError
+from tests.cameras.published import published_demo_azimuths_deg, published_dynamic_orbit
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 PUBLISHED = json.loads((REFERENCE / "orbits.json").read_text())

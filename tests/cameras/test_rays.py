@@ -1,7 +1,7 @@
 import numpy as np
 
 from sv3d_jax.cameras.orbit import dynamic_orbit
-from sv3d_jax.cameras.pose import camera_from_world, intrinsics
+from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.cameras.rays import camera_rays
 
 
@@ -10,7 +10,7 @@ def test_a_point_on_a_ray_projects_back_to_its_pixel_centre():
     focal, center = np.array([40.0, 50.0]), np.array([11.0, 7.0])
     origins, directions = (np.asarray(x, np.float64) for x in camera_rays(poses, focal, center, 16, 24))
     points = np.concatenate([origins + 1.5 * directions, np.ones((5, 16, 24, 1))], axis=-1)
-    x, y, z, _ = np.moveaxis(np.einsum("fij,fhwj->fhwi", camera_from_world(poses), points), -1, 0)
+    x, y, z, _ = np.moveaxis(np.einsum("fij,fhwj->fhwi", np.linalg.inv(poses), points), -1, 0)
     rows, columns = np.mgrid[:16, :24] + 0.5
     # float32 directions, times a focal length of 50
     np.testing.assert_allclose(focal[0] * x / -z + center[0], np.broadcast_to(columns, x.shape), atol=1e-4)

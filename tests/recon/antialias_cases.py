@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.ndimage import map_coordinates
 
-from sv3d_jax.cameras.pose import camera_from_world, intrinsics
+from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.render.antialias import antialias, box_filter, mesh_edges
 from sv3d_jax.render.interpolate import interpolate
 from sv3d_jax.render.rasterize import project, rasterize
-from sv3d_jax.render.texture import sample_bilinear
 from tests.parity.cases import Case, Family, load_arrays, load_numbers
 from tests.parity.compare import Tolerance, relative
+from tests.recon.sampling import sample_bilinear
 
 LOSSES = ("mask_mse", "rgb_mse", "mean_mask")
 STEPS = (0.008, 0.004)
@@ -184,7 +184,7 @@ class Scene:
     def sampled(self, parameters: Any) -> np.ndarray:
         """Colours over white and mask (h, w, 4): means over Hammersley samples of float64 rays."""
         focal, center = intrinsics(self.fov_deg, self.size)
-        from_world = camera_from_world(self.pose)
+        from_world = np.linalg.inv(self.pose)
         points = _moved(self.surface.vertices, parameters, np) @ from_world[:3, :3].T + from_world[:3, 3]
         depth = -points[:, 2]
         column = focal[0] * points[:, 0] / depth + center[0]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.cameras.orbit import sine_orbit, static_orbit
-from sv3d_jax.cameras.pose import camera_from_world, intrinsics, look_at
+from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh
@@ -22,16 +22,15 @@ from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode
 from sv3d_jax.render.antialias import box_filter
 from sv3d_jax.render.interpolate import (
     interpolate,
-    seen_face_normals,
     seen_shading_normals,
     vertex_normals,
 )
 from sv3d_jax.render.rasterize import project, rasterize
-from sv3d_jax.render.texture import sample_bilinear
 from sv3d_jax.render.volume import composite
 from tests.parity.cases import Case, Family, load_arrays, load_numbers, numbers, unknown_family
 from tests.parity.compare import EXACT, Measure, Tolerance, absolute, relative
 from tests.recon.antialias_cases import FAMILIES as ANTIALIAS_FAMILIES
+from tests.recon.sampling import sample_bilinear, seen_face_normals
 from tests.recon.shading_cases import FAMILIES as SHADING_FAMILIES
 from tests.recon.tets_cases import FAMILIES as TETS_FAMILIES
 
@@ -58,7 +57,7 @@ def compute_cameras(case: Case, path: str) -> dict[str, np.ndarray]:
         cameras[name] = []
         for index, entry in enumerate(entries):
             pose = look_at(entry["azimuth_deg"], entry["elevation_deg"], entry["radius"])
-            inverse = camera_from_world(pose).tolist()
+            inverse = np.linalg.inv(pose).tolist()
             cameras[name].append(
                 {"index": index, "c2w_opengl": pose.tolist(), "w2c_opengl": inverse, "K": matrix}
             )

@@ -15,8 +15,8 @@ from sv3d_jax.recon.bake import bake_texture, textured
 from sv3d_jax.recon.export import render_mesh
 from sv3d_jax.recon.uv import PADDING, smooth_normals, unwrap
 from sv3d_jax.render.lighting import SoftLight
-from sv3d_jax.render.texture import sample_bilinear
 from tests.geometry.test_decimate import ball, is_watertight
+from tests.recon.sampling import sample_bilinear
 from tests.recon.scenes import ball_pictures
 
 RADIUS = 0.4

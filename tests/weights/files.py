@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.weights.key_map import model_parameters, unused_shapes
+from sv3d_jax.weights.key_map import PREFIXES, Shape, model_parameters
 from sv3d_jax.weights.safetensors_file import TensorInfo, write_safetensors
 from tests.reference_weights import reference_tensor
 
@@ -16,6 +17,21 @@ TEXT_SHAPES = {
     "conditioner.embedders.0.open_clip.model.logit_scale": (),
     "conditioner.embedders.0.open_clip.model.token_embedding.weight": (16, 8),
 }
+
+
+def unused_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Names and shapes of the published but unused tensors that follow from the configuration.
+
+    Those of CLIP's text half are not among them: their shapes depend on a vocabulary, which the model does not have.
+    """
+    latent, prefix = config.vae.latent_channels, PREFIXES["vae_encoder"]
+    decoder = replace(config, vae=replace(config.vae, post_quant_conv=False))
+    shapes = {
+        f"{prefix}decoder.{parameter.name.removeprefix(PREFIXES['vae_decoder'])}": parameter.shape
+        for parameter in model_parameters(decoder, ["vae_decoder"])
+    }
+    layer = f"{prefix}post_quant_conv"
+    return shapes | {f"{layer}.weight": (latent, latent, 1, 1), f"{layer}.bias": (latent,)}
 
 
 def published_tensors(config: ModelConfig, dtype: str = "float32") -> dict[str, np.ndarray]:

@@ -14,9 +14,9 @@ from sv3d_jax.weights.key_map import (
     is_extra,
     model_parameters,
     tree_from_leaves,
-    unused_shapes,
 )
 from tests.tiny_model import CONFIG
+from tests.weights.files import unused_shapes
 
 REFERENCE = Path(__file__).parents[1] / "reference"
 

@@ -13,10 +13,11 @@ from sv3d_jax.models.clip_vision import init_image_encoder
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import init_vae
 from sv3d_jax.models.video_unet import init_unet
-from sv3d_jax.weights.key_map import Parameter, Shape, infer_config, is_extra, model_parameters, unused_shapes
+from sv3d_jax.weights.key_map import Parameter, Shape, infer_config, is_extra, model_parameters
 from tests.parity.cases import Case, Family, numbers
 from tests.parity.compare import EXACT, Tolerance, relative_per_value
 from tests.reference_weights import reference_tensor
+from tests.weights.files import unused_shapes
 
 _TEXT = "conditioner.embedders.0.open_clip.model."
 

@@ -5,11 +5,10 @@ import numpy as np
 from sv3d_jax.cameras.orbit import (
     CameraPath,
     draw_dynamic,
-    published_demo_azimuths_deg,
-    published_dynamic_orbit,
     smooth_cyclic,
     static_orbit,
 )
+from tests.cameras.published import published_demo_azimuths_deg, published_dynamic_orbit
 from tests.parity.cases import Case, Family, load_numbers
 from tests.parity.compare import EXACT, Tolerance, absolute
 
