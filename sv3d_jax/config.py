@@ -6,6 +6,7 @@ Neither this module nor any `config.py` imports jax, so `sv3d --help` and usage 
 import dataclasses
 import difflib
 import reprlib
+import sys
 import tomllib
 import types
 import warnings
@@ -197,6 +198,8 @@ class _Converter:
             if name not in known:
                 shown = key if key.isprintable() and len(key) <= 80 else _shown(key)
                 raise self.error(f"{where}: unknown key {shown}", hint=nearest(name, sorted(known)))
+            if known[name] in converted:
+                raise self.error(f"{where}: {key} is given twice, once under its former name")
             converted[known[name]] = self.value(hints[known[name]], value, f"{where}: {key}")
         return converted
 
@@ -233,7 +236,7 @@ class _Converter:
         if not isinstance(value, bool):
             if hint is Path and isinstance(value, str):
                 return Path(value)
-            if hint is float and isinstance(value, (int, float)):
+            if hint is float and isinstance(value, (int, float)) and not _is_too_large(value):
                 return float(value)
             if hint is int and isinstance(value, int):
                 return value
@@ -259,6 +262,11 @@ _EXPECTED: dict[Any, str] = {
     dict: "a table",
     type(None): "nothing",
 }
+
+
+def _is_too_large(value: int | float) -> bool:
+    """Whether a whole number is beyond the range of floats."""
+    return isinstance(value, int) and abs(value) > sys.float_info.max
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import pytest
 
@@ -12,6 +12,8 @@ from sv3d_jax.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class LevelsConfig:
+    RENAMED: ClassVar[dict[str, str]] = {"steps": "num_steps"}
+
     num_steps: int = 50
     sigma_max: float = 700.0
 
@@ -73,6 +75,7 @@ def test_a_union_takes_one_number_or_a_list(file):
         ("overwrite = 1", "overwrite = 1: expected true or false", None),
         ("[levels]\nnum_steps = true", "num_steps = True: expected a whole number", None),
         ("[levels]\nnum_steps = 2.5", "num_steps = 2.5: expected a whole number", None),
+        (f"azimuths = [1{'0' * 400}]", r"azimuths\[0\] = 1000\d+\.\.\.0+: expected a number", None),
         ("[levels]\nnum_steps = 0", "--levels.num-steps 0: must lie between 1 and 1000", None),
     ],
 )
@@ -82,6 +85,19 @@ def test_a_wrong_entry_is_refused_by_name(file, text, message, hint):
             ExampleConfig, file('images = ["a.png"]\n' + text if "[" != text[0] else text), {"images": ["a"]}
         )
     assert hint is None or hint in caught.value.hint
+
+
+def test_a_former_name_is_taken_with_a_note_and_not_beside_the_new_one(file):
+    former = "[levels]\nsteps = 5\n"
+    with pytest.warns(DeprecationWarning, match="steps is now num_steps"):
+        config = load_config(ExampleConfig, file(former), {"images": ["a.png"]})
+    assert config.levels.num_steps == 5
+    for text in (former + "num_steps = 6", "[levels]\nnum_steps = 6\nsteps = 5"):
+        with (
+            pytest.raises(InputError, match="levels: .*steps is given twice"),
+            pytest.warns(DeprecationWarning),
+        ):
+            load_config(ExampleConfig, file(text), {"images": ["a.png"]})
 
 
 def test_a_required_value_that_is_absent_is_named():

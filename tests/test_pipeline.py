@@ -295,6 +295,11 @@ def test_names_of_version_0_1_are_taken_with_a_warning(pipe):
     assert (old == pipe(picture(), num_steps=2, output_type="latent").latents).all()
 
 
+def test_an_option_is_not_taken_under_its_old_and_its_new_name(pipe):
+    with pytest.raises(TypeError, match="steps is the former name of num_steps"):
+        pipe(picture(), steps=2, num_steps=3)
+
+
 def test_an_unknown_option_is_an_error_as_of_any_function(pipe):
     with pytest.raises(TypeError, match="unexpected keyword argument 'num_step': did you mean num_steps"):
         pipe(picture(), num_step=2)

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sv3d_jax.arrays import Array, named_leaves
-from sv3d_jax.errors import CheckpointError
+from sv3d_jax.errors import CheckpointError, is_out_of_memory
 from sv3d_jax.io.outputs import free_bytes
 from sv3d_jax.parallel.devices import same_for_all
 
@@ -205,6 +205,8 @@ class Checkpoints:
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise self._damaged(step, _first_line(error)) from error
         return {name: found[name.replace("/", ".")] for name in like}
 

@@ -136,7 +136,10 @@ GUIDANCE_NAMES, SOLVER_NAMES = get_args(GuidanceName), get_args(SolverName)
 
 
 def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with the names of version 0.1 (`cfg`, a pair, and `steps`) under their own; a warning says so."""
+    """Options with the names of version 0.1 (`cfg`, a pair, and `steps`) under their own; a warning says so.
+
+    Raises TypeError for an option that is given under both names.
+    """
     options = dict(options)
     if "cfg" in options:
         lowest, highest = options.pop("cfg") or (None, None)
@@ -144,6 +147,8 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
         warnings.warn("cfg=(a, b) is now cfg_min=a, cfg_max=b", DeprecationWarning, stacklevel=3)
     for old, new in SamplingConfig.RENAMED.items():
         if old in options:
+            if new in options:
+                raise TypeError(f"{old} is the former name of {new}: give one of them")
             options[new] = options.pop(old)
             warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
     return options

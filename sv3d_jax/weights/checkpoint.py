@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.errors import WeightsError
+from sv3d_jax.errors import WeightsError, is_out_of_memory
 from sv3d_jax.weights.key_map import tree_from_leaves
 from sv3d_jax.weights.safetensors_file import TensorInfo
 
@@ -51,6 +51,8 @@ class SavedTree:
                 for path, leaf in _flat(metadata.metadata)
             }
         except Exception as error:  # Orbax raises whatever its file reader meets
+            if is_out_of_memory(error):
+                raise
             raise self._unreadable(error) from error
         self.checksums = (metadata.custom_metadata or {}).get("crc32", {})
 
@@ -68,6 +70,8 @@ class SavedTree:
                 with context:
                     values = dict(_flat(ocp.load(self.directory.absolute(), wanted)))
             except Exception as error:
+                if is_out_of_memory(error):
+                    raise
                 raise self._unreadable(error) from error
             for path in batch:
                 leaf = values.pop(path)

@@ -90,3 +90,16 @@ def test_folder_that_is_no_whole_checkpoint_is_refused(saved, tmp_path, spoil):
             file.unlink()
     with pytest.raises(WeightsError, match="cannot be read as an Orbax checkpoint"):
         list(SavedTree(copy).read(path for path, _ in LEAVES))
+
+
+def test_too_little_memory_is_no_fault_of_the_checkpoint(saved, monkeypatch):
+    def load(*_):
+        raise MemoryError
+
+    tree = SavedTree(saved)
+    monkeypatch.setattr(ocp, "load", load)
+    with pytest.raises(MemoryError):
+        next(tree.read([("a", "bias")]))
+    monkeypatch.setattr(ocp, "metadata", load)
+    with pytest.raises(MemoryError):
+        _ = SavedTree(saved).leaves
