@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sv3d_jax.devices import memory_in_use
-from sv3d_jax.errors import OutOfMemory
+from sv3d_jax.errors import OutOfMemory, is_out_of_memory
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.orbit import Orbit
@@ -67,10 +67,18 @@ class OrbitSampler:
             before = self._attempts.pop(0)
             loaded = self.__dict__.pop("pipeline", None)  # none if memory ran out while loading
             if loaded is not None:
-                now = self._attempts[0].compute
-                self.pipeline = loaded if now == before.compute else loaded.computing(now)
+                self._convert(loaded, before)
             del loaded  # free its parameters before memory is allocated again
             self._progress.note(f"trying again with {_changes(self._asked, self._attempts[0])}")
+
+    def _convert(self, loaded: Pipeline, before: OrbitConfig) -> None:
+        """Go on with the loaded weights; if there is no memory for a second copy, they are loaded again."""
+        now = self._attempts[0].compute
+        try:
+            self.pipeline = loaded if now == before.compute else loaded.computing(now)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
 
     def _sample(self, pictures: list[PreparedImage]) -> list[Orbit]:
         now = self._attempts[0]
@@ -89,12 +97,12 @@ class OrbitSampler:
         now, model = self._attempts[0], self._model
         plan = plan_orbit(
             model,
-            len(self._cameras),
-            now.size or model.native_size,
-            -(-self.pictures_at_once // len(self._devices)),
-            now.compute.itemsize,
-            now.decode_chunk,
-            now.low_memory,
+            num_frames=len(self._cameras),
+            size=now.size or model.native_size,
+            batch=-(-self.pictures_at_once // len(self._devices)),
+            dtype_bytes=now.compute.itemsize,
+            decode_chunk=now.decode_chunk,
+            low_memory=now.low_memory,
             quantized=now.quantize is not None,
             sampling=now.sampling,
         )

@@ -198,14 +198,13 @@ def _result(context: Context, state: State, box: Box, facts: dict[str, Any]) -> 
 
 def _check_model(config: ReconstructVerbConfig) -> None:
     """Refuse weights that cannot guide, and full-size ones on a CPU unless the user asked for the CPU."""
-    from sv3d_jax.diffusion.config import SamplingConfig
     from sv3d_jax.plan import plan_orbit, require_accelerator
     from sv3d_jax.weights.hub import read_model_config
 
     model = read_model_config(config.weights, config.variant)
     check_model(model)
     guided_steps = max(1, len(sds_steps(config.resolve().mesh)))
-    plan = plan_orbit(model, sampling=SamplingConfig(num_steps=guided_steps))
+    plan = replace(plan_orbit(model), num_steps=guided_steps)
     require_accelerator(plan, jax.default_backend(), config.device)
 
 

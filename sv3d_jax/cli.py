@@ -1,5 +1,6 @@
 """The `sv3d` command: verbs, flags and exit codes. The modules of a verb are imported only when that verb runs."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -204,13 +205,15 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     cls = _named(VERBS[name].config)
     arguments = _with_current_names(cls, arguments)
     file = _config_file(arguments)
+    with _warnings_as_notes():
+        settings = read_settings(cls, file) if file else {}
     with _respect_no_color():
         config = tyro.cli(
             cls,
             prog=f"sv3d {name}",
             description=cls.__doc__,
             args=list(arguments),
-            default=_defaults(cls, read_settings(cls, file) if file else {}),
+            default=_defaults(cls, settings),
             config=(tyro.conf.FlagCreatePairsOff,),
             registry=_optional_without_none(),
         )
@@ -231,6 +234,16 @@ def _with_current_names(cls: type, arguments: Sequence[str]) -> list[str]:
             print(f"note: {flag} is now {renamed[flag]}", file=sys.stderr)
         words.append("=".join([renamed.get(flag, flag), *value]))
     return words
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """Warnings as notes on stderr, as those of flags."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        print(f"note: {warning.message}", file=sys.stderr)
 
 
 def _renamed(cls: type) -> Iterator[tuple[str, str]]:

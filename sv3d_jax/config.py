@@ -127,6 +127,10 @@ def one_config(cls: type[C], given: C | None, options: Mapping[str, Any]) -> C:
 
     Raises TypeError for an option that is not a field, as Python does for an unknown keyword argument.
     """
+    if given is not None and not isinstance(given, cls):
+        raise TypeError(
+            f"expected a {cls.__name__}, got {given!r}: single settings go by name, as name=value"
+        )
     known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
     if unknown := [name for name in options if name not in known]:
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}: {nearest(unknown[0], known)}")
@@ -193,7 +197,7 @@ class _Converter:
         for key, value in values.items():
             name = key.replace("-", "_")
             if name not in known and name in renamed:
-                warnings.warn(f"{where}: {key} is now {renamed[name]}", DeprecationWarning, stacklevel=2)
+                warnings.warn(f"{where}: {key} is now {renamed[name]}", FutureWarning, stacklevel=2)
                 name = renamed[name]
             if name not in known:
                 shown = key if key.isprintable() and len(key) <= 80 else _shown(key)

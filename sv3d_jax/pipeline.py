@@ -26,7 +26,14 @@ from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode, encode_moments
 from sv3d_jax.orbit import Orbit, StepInfo, check_output_type, make_orbits
-from sv3d_jax.plan import Plan, check_size, default_decode_chunk, memory_advice, plan_orbit
+from sv3d_jax.plan import (
+    Plan,
+    check_decode_chunk,
+    check_size,
+    default_decode_chunk,
+    memory_advice,
+    plan_orbit,
+)
 from sv3d_jax.progress import NullProgress, Progress, TimedProgress
 from sv3d_jax.runner import ComputeConfig, Runner
 from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser, sampling_loop
@@ -125,10 +132,11 @@ class Pipeline:
         sampling = one_config(SamplingConfig, sampling, renamed(options)).resolve(self.config)
         pictures = PictureBatch.of(image, seed, mask, box)
         check_output_type(output_type)
-        size = size or self.config.native_size
+        size = self.config.native_size if size is None else size
         check_size(self.config, size)
         cameras = self._cameras(cameras, azimuths_deg, elevations_deg, num_frames)
-        plan = self.plan(len(pictures.images), len(cameras), size, decode_chunk, sampling)
+        shape = {"num_frames": len(cameras), "size": size}
+        plan = self.plan(len(pictures.images), decode_chunk=decode_chunk, sampling=sampling, **shape)
         stages = TimedProgress(progress or NullProgress())
         if plan.is_full_size:
             stages.note(str(plan))
@@ -149,6 +157,7 @@ class Pipeline:
     def plan(
         self,
         batch: int = 1,
+        *,
         num_frames: int | None = None,
         size: int | None = None,
         decode_chunk: int | None = None,
@@ -158,12 +167,12 @@ class Pipeline:
         how = self.runner.config
         return plan_orbit(
             self.config,
-            num_frames,
-            size,
-            batch,
-            how.itemsize,
-            decode_chunk,
-            how.low_memory,
+            num_frames=num_frames,
+            size=size,
+            batch=batch,
+            dtype_bytes=how.itemsize,
+            decode_chunk=decode_chunk,
+            low_memory=how.low_memory,
             quantized=how.quantize is not None,
             sampling=sampling,
         )
@@ -233,6 +242,7 @@ class Pipeline:
     ) -> np.ndarray:
         """Pixels (b, f, h, w, 3), about [-1, 1], of latents; `chunk` frames at a time on the device."""
         config, placement = self.config, self.runner.placement
+        check_decode_chunk(chunk)
         b, f, side = latents.shape[:3]
         size, devices = side * config.vae.downsampling, placement.num_batch_devices
         chunk = chunk or default_decode_chunk(config, size, self.runner.config.itemsize, b * f)
@@ -257,7 +267,7 @@ class Pipeline:
         """The cameras that were given, with the input view where the model has it."""
         place = self.config.family.input_frame
         if cameras is None:
-            num_frames = num_frames or self.config.num_frames
+            num_frames = self.config.num_frames if num_frames is None else num_frames
             return custom_orbit(azimuths_deg, elevations_deg, num_frames, place)
         if cameras.input_frame != (0 if place == "first" else len(cameras) - 1):
             raise CameraError(

@@ -1,4 +1,4 @@
-"""Estimate of the memory and FLOP of sampling an orbit, from shapes alone; does not import JAX."""
+"""Estimate of the memory and FLOP of sampling an orbit, from shapes alone; importing it does not import JAX."""
 
 import math
 import os
@@ -63,6 +63,7 @@ class Plan:
 
 def plan_orbit(
     config: ModelConfig,
+    *,
     num_frames: int | None = None,
     size: int | None = None,
     batch: int = 1,
@@ -78,6 +79,7 @@ def plan_orbit(
     other, and nothing is prepared for all steps. With `quantized`, linear layers keep a copy in 8 bits. Each kind of
     step (with or without guidance, storing or reusing cached features) prepares its own values.
     """
+    check_decode_chunk(decode_chunk)
     num_steps = sampling.num_steps or config.num_steps
     num_frames, size = num_frames or config.num_frames, size or config.native_size
     side = size // config.vae.downsampling
@@ -130,6 +132,12 @@ def check_size(config: ModelConfig, size: int) -> None:
         )
 
 
+def check_decode_chunk(chunk: int | None) -> None:
+    """Raise InputError for a number of frames that cannot be decoded together; None stands for the default."""
+    if chunk is not None and chunk < 1:
+        raise InputError(f"--decode-chunk {chunk}: must be at least 1")
+
+
 def require_accelerator(plan: Plan, platform: str, device: str | None) -> None:
     """Raise InputError for a full-size model on a CPU that the user has not chosen: sampling takes hours."""
     asked = device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu"
@@ -149,6 +157,7 @@ def memory_advice(plan: Plan, device: str = "the device") -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         frame = plan.decoding_bytes // plan.decode_chunk
         saved = plan.sampling_bytes // 2
         remedies = [
@@ -162,7 +171,7 @@ def memory_advice(plan: Plan, device: str = "the device") -> Iterator[None]:
             "fewer pictures at once, or a device with more memory",
         ]
         raise OutOfMemory(
-            f"{device} ran out of memory; {plan}. The error was: {str(error).splitlines()[0]}",
+            f"{device} ran out of memory; {plan}. The error was: {reason}",
             hint="--auto-fit tries the options that keep the size; by hand, in this order: "
             + "; ".join(filter(None, remedies)),
         ) from error

@@ -27,6 +27,7 @@ from jax.experimental.serialize_executable import deserialize_and_load, serializ
 from jax.stages import Compiled
 
 from sv3d_jax.devices import CACHE_BYTES
+from sv3d_jax.errors import OutputError
 from sv3d_jax.io.outputs import write_atomic
 
 FOLDER, SUFFIX = "programs", ".program"
@@ -99,6 +100,8 @@ def describe(value: Any) -> Any:
 
 def _describe_function(function: FunctionType) -> Any:
     code, closure = function.__code__, [cell.cell_contents for cell in function.__closure__ or ()]
+    # A function that calls itself closes over itself.
+    closure = ["itself" if item is function else item for item in closure]
     bound = describe((closure, function.__defaults__, function.__kwdefaults__))
     if not _in_source(code.co_filename):
         return Opaque(function), bound
@@ -133,22 +136,32 @@ def load_or_compile(
         return compile_now("program")
     digest = _digest(description, device)
     path = Path(cached) / FOLDER / (digest + SUFFIX)
-    if path.is_file():
-        try:
-            parts = pickle.loads(path.read_bytes())
-            program = deserialize_and_load(*parts, backend=device.client, execution_devices=[device])
-        except Exception:  # whatever a damaged file or another machine's program makes jax say
-            with suppress(OSError):
-                path.unlink()
-        else:
-            with suppress(OSError):
-                path.touch()  # the least recently used go first
-            return program
+    if (program := _load(path, device)) is not None:
+        return program
     with _not_kept_by_jax():
         program = compile_now(f"program_{digest[:32]}")
     # What fails here costs the next start its time, not this run its results.
-    with suppress(OSError, ValueError, RuntimeError):
+    with suppress(OSError, OutputError, ValueError, RuntimeError):
         _keep(path, pickle.dumps(serialize(program)))
+    return program
+
+
+def _load(path: Path, device: Any) -> Compiled | None:
+    """The program in a file, or None if there is none that can be used; one that is damaged is removed."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        program = deserialize_and_load(
+            *pickle.loads(content), backend=device.client, execution_devices=[device]
+        )
+    except Exception:  # whatever a damaged file or another machine's program makes pickle and jax say
+        with suppress(OSError):
+            path.unlink()
+        return None
+    with suppress(OSError):
+        path.touch()  # the least recently used go first
     return program
 
 
@@ -216,7 +229,9 @@ def _cpu_features() -> tuple[str, ...]:
 def _keep(path: Path, content: bytes) -> None:
     """Write it, and remove what was not used for longest beyond the limit."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_atomic(path, content)
+    own = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may keep the same program at once
+    write_atomic(own, content)
+    own.replace(path)
     files = sorted(path.parent.glob("*" + SUFFIX), key=lambda file: file.stat().st_mtime)
     total = sum(file.stat().st_size for file in files)
     for file in files[:-1]:

@@ -1,7 +1,7 @@
 """Where a model's arrays lie and how its programs are compiled: what `Pipeline` runs on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,6 +51,12 @@ class ComputeConfig:
         if self.quantize and self.reference:
             raise InputError(
                 "the reference form has no linear layers in 8 bits: leave out reference or quantize"
+            )
+        axes = dict(self.mesh.shape) if self.mesh is not None else {}
+        if {"cfg", "frames"} & set(list(axes)[:1]) or axes.get("cfg", 2) not in (1, 2):
+            raise InputError(
+                f"mesh has the axes {axes}: the first divides pictures, an axis cfg has size 1 or 2",
+                hint='for example jax.make_mesh((1, 2, 3), ("data", "cfg", "frames"))',
             )
 
     def resolve(self) -> "ComputeConfig":
@@ -110,8 +116,14 @@ class Placement:
     def split_shape(self, x: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
         """A shape with the sharding of what programs return; an array as it is."""
         if isinstance(x, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(split=True))
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(split=x.ndim > 0))
         return x
+
+    def output_shardings(self, function: Callable, inputs: Iterable[Any]) -> Any:
+        """How what a function returns is divided: arrays by their first axis, scalars whole on every device."""
+        if self.mesh is None:
+            return None
+        return jax.tree.map(lambda x: self.sharding(split=x.ndim > 0), jax.eval_shape(function, *inputs))
 
     def branches_and_frames(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
         """Branches, pictures and frames of the network's input, in this order, over the axes that are for them."""
@@ -158,10 +170,8 @@ class Runner:
                     return function(*inputs)
 
                 program.__name__ = name
-                jitted = jax.jit(
-                    program, out_shardings=self.placement.sharding(split=True) if split else None
-                )
-                return jitted.lower(*inputs).compile()
+                shardings = self.placement.output_shardings(program, inputs) if split else None
+                return jax.jit(program, out_shardings=shardings).lower(*inputs).compile()
 
             if self.placement.mesh is None:
                 environment = (self.compute.target, kernel_name(self.compute))

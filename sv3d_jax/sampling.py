@@ -210,7 +210,7 @@ class SamplingSteps:
             return prediction
         sigma = prediction.levels.current
         corrected = tuple(
-            jax.device_put(np.asarray(correction.function(each, sigma, index), np.float32), each.sharding)
+            jax.device_put(np.asarray(correction.corrected(each, sigma, index), np.float32), each.sharding)
             for each in prediction.denoised
         )
         return prediction._replace(denoised=corrected)

@@ -105,6 +105,13 @@ def test_a_settings_file_is_overridden_by_flags(tmp_path, capsys):
     assert len(elevations) == 5 and max(elevations) > 35
 
 
+def test_a_former_name_in_a_settings_file_is_taken_with_a_note(tmp_path, capsys):
+    (tmp_path / "orbit.toml").write_text("steps = 2\n")
+    config = cli.parse("orbit", ["box.png", "-o", "out", "--config", str(tmp_path / "orbit.toml")])
+    assert config.num_steps == 2
+    assert "note:" in (said := capsys.readouterr().err) and "steps is now num_steps" in said
+
+
 def test_a_misspelt_key_is_refused_with_the_nearest(tmp_path, capsys):
     (tmp_path / "path.toml").write_text("frmaes = 4\n")
     assert main(["cameras", "--config", str(tmp_path / "path.toml")]) == 2

@@ -89,13 +89,13 @@ def test_a_wrong_entry_is_refused_by_name(file, text, message, hint):
 
 def test_a_former_name_is_taken_with_a_note_and_not_beside_the_new_one(file):
     former = "[levels]\nsteps = 5\n"
-    with pytest.warns(DeprecationWarning, match="steps is now num_steps"):
+    with pytest.warns(FutureWarning, match="steps is now num_steps"):
         config = load_config(ExampleConfig, file(former), {"images": ["a.png"]})
     assert config.levels.num_steps == 5
     for text in (former + "num_steps = 6", "[levels]\nnum_steps = 6\nsteps = 5"):
         with (
             pytest.raises(InputError, match="levels: .*steps is given twice"),
-            pytest.warns(DeprecationWarning),
+            pytest.warns(FutureWarning),
         ):
             load_config(ExampleConfig, file(text), {"images": ["a.png"]})
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,17 @@ def test_functions_are_told_apart_by_what_they_close_over():
     assert programs.describe(partial(guidance_scale, np.arange(3))) == descriptions[8]
 
 
+def test_a_function_may_call_itself():
+    def countdown(factor):
+        def call(x):
+            return call(x - factor) if x > 0 else x
+
+        return call
+
+    one, two = countdown(1), countdown(2)
+    assert programs.describe(one) == programs.describe(one) != programs.describe(two)
+
+
 def test_a_class_that_is_defined_again_is_another(folder):
     """As when the cell of a notebook is run again: neither in memory nor on disk is its old program taken."""
 
@@ -229,10 +241,30 @@ def test_a_damaged_program_that_cannot_be_replaced_costs_nothing_else(folder, mo
     def refused(*_, **__):
         raise PermissionError("read-only")
 
-    for name in ("touch", "unlink", "mkdir"):
+    for name in ("touch", "unlink", "replace"):
         monkeypatch.setattr(type(path), name, refused)
     assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
     assert path.read_bytes() == b"damaged"
+
+
+@pytest.mark.parametrize("name", ["read_bytes", "mkdir"])
+def test_a_folder_of_somebody_else_costs_nothing_else(folder, monkeypatch, name):
+    load_or_compile("double", compiled)
+
+    def refused(*_, **__):
+        raise PermissionError(13, "not yours")
+
+    monkeypatch.setattr(Path, name, refused)
+    assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+
+
+def test_a_full_disk_costs_nothing_else(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+    assert not list(folder.iterdir())
 
 
 def test_a_bucket_is_no_folder(folder, monkeypatch, tmp_path):

@@ -33,6 +33,8 @@ def sample_latents(
     sampling = sampling.resolve(model)
     network = orbit_network(model, params["unet"], jnp.concatenate([batch.frame_index] * 2))
     scale = guidance_scale(sampling.guidance, noise.shape[1], sampling.cfg_min, sampling.cfg_max)
+    if model.family.input_frame == "first":
+        scale = jnp.roll(scale, -1)  # a batch has the input view last, whatever the model's order
     denoiser = guided_denoiser(network, batch_conditioning(model, batch), scale)
     return sample(denoiser, noise, model_sigmas(model, sampling.num_steps), sampling)
 

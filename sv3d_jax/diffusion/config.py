@@ -90,18 +90,24 @@ class SamplingConfig:
             ("cache_interval", 1, 1000),
         ):
             if (value := getattr(self, name)) is not None:
+                if name in ("num_steps", "cache_interval") and not _is_whole(value):
+                    raise InputError(f"{name} must be a whole number, got {value!r}")
                 check_range(name, value, low, high)
         check_range("churn", self.churn_options.s_churn, 0, 1000)
-        if isinstance(self.guidance, str) and self.guidance not in GUIDANCE_NAMES:
+        if self.guidance is not None and not callable(self.guidance) and self.guidance not in GUIDANCE_NAMES:
             raise InputError(
                 f"guidance must be one of {', '.join(GUIDANCE_NAMES)}, or a function, got {self.guidance!r}"
             )
-        if isinstance(self.solver, str) and self.solver not in SOLVER_NAMES:
+        if not hasattr(self.solver, "update") and self.solver not in SOLVER_NAMES:
             raise InputError(f"solver must be {' or '.join(SOLVER_NAMES)}, or a Solver, got {self.solver!r}")
         is_euler = self.solver == "euler" or type(self.solver).__name__ == "Euler"
         if self.churn_options.s_churn and not is_euler:
             raise InputError(f"--churn goes with --solver euler, not with {self.solver}")
         if self.guidance_interval is not None:
+            if len(self.guidance_interval) != 2:
+                raise InputError(
+                    f"guidance_interval must be the lowest and the highest noise level, got {self.guidance_interval}"
+                )
             low, high = self.guidance_interval
             if not 0 <= low <= high:
                 raise InputError(f"--guidance-interval {low:g} {high:g}: a lower and a higher noise level")
@@ -130,6 +136,11 @@ class SamplingConfig:
             whole = "off" if self.cache_interval == 1 else "store"
             kinds.append(StepKind(is_guided, whole if is_due else "reuse"))
         return kinds
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number, Python's or NumPy's; True and False are none."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 GUIDANCE_NAMES, SOLVER_NAMES = get_args(GuidanceName), get_args(SolverName)

@@ -4,13 +4,13 @@ The steps are one scan under `jax.jit` (`sample`), or a host loop over compiled 
 on the host need (`sv3d_jax.sampling`).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.diffusion.config import Churn, SamplingConfig
@@ -69,10 +69,22 @@ class Correction:
 
     def __call__(self, denoised: Array, levels: StepLevels) -> Array:
         """Corrected latents of one step, under `jax.jit`."""
+
+        def change(denoised, sigma, index):
+            return jnp.asarray(self.corrected(denoised, sigma, index), denoised.dtype)
+
         if self.steps is None:
-            return self.function(denoised, levels.current, levels.index)
+            return change(denoised, levels.current, levels.index)
         is_due = jnp.isin(levels.index, jnp.asarray(self.steps, jnp.int32))
-        return jax.lax.cond(is_due, self.function, lambda x, *_: x, denoised, levels.current, levels.index)
+        return jax.lax.cond(is_due, change, lambda x, *_: x, denoised, levels.current, levels.index)
+
+    def corrected(self, denoised: Array, sigma: Array, index: Array | int) -> Any:
+        """What the function returns. Raises InputError if it is no array of the shape of the denoised latents."""
+        result = self.function(denoised, sigma, index)
+        if (shape := getattr(result, "shape", None)) != denoised.shape:
+            found = f"the shape {shape}" if shape is not None else f"{result!r}"
+            raise InputError(f"correct must return latents of the shape {denoised.shape}, got {found}")
+        return result
 
 
 @dataclass(frozen=True)
@@ -118,7 +130,7 @@ class Sampler:
             return x, levels
         if keys is None:
             raise InputError("churn draws noise in every step: it needs keys, one for each video")
-        gamma = min(churn.s_churn / self.num_steps, np.sqrt(2.0) - 1.0)
+        gamma = min(churn.s_churn / self.num_steps, math.sqrt(2.0) - 1.0)
         gamma = jnp.where((sigma >= churn.s_tmin) & (sigma <= churn.s_tmax), gamma, 0.0)
         raised = sigma * (1.0 + gamma)
         spread = churn.s_noise * jnp.sqrt(jnp.square(raised) - jnp.square(sigma))

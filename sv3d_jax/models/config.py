@@ -162,7 +162,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`; missing fields take the published values. Raises WeightsError for invalid values."""
+        """Inverse of `to_dict`; missing fields take the defaults, sv3d_p's. Raises WeightsError for invalid values."""
         checked_values = checked(cls, values, "model", WeightsError, _STORED_NAMES)
         try:
             return build(cls, checked_values)

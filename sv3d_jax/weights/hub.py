@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sv3d_jax.devices import cache_directory
-from sv3d_jax.errors import SV3DError, WeightsError
+from sv3d_jax.errors import InputError, SV3DError, WeightsError
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.families import FAMILIES
@@ -75,7 +75,12 @@ def read_model_config(source: str | Path = "mini", variant: str = "auto") -> Mod
 
 
 def find_weights(source: str, variant: str = "auto") -> Path:
-    """The file or folder that `source` names; a hub id is downloaded. Raises a WeightsError if there is none."""
+    """The file or folder that `source` names; a hub id is downloaded.
+
+    Raises WeightsError if there is none, and InputError for a variant that is neither "auto" nor in `FAMILIES`.
+    """
+    if variant not in ("auto", *FAMILIES):
+        raise InputError(f"variant must be auto, {' or '.join(FAMILIES)}, got {variant!r}")
     if source == "mini":
         if not (MINI / MODEL_FILE).is_file():
             raise WeightsError(f"the shipped weights are missing from {MINI}", hint="install sv3d_jax again")

@@ -123,8 +123,9 @@ def read_model_file(directory: Path) -> ModelConfig:
 
 def inferred_config(shapes: Mapping[str, Shape], stored: Mapping[str, Any] | None = None) -> ModelConfig:
     """The configuration that follows from shapes, with published values for the rest; `stored` fields override both."""
-    variant = (stored or {}).get("variant")
-    return ModelConfig.from_dict(_overlaid(_with_name(infer_config(shapes, variant)), stored or {}))
+    inferred = infer_config(shapes, (stored or {}).get("variant"))
+    published = ModelConfig.published(inferred["variant"]).to_dict()
+    return ModelConfig.from_dict(_overlaid(_overlaid(published, inferred), stored or {}))
 
 
 def cast(tensor: np.ndarray, name: str, dtype: np.dtype | None) -> np.ndarray:
@@ -329,10 +330,6 @@ def _overlaid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
     return {**base, **over, **nested}
 
 
-def _with_name(values: dict[str, Any]) -> dict[str, Any]:
-    return {"name": FAMILIES[values["variant"]].name, **values}
-
-
 def _other_model(shapes: Mapping[str, Shape]) -> str | None:
     """What a file is that has some of SV3D's names but is another model; None if it may be SV3D."""
     label = shapes.get(f"{PREFIXES['unet']}label_emb.0.0.weight", ())
@@ -343,7 +340,7 @@ def _other_model(shapes: Mapping[str, Shape]) -> str | None:
             "Stable Video Diffusion (SVD), whose condition vector holds frame rate and motion instead of cameras"
             f"{decoder}; only sv3d train --initial takes it, for its UNet"
         )
-    if label and family_of_width(label[1]) is None:
+    if label and (len(label) != 2 or family_of_width(label[1]) is None):
         return f"a model with the condition vector {label[1:]}, sv3d_u has 256 values there and sv3d_p 1280"
     return None
 

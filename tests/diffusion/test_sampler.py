@@ -160,3 +160,16 @@ def test_a_correction_knows_the_step_and_its_noise_level():
 def test_corrections_that_cannot_be_are_refused(wrong, says):
     with pytest.raises(InputError, match=says):
         wrong()
+
+
+@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [(lambda x, *_: x[:1, :1], r"got the shape \(1, 1, "), (lambda *_: None, "got None")],
+    ids=["one frame", "nothing"],
+)
+def test_a_correction_that_returns_no_latents_of_the_same_shape_is_refused(on_host, wrong, says):
+    with pytest.raises(InputError, match=f"correct must return latents of the shape .*{says}"):
+        tiny_pipeline()(
+            picture(), num_steps=1, output_type="latent", correct=Correction(wrong, on_host=on_host)
+        )

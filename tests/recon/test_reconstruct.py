@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from sv3d_jax.cameras.orbit import sine_orbit
-from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import Cancelled, InputError, SV3DError, WeightsError
 from sv3d_jax.io.images import read_picture
 from sv3d_jax.io.meshes import read_mesh
@@ -410,10 +409,10 @@ def test_full_size_weights_guide_on_a_cpu_only_where_they_are_asked_to(verb, mon
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     model = ModelConfig.published("p")
     monkeypatch.setattr(hub, "read_model_config", lambda *weights: model)
-    config = replace(verb, sds=True, fine_steps=96)
+    config = replace(verb, sds=True, fine_steps=6000)
     num_steps = len(sds_steps(config.resolve().mesh))
-    assert 0 < num_steps < 96
-    hours = plan_orbit(model, sampling=SamplingConfig(num_steps=num_steps)).cpu_hours
+    assert 1000 < num_steps < 6000  # more than an orbit may have
+    hours = replace(plan_orbit(model), num_steps=num_steps).cpu_hours
     with pytest.raises(InputError, match=f"takes about {hours:.1f} hours"):
         run_reconstruct(config, NullProgress())
     assert not verb.output.exists()

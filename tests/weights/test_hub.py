@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from sv3d_jax.errors import OutputError, WeightsError
+from sv3d_jax.errors import InputError, OutputError, WeightsError
 from sv3d_jax.weights import hub
 from sv3d_jax.weights.hub import find_weights, load_weights, write_shipped
 from sv3d_jax.weights.safetensors_file import SafetensorsFile
@@ -83,6 +83,12 @@ def test_dtype_of_the_loaded_tree_is_chosen(folder):
 def test_variant_of_the_loaded_weights_is_checked(folder):
     with pytest.raises(WeightsError, match="of variant p, not u"):
         load_weights(folder, "u")
+
+
+def test_a_variant_that_there_is_not_is_refused_by_name(folder):
+    for source in (folder, "some/model"):
+        with pytest.raises(InputError, match="variant must be auto, u or p or c or v3d, got 'x'"):
+            load_weights(source, "x")
 
 
 def test_fingerprint_of_a_folder_is_that_of_its_values(checkpoint, folder, tmp_path):

@@ -6,7 +6,8 @@ import pytest
 
 from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.weights.source import cast, open_weights
+from sv3d_jax.models.families import FAMILIES
+from sv3d_jax.weights.source import cast, inferred_config, open_weights
 from tests.tiny_model import CONFIG
 from tests.weights.files import raw_file, write_shapes, write_tensors
 
@@ -20,6 +21,7 @@ OTHER_MODELS = {
     "Stable Video Diffusion": {f"{UNET}label_emb.0.0.weight": (8, 768), **IMAGE_MODEL},
     "SVD": {"first_stage_model.decoder.conv_out.time_mix_conv.weight": (3, 3, 3, 1, 1), **IMAGE_MODEL},
     "condition vector": {f"{UNET}label_emb.0.0.weight": (8, 2816), **IMAGE_MODEL},
+    "the condition vector": {f"{UNET}label_emb.0.0.weight": (8,), **IMAGE_MODEL},
     "a LoRA": {"lora_unet_input_blocks_1_1_proj_in.lora_up.weight": (8, 4)},
     "a bare VAE": {"encoder.conv_in.weight": (8, 3, 3, 3), "decoder.conv_in.weight": (8, 4, 3, 3)},
     "a bare UNet": {"input_blocks.0.0.weight": (8, 8, 3, 3), "out.2.weight": (4, 8, 3, 3)},
@@ -43,6 +45,18 @@ def test_file_without_description_takes_published_values_for_what_shapes_hide(tm
     published = ModelConfig.published("p")
     assert (config.unet.model_channels, config.unet.channel_mult) == (16, (1, 2))
     assert (config.sigma_max, config.unet.head_width) == (published.sigma_max, published.unet.head_width)
+
+
+def test_published_values_are_those_of_the_family(tensors):
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = inferred_config(shapes, {"variant": "v3d"})
+    family = FAMILIES["v3d"]
+    assert (config.name, config.native_size, config.num_frames) == ("v3d", 512, 18)
+    assert (config.cfg_min, config.cfg_max, config.cond_aug) == (
+        family.cfg_min,
+        family.cfg_max,
+        family.cond_aug,
+    )
 
 
 def test_stored_fields_fill_in_what_shapes_hide(tmp_path, tensors):
