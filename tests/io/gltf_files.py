@@ -116,11 +116,17 @@ def quad(material, tmp_path, uv=QUAD_UV, positions=QUAD, colors=None, builder=No
     return builder.finish([primitive], **fields).write(tmp_path / "quad.glb")
 
 
-def front(path, size=64):
-    """RGBA of the square, seen from its +z side."""
+def both_sides(path, size=64):
+    """RGBA of the square, seen from its +z side and from its -z side."""
     cameras = custom_orbit([0.0, 180.0, 0.0], 0.0, 3)
     images, alphas = render_orbit(to_world(read_mesh(path)), cameras, size, background="transparent")
-    return np.dstack([images[-1], alphas[-1]]).astype(int)
+    pixels = np.concatenate([images, alphas[..., None]], axis=-1).astype(int)
+    return pixels[-1], pixels[1]
+
+
+def front(path, size=64):
+    """RGBA of the square, seen from its +z side."""
+    return both_sides(path, size)[0]
 
 
 def square(pixels, margin=4):
@@ -143,6 +149,14 @@ def textured(pixels=FOUR, transform=None, sampler=None, **fields):
         return {"pbrMetallicRoughness": {"baseColorTexture": info}, **fields}
 
     return material
+
+
+def layers(builder, tmp_path):
+    """The path of a square that is drawn once with each material of the builder."""
+    attributes = {"POSITION": builder.accessor(QUAD), "TEXCOORD_0": builder.accessor(QUAD_UV)}
+    materials = range(len(builder.document["materials"]))
+    primitives = [{"attributes": attributes, "material": number} for number in materials]
+    return builder.finish(primitives).write(tmp_path / "a.glb")
 
 
 def corners(pixels):

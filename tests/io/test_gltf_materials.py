@@ -3,10 +3,7 @@
 import numpy as np
 import pytest
 
-from sv3d_jax.cameras.orbit import custom_orbit
-from sv3d_jax.geometry.mesh import to_world
 from sv3d_jax.io.meshes import read_mesh
-from sv3d_jax.render.orbit import render_orbit
 from tests.io.gltf_files import (
     BLUE,
     CASES,
@@ -17,8 +14,10 @@ from tests.io.gltf_files import (
     RED,
     YELLOW,
     Builder,
+    both_sides,
     corners,
     front,
+    layers,
     quad,
     seen,
     square,
@@ -221,9 +220,7 @@ def test_shells_that_shine_through_are_seen_from_their_front_alone_if_the_file_s
         material = {"pbrMetallicRoughness": {"baseColorFactor": [1, 0, 0, 0.5]}}
         material |= {"alphaMode": "BLEND", "doubleSided": two_sided}
         path = quad(lambda b, material=material: material, tmp_path)
-        cameras = custom_orbit([0.0, 180.0, 0.0], 0.0, 3)
-        alphas = render_orbit(to_world(read_mesh(path)), cameras, 32)[1]
-        shown[two_sided] = [int(alphas[view, 16, 16]) for view in (0, 1)]  # front, back
+        shown[two_sided] = [int(side[16, 16, 3]) for side in both_sides(path, 32)]
     assert shown == {False: [128, 0], True: [128, 128]}
 
 
@@ -286,9 +283,8 @@ def test_what_light_passes_through_is_drawn_opaque_and_said(tmp_path):
 def test_both_sides_are_drawn_whatever_the_file_says(tmp_path):
     for two_sided in (False, True):
         path = quad(lambda b, two=two_sided: {"doubleSided": two}, tmp_path)
-        cameras = custom_orbit([0.0, 180.0, 0.0], 0.0, 3)
-        alphas = render_orbit(to_world(read_mesh(path)), cameras, 32)[1]
-        assert (alphas[1] == 255).sum() == (alphas[2] == 255).sum() > 100
+        front_side, back_side = both_sides(path, 32)
+        assert (back_side[..., 3] == 255).sum() == (front_side[..., 3] == 255).sum() > 100
 
 
 def test_a_ktx2_picture_beside_a_plain_one_is_not_needed(tmp_path):
@@ -315,9 +311,7 @@ def test_long_thin_pictures_take_no_more_room_than_square_ones(tmp_path):
         {"pbrMetallicRoughness": {"baseColorTexture": {"index": builder.picture(np.zeros(shape))}}}
         for shape in ((1, 16000, 3), (16000, 1, 3))
     ]
-    attributes = {"POSITION": builder.accessor(QUAD), "TEXCOORD_0": builder.accessor(QUAD_UV)}
-    primitives = [{"attributes": attributes, "material": number} for number in (0, 1)]
-    mesh = read_mesh(builder.finish(primitives).write(tmp_path / "a.glb"))
+    mesh = read_mesh(layers(builder, tmp_path))
     assert mesh.texture.size < 3 * 2 * 4 * 4096**2
     assert len(mesh.remarks) == 2
 
@@ -332,6 +326,4 @@ def test_pictures_of_the_same_bytes_are_kept_once(tmp_path):
     builder.document["materials"] = [
         {"pbrMetallicRoughness": {"baseColorTexture": {"index": number}}} for number in range(4)
     ]
-    attributes = {"POSITION": builder.accessor(QUAD), "TEXCOORD_0": builder.accessor(QUAD_UV)}
-    primitives = [{"attributes": attributes, "material": number} for number in range(4)]
-    assert read_mesh(builder.finish(primitives).write(tmp_path / "a.glb")).texture.shape == (16, 16, 3)
+    assert read_mesh(layers(builder, tmp_path)).texture.shape == (16, 16, 3)

@@ -1,30 +1,15 @@
+"""Pictures as users have them: what is read and converted, and how other files are refused."""
+
 import struct
-import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, TiffImagePlugin
 
 from sv3d_jax.errors import InputError
-from sv3d_jax.io import images
-from sv3d_jax.io.images import over_white, read_mask, read_picture, write_png
-
-CASES = Path(__file__).parents[1] / "cases" / "reports"
-GRADIENT = np.stack(np.broadcast_arrays(np.arange(48) * 5, np.arange(40)[:, None] * 6, 100), -1).astype(
-    np.uint8
-)
-
-
-@pytest.fixture
-def save(tmp_path):
-    def save(image, name, **options):
-        path = tmp_path / name
-        image.save(path, **options)
-        return path
-
-    return save
+from sv3d_jax.io.images import over_white, read_picture, write_png
+from tests.io.picture_files import GRADIENT
 
 
 def png_header(width, height):
@@ -168,106 +153,6 @@ def test_16_bit_grey_is_scaled_and_not_clipped(save):
     assert len(np.unique(picture.rgb)) == 256
 
 
-def tiff(values, kind, orientation=1):
-    """The bytes of an uncompressed TIFF of values (h, w) or (h, w, c), whose sample format is `kind`."""
-    height, width, channels = (*values.shape, 1)[:3]
-    short, long = 3, 4
-    entries = [
-        (256, long, [width]),
-        (257, long, [height]),
-        (258, short, [values.itemsize * 8] * channels),
-        (259, short, [1]),
-        (262, short, [2 if channels == 3 else 1]),
-        (273, long, [0]),
-        (274, short, [orientation]),
-        (277, short, [channels]),
-        (278, long, [height]),
-        (279, long, [values.nbytes]),
-        (339, short, [kind] * channels),
-    ]
-    start, more = 8 + 2 + 12 * len(entries) + 4, b""
-    table = struct.pack("<H", len(entries))
-    for tag, size, numbers in entries:
-        data = struct.pack(f"<{len(numbers)}{'H' if size == short else 'I'}", *numbers)
-        if len(data) > 4:
-            data, more = struct.pack("<I", start + len(more)), more + data
-        table += struct.pack("<HHI", tag, size, len(numbers)) + data.ljust(4, b"\0")
-    place = struct.pack("<HHII", 273, long, 1, start + len(more))
-    table = table.replace(struct.pack("<HHII", 273, long, 1, 0), place)
-    return b"II*\0" + struct.pack("<I", 8) + table + bytes(4) + more + values.tobytes()
-
-
-UNSIGNED, SIGNED, FLOAT = 1, 2, 3
-
-
-@pytest.mark.parametrize(
-    "values,kind,white",
-    [
-        (np.array([0, 100, 255], np.int32), SIGNED, 255),
-        (np.array([0, 100, 255], np.uint32), UNSIGNED, 255),
-        (np.array([0, 3, 200], np.uint32), UNSIGNED, 255),
-        (np.array([0, 25700, 65535], np.int32), SIGNED, 65535),
-        (np.array([0, 25700, 40000], np.uint32), UNSIGNED, 65535),
-        (np.array([0, 5_000_000, 2**24 - 1], np.uint32), UNSIGNED, 2**24 - 1),
-        (np.array([-5, 10**9, 2**31 - 1], np.int32), SIGNED, 2**31 - 1),
-        (np.array([0, 3 * 10**9, 2**32 - 1], np.uint32), UNSIGNED, 2**32 - 1),
-        (np.array([-5, 100, 255], np.int16), SIGNED, 255),
-        (np.array([-5, 9000, 32767], np.int16), SIGNED, 32767),
-        (np.array([0, 0.25, 1], np.float32), FLOAT, 1),
-        (np.array([0, 0.25, 1.3], np.float32), FLOAT, 1),
-        (np.array([0, 100, 255], np.float32), FLOAT, 255),
-        (np.array([-1, 25700, 65535], np.float32), FLOAT, 65535),
-        (np.array([np.nan, 0.5, np.inf], np.float32), FLOAT, 1),
-        (np.array([0, 4e9, 1e10], np.float32), FLOAT, 1e10),
-    ],
-)
-def test_white_of_32_bit_and_float_grey_is_the_smallest_usual_one_that_reaches(tmp_path, values, kind, white):
-    (tmp_path / "deep.tif").write_bytes(tiff(np.tile(values, (40, 16)), kind))
-    picture = read_picture(tmp_path / "deep.tif")
-    expected = np.rint(np.clip(np.nan_to_num(values.astype(float)) / white, 0, 1) * 255)
-    np.testing.assert_array_equal(picture.rgb[0, :3, 0], expected)
-    assert f"0 is taken as black, {white:.10g} as white" in picture.notes[0]
-
-
-def test_an_object_of_grey_100_in_a_32_bit_tiff_stays_at_100():
-    picture = read_picture(CASES / "int32_tiff" / "int32.tif")
-    assert np.unique(picture.rgb).tolist() == [100, 255]
-
-
-def test_a_dark_16_bit_picture_stays_dark(tmp_path):
-    values = np.full((40, 40), 200, ">u2")  # of 65535
-    (tmp_path / "dark.pgm").write_bytes(b"P5 40 40 65535\n" + values.tobytes())
-    (tmp_path / "dark.tif").write_bytes(tiff(values.astype("<u2"), UNSIGNED))
-    for name in ("dark.pgm", "dark.tif"):
-        assert (read_picture(tmp_path / name).rgb == 1).all()
-
-
-def test_a_turned_32_bit_tiff_keeps_its_white(tmp_path):
-    values = np.full((40, 48), 3_000_000_000, np.uint32)
-    (tmp_path / "turned.tif").write_bytes(tiff(values, UNSIGNED, orientation=6))
-    picture = read_picture(tmp_path / "turned.tif")
-    assert picture.rgb.shape == (48, 40, 3) and (picture.rgb == round(3e9 / (2**32 - 1) * 255)).all()
-
-
-def test_colours_of_16_bits_are_read(tmp_path):
-    values = np.broadcast_to(np.array([65535, 25700, 0], np.uint16), (40, 40, 3))
-    (tmp_path / "deep.tif").write_bytes(tiff(np.ascontiguousarray(values), UNSIGNED))
-    np.testing.assert_array_equal(read_picture(tmp_path / "deep.tif").rgb[0, 0], [255, 100, 0])
-
-
-@pytest.mark.parametrize("dtype,kind", [(np.float32, FLOAT), (np.uint32, UNSIGNED)])
-def test_a_tiff_of_a_kind_that_is_not_read_is_called_so(tmp_path, dtype, kind):
-    (tmp_path / "colour.tif").write_bytes(tiff(np.ones((40, 40, 3), dtype), kind))
-    with pytest.raises(InputError, match="a TIFF that is damaged or of a kind that is not read"):
-        read_picture(tmp_path / "colour.tif")
-
-
-def test_float_grey_of_0_to_1_spans_black_to_white(save):
-    values = np.linspace(0, 1, 40 * 48, dtype=np.float32).reshape(40, 48)
-    picture = read_picture(save(Image.fromarray(values), "float.tiff"))
-    np.testing.assert_array_equal(picture.rgb[..., 1], np.rint(values * 255.0))
-
-
 def test_a_palette_is_converted_and_its_transparency_kept(save):
     image = Image.new("P", (40, 40), 1)
     image.putpalette([255, 0, 0, 0, 0, 255])
@@ -393,114 +278,3 @@ def test_the_main_picture_of_a_phone_file_is_read_without_a_word(save):
 def test_a_picture_knows_its_file(save):
     path = save(Image.fromarray(GRADIENT), "plain.png")
     assert read_picture(path).name == str(path)
-
-
-# Masks
-
-
-@pytest.mark.parametrize("mode", ["L", "RGB", "I;16", "1", "P"])
-def test_a_mask_is_read_from_grey_of_any_kind(save, mode):
-    half = np.zeros((40, 48), np.uint8)
-    half[:20] = 255
-    if mode == "I;16":
-        image = Image.fromarray(half.astype(np.uint16) * 257)
-    else:
-        image = Image.fromarray(half).convert(mode)
-    path = save(image, "mask.png")
-    mask = read_mask(path)
-    np.testing.assert_array_equal(mask.coverage, half)
-    assert mask.name == str(path)
-
-
-def test_a_mask_of_0_and_1_is_black_and_white(save):
-    mask = read_mask(save(Image.fromarray(np.eye(40, dtype=np.uint8)), "mask.png"))
-    np.testing.assert_array_equal(mask.coverage, np.eye(40) * 255)
-
-
-def test_a_cut_out_serves_as_its_own_mask(save):
-    alpha = np.zeros((40, 48), np.uint8)
-    alpha[5:9] = 77
-    path = save(Image.fromarray(np.dstack([GRADIENT, alpha])), "cut.png")
-    np.testing.assert_array_equal(read_mask(path).coverage, alpha)
-
-
-def test_a_mask_is_turned_upright_as_its_picture_is(save):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image = Image.fromarray(GRADIENT[..., 0])
-    mask = read_mask(save(image, "mask.png", exif=exif))
-    np.testing.assert_array_equal(mask.coverage, np.rot90(GRADIENT[..., 0], -1))
-
-
-def test_a_mask_in_colour_is_refused(save):
-    path = save(Image.fromarray(GRADIENT), "photo.png")
-    with pytest.raises(InputError, match="is in colour and has no alpha") as error:
-        read_mask(path)
-    assert str(path) in error.value.message
-
-
-# HEIC
-
-
-HEIC = b"\x00\x00\x00\x18ftypheic" + bytes(300)
-
-
-def test_heic_without_its_reader_names_the_install_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "find_spec", lambda name: None)
-    (tmp_path / "phone.heic").write_bytes(HEIC)
-    with pytest.raises(InputError, match="phone.heic .* found a HEIC picture") as error:
-        read_picture(tmp_path / "phone.heic")
-    assert 'pip install "sv3d_jax[photos]"' in error.value.hint
-
-
-def test_the_size_of_a_heic_picture_is_checked_before_it_is_decoded(tmp_path, monkeypatch):
-    (tmp_path / "pi_heif.py").write_text(
-        "from PIL import Image\n"
-        "class HeifImageFile(Image.Image):\n"
-        "    format = 'HEIF'\n"
-        "    def __init__(self, file):\n"
-        "        super().__init__()\n"
-        "        self._size, self._mode = (9000, 9000), 'RGB'\n"
-        "    def load(self):\n"
-        "        raise AssertionError('decoded')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "pi_heif", raising=False)
-    (tmp_path / "phone.heic").write_bytes(HEIC)
-    with pytest.raises(InputError, match="9000x9000 = 81 megapixels"):
-        read_picture(tmp_path / "phone.heic")
-    sys.modules.pop("pi_heif")
-
-
-def test_heic_is_read_upright_and_not_opened_to_others(tmp_path):
-    import pillow_heif as heif
-
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    file = heif.from_pillow(Image.fromarray(GRADIENT))
-    file.info["exif"] = exif.tobytes()
-    file.save(tmp_path / "phone.heic", quality=95)
-    picture = read_picture(tmp_path / "phone.heic")
-    assert np.abs(picture.rgb.astype(int) - np.rot90(GRADIENT, -1)).mean() < 3
-    with pytest.raises(OSError):
-        Image.open(tmp_path / "phone.heic")
-
-
-def test_a_damaged_heic_picture_is_refused(tmp_path):
-    import pillow_heif as heif
-
-    path = tmp_path / "phone.heic"
-    heif.from_pillow(Image.fromarray(GRADIENT)).save(path)
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(InputError, match="phone.heic"):
-        read_picture(path)
-
-
-def test_the_main_one_of_several_heic_pictures_is_read(tmp_path):
-    import pillow_heif as heif
-
-    file = heif.from_pillow(Image.new("RGB", (48, 40), "#ff0000"))
-    file.add_from_pillow(Image.new("RGB", (48, 40), "#0000ff"))
-    file.save(tmp_path / "burst.heic", primary_index=1)
-    picture = read_picture(tmp_path / "burst.heic")
-    assert picture.rgb[20, 20, 2] > 240 and picture.notes == ["the main one of its 2 pictures is used"]

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sv3d_jax.colors import linear_from_srgb, srgb_from_linear
 from sv3d_jax.errors import InputError
@@ -13,6 +12,7 @@ from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.ply import write_ply
 from sv3d_jax.io.ply_reader import read_ply
 from sv3d_jax.io.surfaces import Source
+from tests.io.picture_files import save_picture
 
 CASES = Path(__file__).parents[1] / "cases" / "meshes"
 SQUARE = [(-1, -1, 0), (1, -1, 0), (1, 1, 0), (-1, 1, 0)]
@@ -127,14 +127,9 @@ def test_normals_of_the_file_are_kept(tmp_path):
     np.testing.assert_allclose(part.normals, np.tile([0.6, 0, 0.8], (4, 1)))
 
 
-def save_picture(path, color):
-    path.parent.mkdir(exist_ok=True)
-    Image.new("RGB", (4, 4), color).save(path)
-
-
 @pytest.mark.parametrize("names", ["s, t", "u, v", "texture_u, texture_v"])
 def test_texture_coordinates_of_vertices(tmp_path, names):
-    save_picture(tmp_path / "maps" / "my picture.png", (1, 2, 3))
+    save_picture(tmp_path / "maps" / "my picture.png", [[[1, 2, 3]]])
     kinds = ", ".join(f"float {name}" for name in names.split(", "))
     text = ascii_ply(
         f"{XYZ}, {kinds}",
@@ -149,7 +144,7 @@ def test_texture_coordinates_of_vertices(tmp_path, names):
 
 def test_texture_coordinates_of_corners_and_several_pictures(tmp_path):
     for name, color in (("a.png", (10, 0, 0)), ("b.png", (0, 20, 0))):
-        save_picture(tmp_path / name, color)
+        save_picture(tmp_path / name, [[color]])
     uv = (0, 0, 1, 0, 1, 1)
     faces = [(3, 0, 1, 2, 6, *uv, 0), (3, 0, 2, 3, 6, *uv[::-1], 1), (3, 0, 1, 3, 0, 0)]
     text = ascii_ply(
