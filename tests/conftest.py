@@ -1,4 +1,4 @@
-"""The option `--reference DIR`, shared by `tests/parity` and `tests/recon`, and the report that both write.
+"""The option `--reference DIR`, the report of `tests/parity` and `tests/recon`, and a pipeline of the tiny model.
 
 With `-n 2` two workers share the tests, each on half of the cores: most tests compile or run on one core.
 """
@@ -72,3 +72,11 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def parity_report(request: pytest.FixtureRequest) -> list[dict]:
     """Records {"file", "tensor", "path", "error", "tolerance"}, written to `parity.json` in the current folder."""
     return request.config.stash[REPORT]
+
+
+@pytest.fixture(scope="session")
+def pipe():
+    """A pipeline of the tiny model, whose compiled programs serve all tests of a process."""
+    from tests.tiny_model import tiny_pipeline  # not before it is needed: it imports jax
+
+    return tiny_pipeline()

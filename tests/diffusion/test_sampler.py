@@ -7,15 +7,10 @@ import pytest
 from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.diffusion.sampler import Correction, sample
 from sv3d_jax.errors import InputError
-from tests.tiny_model import picture, tiny_pipeline
+from tests.tiny_model import picture
 
 STEPS = 5
 SOLVERS = ("euler", "dpmpp_2m")
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
 
 
 def latents(pipe, **options):
