@@ -28,6 +28,8 @@ demo: .venv/.installed
 	@echo "demo: the orbit, a sheet of all its views, and the mesh:"
 	@ls -1 "$(CURDIR)"/outputs/demo/orbit.* "$(CURDIR)/outputs/demo/contact.png" "$(CURDIR)/outputs/demo/mesh.glb"
 
+# The tests make files with accents in their names, whatever the locale.
+test test-more: export PYTHONUTF8 := 1
 test: .venv/.test
 	$(BIN)/python -m pytest $(TWO)
 
