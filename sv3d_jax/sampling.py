@@ -33,7 +33,7 @@ from sv3d_jax.runner import Runner
 
 
 class SamplingInputs(NamedTuple):
-    """What all steps share."""
+    """Inputs that are constant over the steps."""
 
     params: Params  # of the UNet
     condition: Conditioning
@@ -41,13 +41,12 @@ class SamplingInputs(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a step knows before its correction on the host."""
+    """Output of the first half of a step, handed to a host-side correction."""
 
     x: Float[Array, "b f h w c"]  # latents, with churn
     levels: StepLevels
-    denoised: tuple[
-        Float[Array, "b f h w c"], ...
-    ]  # the unconditional and the conditional branch, or one estimate
+    # The unconditional and the conditional branch, or one estimate.
+    denoised: tuple[Float[Array, "b f h w c"], ...]
     features: Float[Array, "n f h w d"] | None
 
 
@@ -55,8 +54,8 @@ class Prediction(NamedTuple):
 class UNetDenoiser:
     """How the UNet denoises.
 
-    With `sequential_cfg` the branches of the guidance are computed one after the other. `place` says how the network's
-    input lies on the devices.
+    With `sequential_cfg` the branches of the guidance are computed one after the other. `place` constrains the sharding
+    of the network's input.
     """
 
     config: UNetConfig
@@ -120,12 +119,12 @@ class UNetDenoiser:
 
 
 class StepProgram(NamedTuple):
-    """Steps of one kind: what is computed before the first of them, and one step."""
+    """The two functions of steps of one kind: the step-invariant values, and one step."""
 
     prepare: Callable[[SamplingInputs, Float[Array, "steps_plus_1"]], Any]
-    """(inputs, sigmas) -> prepared values."""
+    """(inputs, sigmas) -> step-invariant values."""
     step: Callable[..., Any]
-    """(inputs, sigmas, prepared values, index of the step, state, its keys) -> what the step returns."""
+    """(inputs, sigmas, step-invariant values, index of the step, state, its keys) -> what the step returns."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,8 @@ class SamplingSteps:
         if self.unet.sequential_cfg and any(kind.cache != "off" for kind in self.kinds):
             raise InputError(
                 "cached features do not go with sequential classifier-free guidance",
-                hint="leave out cache_interval; or low_memory, and give a mesh with frames an axis cfg of 2",
+                hint="drop cache_interval, or drop low_memory and, for a mesh with a "
+                '"frames" axis, add a "cfg" axis of size 2',
             )
 
     @property
@@ -154,7 +154,7 @@ class SamplingSteps:
         return self.sampler.correction is not None and self.sampler.correction.on_host
 
     def init(self, noise: Float[Array, "b f h w c"], sigmas: Float[Array, "steps_plus_1"]) -> SamplerState:
-        """What the first step starts from."""
+        """The state before the first step."""
         return self.sampler.init(noise, sigmas)
 
     def sample(
@@ -164,7 +164,7 @@ class SamplingSteps:
         sigmas: Float[Array, "steps_plus_1"],
         keys: Array | None,
     ) -> Float[Array, "b f h w c"]:
-        """All steps: one scan for each run of consecutive steps that are all guided, or all not."""
+        """All steps: one scan for each segment of consecutive steps that are all guided, or all not."""
         state = self.init(noise, sigmas)
         prepared = {
             kind: self.prepare(kind, inputs, sigmas, state, keys) for kind in dict.fromkeys(self.kinds)
@@ -173,14 +173,14 @@ class SamplingSteps:
         def step(kind, index, state):
             return self.step(kind, inputs, sigmas, prepared[kind], index, state, step_keys(keys, index))
 
-        for _, stretch in groupby(range(len(self.kinds)), key=lambda index: self.kinds[index].is_guided):
-            state = self._scan(step, state, list(stretch))
+        for _, segment in groupby(range(len(self.kinds)), key=lambda index: self.kinds[index].is_guided):
+            state = self._scan(step, state, list(segment))
         return state.latents
 
     def prepare(
         self, kind: StepKind, inputs: SamplingInputs, sigmas: Array, state: SamplerState, keys: Array | None
     ) -> Any:
-        """What the steps of a kind need besides their state; only the shapes of `state` and `keys` are used."""
+        """The step-invariant values of the steps of a kind; only the shapes of `state` and `keys` are used."""
         return self._program(kind, inputs, state, keys).prepare(inputs, sigmas)
 
     def step(
@@ -193,18 +193,18 @@ class SamplingSteps:
         state: SamplerState,
         keys: Array | None,
     ) -> SamplerState | Prediction:
-        """The state after a step of a kind, or what a correction on the host is to be given."""
+        """The state after a step of a kind or, with an on_host correction, a `Prediction`."""
         state = self.entering(kind, state)
         return self._program(kind, inputs, state, keys).step(inputs, sigmas, prepared, index, state, keys)
 
     def update(self, prediction: Prediction, scale: Float[Array, "f"], memory: Any) -> SamplerState:
-        """The state after a step whose denoised latents the host has seen."""
+        """The second half of a step: guidance where it is still due, and the solver's update."""
         denoised, levels = self._guided(prediction.denoised, scale), prediction.levels
         x, memory = self.sampler.solver.update(prediction.x, denoised, levels, memory)
         return SamplerState(x, memory, prediction.features)
 
     def correct_on_host(self, prediction: Prediction, index: int) -> Prediction:
-        """A prediction corrected by a function of arrays on the device, outside of compiled programs."""
+        """The prediction with its denoised latents corrected, outside of compiled programs, if this step is due."""
         correction = self.sampler.correction
         if correction is None or not (correction.steps is None or index in correction.steps):
             return prediction
@@ -216,7 +216,7 @@ class SamplingSteps:
         return prediction._replace(denoised=corrected)
 
     def state_shape(self, kind: StepKind, state: SamplerState) -> SamplerState:
-        """The state as input of a step of a kind, with a shape for the cached features where it reuses them."""
+        """The state as input of a step of a kind; cached features, where it reuses them, are given as a shape."""
         features = self.unet.features_shape(kind, state.latents.shape) if kind.cache == "reuse" else None
         return state._replace(features=features)
 
@@ -253,7 +253,7 @@ class SamplingSteps:
         state: SamplerState,
         keys: Array | None,
     ) -> Prediction:
-        """The first half of a step: denoised latents, of both branches where those are to be corrected on the host."""
+        """The first half of a step: denoised latents, of both branches if the host is to correct those."""
         sampler, correction = self.sampler, self.sampler.correction
         x, levels = sampler.add_churn(state.latents, levels, keys)
         sigma = jnp.broadcast_to(levels.current, x.shape[:1])
@@ -275,7 +275,7 @@ class SamplingSteps:
     def _scan(
         self, step: Callable[..., SamplerState], state: SamplerState, indices: list[int]
     ) -> SamplerState:
-        """The steps of one stretch: of one kind, or of one that stores features and one that reuses them."""
+        """The steps of one segment: of one kind, or of one that stores features and one that reuses them."""
         found = list(dict.fromkeys(self.kinds[index] for index in indices))
         is_last = np.array([self.kinds[index] == found[-1] for index in indices])
 
@@ -286,7 +286,7 @@ class SamplingSteps:
             first, second = (partial(step, kind) for kind in found)
             return jax.lax.cond(is_last, second, first, index, state), None
 
-        if found[0].cache == "store":  # a scan's state has the same parts throughout
+        if found[0].cache == "store":  # scan needs a carry of fixed structure
             shape = self.unet.features_shape(found[0], state.latents.shape)
             state = state._replace(features=jnp.zeros(shape.shape, shape.dtype))
         state, _ = jax.lax.scan(one, state, (jnp.asarray(indices), is_last))
@@ -294,7 +294,7 @@ class SamplingSteps:
 
 
 def plain_program(step: Callable[..., Any]) -> StepProgram:
-    """`step(inputs, levels, state, keys)` as it is, with nothing prepared."""
+    """`step(inputs, levels, state, keys)` unchanged, without step-invariant values."""
     return StepProgram(
         prepare=lambda inputs, sigmas: (),
         step=lambda inputs, sigmas, prepared, index, state, keys: step(
@@ -308,7 +308,7 @@ def hoisted_program(
 ) -> StepProgram:
     """As `plain_program`, but what does not depend on latents is computed before the first step, for all noise levels.
 
-    inputs, state and keys may be shapes.
+    inputs, state and keys may be ShapeDtypeStructs.
     """
     level, index = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
     levels = StepLevels(level, level, level, index)
@@ -336,10 +336,10 @@ def sampling_loop(
     keys: Array | None,
     after_step: Callable[[int, float, Array], None] | None,
 ) -> Callable[[], Float[Array, "b f h w c"]]:
-    """The same integration as a host loop over compiled steps: call it for the latents.
+    """`SamplingSteps.sample` as a Python loop over compiled steps: call the result for the latents.
 
-    after_step gets (steps done, noise level reached, latents) after each step; what it raises ends the loop. It is
-    called when a step has really finished, so at most one step runs past a cancel.
+    after_step gets (steps done, noise level reached, latents). It is called after the step has finished on the device;
+    an exception raised there stops sampling before the next step.
     """
     first = runner.run(steps.init, noise, sigmas)
     reached = np.asarray(sigmas)[1:].tolist()

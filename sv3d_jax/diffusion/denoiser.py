@@ -25,7 +25,7 @@ class Scalings(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """What the network knows besides the noisy latents."""
+    """Conditioning inputs of the network."""
 
     context: Float[Array, "b *f l d"]  # image token of each video, or of each of its frames
     concat: Float[Array, "b f h w c"]  # conditioning latent, not scaled by the latent factor

@@ -8,7 +8,7 @@ from sv3d_jax.arrays import Array, Float
 
 
 class GuidanceScale(Protocol):
-    """A guidance curve: the scale of each frame, given both ends of its range; runs under `jax.jit`."""
+    """A guidance curve: the scale of each frame, given cfg_min and cfg_max; runs under `jax.jit`."""
 
     def __call__(self, num_frames: int, cfg_min: float, cfg_max: float) -> Float[Array, "f"]: ...
 
@@ -16,8 +16,8 @@ class GuidanceScale(Protocol):
 def triangular_scale(num_frames: int, cfg_min: float = 1.0, cfg_max: float = 2.5) -> Float[Array, "f"]:
     """cfg_min at both ends of the orbit, cfg_max half way round (SV3D, section 3).
 
-    The last frame is the given view and the first lies next to it, so both need little. With an even num_frames
-    no frame is exactly half way.
+    First and last frames are at or next to the input view and need little guidance. With an even num_frames no frame
+    is exactly half way.
     """
     position = jnp.linspace(-1.0, 1.0, num_frames)
     return cfg_min + (cfg_max - cfg_min) * (1.0 - jnp.abs(position))
@@ -44,6 +44,6 @@ SCALES: dict[str, GuidanceScale] = {
 def guidance_scale(
     guidance: str | GuidanceScale, num_frames: int, cfg_min: float, cfg_max: float
 ) -> Float[Array, "f"]:
-    """The scales of a curve, which is named or a function."""
+    """The scale of each frame by a guidance curve, given by its name or as a function."""
     curve = SCALES[guidance] if isinstance(guidance, str) else guidance
     return curve(num_frames, cfg_min, cfg_max)

@@ -23,16 +23,16 @@ Correct = Callable[[Array, Array, Array], Array]
 
 
 class SamplerState(NamedTuple):
-    """What goes from step to step."""
+    """What one step hands to the next."""
 
     latents: Float[Array, "b f h w c"]
-    memory: Any = ()  # of the solver
-    features: Float[Array, "n f h w d"] | None = None  # cached, of the network's levels below the first
+    memory: Any = ()  # state of the solver
+    features: Float[Array, "n f h w d"] | None = None  # cached, of the lower-resolution levels of the UNet
 
 
 @dataclass(frozen=True)
 class Correction:
-    """A change of the denoised latents between the denoiser and the solver, as 3D-aware denoising makes it.
+    """A change of the denoised latents between denoiser and solver, e.g. to replace them by re-rendered views.
 
     function takes denoised latents `b f h w c`, the noise level and the index of the step, counted from 0, and returns
     denoised latents. on: "guided" corrects the guided estimate, "branches" each branch before guidance. steps: where it
@@ -56,15 +56,15 @@ class Correction:
             object.__setattr__(self, "steps", tuple(int(step) for step in self.steps))
 
     def for_steps(self, num_steps: int) -> "Correction":
-        """The same with its steps counted from 0. Raises InputError for one that there is not."""
+        """The correction with negative indices of steps resolved. Raises InputError for a step out of range."""
         if self.steps is None:
             return self
         if bad := [step for step in self.steps if not -num_steps <= step < num_steps]:
-            raise InputError(f"a Correction at step {bad[0]} does not go with num_steps={num_steps}")
+            raise InputError(f"Correction.steps has {bad[0]}, but there are {num_steps} steps")
         return replace(self, steps=tuple(sorted({step % num_steps for step in self.steps})))
 
     def program_key(self) -> Any:
-        """What a compiled program depends on: of a correction on the host, which is outside of it, not the function."""
+        """Key for compiled programs; the function of an on_host correction is not part of them."""
         return ("host", self.on) if self.on_host else (self.function, self.on, self.steps)
 
     def __call__(self, denoised: Array, levels: StepLevels) -> Array:
@@ -166,8 +166,8 @@ def sample(
     sampler = Sampler.from_config(config, len(sigmas) - 1, correct)
     if (correction := sampler.correction) is not None and (correction.on_host or correction.on == "branches"):
         raise InputError(
-            "sample() knows neither branches nor the host: its Correction is pure and of the guided estimate",
-            hint="a Pipeline takes the other forms",
+            'sample() supports only Correction(on="guided", on_host=False)',
+            hint="Pipeline supports the other forms",
         )
     sigmas = jnp.asarray(sigmas, jnp.float32)
 
@@ -178,7 +178,7 @@ def sample(
 
 
 def levels_at(sigmas: Float[Array, "steps_plus_1"], index: int | Array) -> StepLevels:
-    """The noise levels of steps; before the first step, that of itself."""
+    """The noise levels of one or several steps; `previous` of step 0 is sigmas[0]."""
     return StepLevels(sigmas[jnp.maximum(index - 1, 0)], sigmas[index], sigmas[index + 1], jnp.asarray(index))
 
 

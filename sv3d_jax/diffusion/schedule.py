@@ -12,8 +12,8 @@ def karras_sigmas(
 ) -> np.ndarray:
     """Levels from sigma_max down to sigma_min and a final 0: float32, `num_steps + 1` values (EDM, eq. 5).
 
-    One step has the single level sigma_max before the 0. The published levels are computed in float32, where the
-    power magnifies the last bit of the root to 1e-6; the roundings here are those of the published code.
+    One step has the single level sigma_max before the 0. The published levels are computed in float32, where raising
+    to rho amplifies an error of 1 ulp to about 1e-6 relative, so rounding follows the published code.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -23,7 +23,7 @@ def karras_sigmas(
 
 
 def model_sigmas(model: ModelConfig, num_steps: int | None = None) -> np.ndarray:
-    """The same for a model's range of noise levels, in its own number of steps unless told otherwise."""
+    """`karras_sigmas` with the model's range and rho; num_steps None means the model's default."""
     return karras_sigmas(num_steps or model.num_steps, model.sigma_min, model.sigma_max, model.rho)
 
 

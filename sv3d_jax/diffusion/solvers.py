@@ -1,8 +1,8 @@
 """Solvers of the probability-flow ODE: each takes latents from one noise level to the next.
 
-A solver of one's own is a frozen dataclass with the two methods of `Solver`, given as `SamplingConfig(solver=...)`. The
-denoiser is called once in each step, before `update`: multi-step methods fit, those with stages between, as Heun's, do
-not.
+A user-defined solver is a frozen dataclass with the two methods of `Solver`, given as `SamplingConfig(solver=...)`.
+The denoiser is called once per step, before `update`: multi-step methods (DPM++ 2M) fit, multi-stage ones (Heun,
+Runge-Kutta) do not.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from sv3d_jax.arrays import Array, Float, Int
 class StepLevels(NamedTuple):
     """Where in the schedule a step is; all are scalars.
 
-    previous: the noise level of the step before, in the first step that of itself. current: that of the latents. next:
-    the one that the step leads to. index: the number of the step, from 0.
+    previous: noise level of the preceding step (in the first step: equal to current). current: noise level of the
+    latents. next: noise level after the step. index: of the step, counted from 0.
     """
 
     previous: Float[Array, ""]
@@ -30,7 +30,7 @@ class Solver(Protocol):
     """What the sampler asks of a solver; both methods must be pure, since they run under `jax.jit`."""
 
     def init(self, x: Float[Array, "b f h w c"]) -> Any:
-        """What the solver remembers before its first step at latents x: a pytree of arrays, () for nothing."""
+        """The solver state before the first step at latents x: a pytree of arrays, () for none."""
         ...
 
     def update(
@@ -40,7 +40,10 @@ class Solver(Protocol):
         levels: StepLevels,
         memory: Any,
     ) -> tuple[Float[Array, "b f h w c"], Any]:
-        """Latents at `levels.next`, and what to remember, from latents x at `levels.current` and these denoised."""
+        """Latents at `levels.next` and the new solver state.
+
+        They follow from latents x at `levels.current`, the denoised estimate, and `memory`, the solver state.
+        """
         ...
 
 
@@ -49,7 +52,7 @@ class Euler:
     """Euler's method (EDM, algorithm 1 without the second-order correction), of first order: SV3D's sampler."""
 
     def init(self, x: Float[Array, "b f h w c"]) -> tuple[()]:
-        """Nothing."""
+        """Euler's method has no state."""
         return ()
 
     def update(
@@ -66,13 +69,13 @@ class Euler:
 
 @dataclass(frozen=True)
 class DPMpp2M:
-    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): second order by the denoised latents of the step before.
+    """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2): of second order, by the denoised latents of the last step.
 
     The first step and the last, to 0, are of first order.
     """
 
     def init(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        """The denoised latents of the step before, which the first step does not use."""
+        """Zeros in place of the denoised latents of the preceding step, which the first step does not use."""
         return jnp.zeros_like(x)
 
     def update(

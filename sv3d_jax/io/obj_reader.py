@@ -78,7 +78,7 @@ def _part(
 
 
 def _different(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the different obj of columns first are, and which of them each row is."""
+    """Index of the first occurrence of every distinct row of the columns, and for each row which of these it is."""
     key, done = columns[0].astype(np.int64), [columns[0]]
     for column in columns[1:]:
         if (column == column[0]).all() or any(np.array_equal(column, other) for other in done):

@@ -1,7 +1,7 @@
 """The families of image-to-orbit models, as one table: what differs between them besides the widths of their networks.
 
 A new family is an entry of `FAMILIES`: conditioning, sampling, training, reading of weights and the command line all
-read this table. Nothing here imports jax.
+read this table (`decoder` alone is informative). Nothing here imports jax.
 """
 
 from dataclasses import dataclass
@@ -41,9 +41,9 @@ class ModelFamily:
     cond_aug: float = 1e-5
     """deviation of the noise on the conditioning picture in [-1, 1]"""
     decoder: Literal["frame", "video"] = "frame"
-    """the published decoder works frame by frame, or over time, as Stable Video Diffusion's does"""
+    """whether the published decoder decodes per frame or over time (informative: ours decodes per frame)"""
     known_by_width: bool = False
-    """a file without our description is taken for this family by the width of its vector"""
+    """recognise files without our metadata as this family by `vector_width`"""
 
     @property
     def vector_width(self) -> int:
@@ -52,7 +52,7 @@ class ModelFamily:
 
     @property
     def has_cameras(self) -> bool:
-        """Whether the model is told where its cameras are, by both angles; else it knows static orbits alone."""
+        """Whether the model is conditioned on azimuth and elevation; otherwise it is treated as static-orbit only."""
         return {"polar_rad", "azimuth_rad"} <= {field.source for field in self.vector}
 
 
@@ -62,8 +62,8 @@ _CAMERA = (_NOISE, VectorField("polar_rad", 512), VectorField("azimuth_rad", 512
 FAMILIES: dict[str, ModelFamily] = {
     "u": ModelFamily(name="sv3d_u", vector=(_NOISE,), known_by_width=True),
     "p": ModelFamily(name="sv3d_p", vector=_CAMERA, known_by_width=True),
-    # Cameras as in sv3d_p, trained without its first stage on static orbits (SV3D, section 3.1); its weights were not
-    # published, so that a file of this width is taken for sv3d_p.
+    # Cameras as in sv3d_p, trained without its first stage on static orbits (SV3D, section 3.1). Its weights were not
+    # published, so a file with a vector of this width is taken for sv3d_p.
     "c": ModelFamily(name="sv3d_c", vector=_CAMERA),
     # V3D (arXiv 2403.06738) keeps the vector of Stable Video Diffusion with constants in it, and so its width.
     "v3d": ModelFamily(
@@ -80,11 +80,11 @@ FAMILIES: dict[str, ModelFamily] = {
         decoder="video",
     ),
 }
-"""Families by variant: what `--variant` takes and a model's description stores."""
+"""Families by variant ("p"), which `--variant` takes and a model's description stores; the model's name is "sv3d_p"."""
 
 
 def family_of_width(vector_width: int) -> str | None:
-    """The variant that a published file with a vector of this width is, None if no family is known by it."""
+    """The variant of a published file with a vector of this width; None if no family is recognised by it."""
     found = (
         variant
         for variant, family in FAMILIES.items()

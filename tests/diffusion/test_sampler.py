@@ -139,12 +139,12 @@ def test_a_correction_knows_the_step_and_its_noise_level():
     [
         (lambda: Correction(3), "a function of denoised latents"),  # type: ignore[arg-type]
         (lambda: Correction(identity, on="both"), '"guided" or "branches"'),  # type: ignore[arg-type]
-        (lambda: Correction(identity, steps=[5]).for_steps(5), "step 5 does not go with num_steps=5"),
+        (lambda: Correction(identity, steps=[5]).for_steps(5), "steps has 5, but there are 5 steps"),
         (
             lambda: sample(
                 identity, jnp.ones((1,) * 5), np.ones(2), correct=Correction(identity, "branches")
             ),
-            "neither branches nor the host",
+            "supports only Correction",
         ),
         (
             lambda: sample(identity, jnp.ones((1,) * 5), np.ones(2), SamplingConfig(churn=1.0)),

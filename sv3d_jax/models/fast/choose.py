@@ -1,9 +1,10 @@
-"""Which form of a layer runs: the one place that decides it, by what is compiled for (`Compute`).
+"""Which form of a layer runs, by what is compiled for (`Compute`).
 
-Every function has the name of the operation. It takes the plain form first, the equation as it stands in `models/`,
-and either calls that or a form that is faster there: for one CPU, for any CPU, for accelerators. With
-`Compute(reference=True)` it is always the plain form. All forms share parameters and agree up to rounding, which
-`tests/models` and `tests/parity` check.
+Every function has the name of the operation. Its first argument is the plain form, the equation as it stands in
+`models/`; it calls either that or a form that is faster on the target: one CPU, any CPU, or an accelerator. With
+`Compute(reference=True)` it is always the plain form. Two choices are made elsewhere: `attention.accelerator_kernel`
+chooses the kernel of an accelerator, and `norms.py` adapts its forms to the target. All forms share parameters and
+agree up to rounding, which `tests/models` and `tests/parity` check.
 """
 
 import math
