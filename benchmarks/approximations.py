@@ -24,12 +24,8 @@ from sv3d_jax.preprocess import PreparedImage
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.evaluate import HeldOut, held_out_orbits
 
-INTERVALS = (
-    (0.0, 10.0),
-    (0.5, 60.0),
-    (0.5, 10.0),
-    (1e6, 1e6),
-)  # noise levels; the last is no guidance at all
+# Noise levels with guidance; the last interval holds none.
+INTERVALS = ((0.0, 10.0), (0.5, 60.0), (0.5, 10.0), (1e6, 1e6))
 CACHE_INTERVALS = (2, 3, 5)
 
 

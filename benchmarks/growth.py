@@ -140,9 +140,8 @@ def by_devices(options: argparse.Namespace):
         devices = np.array(jax.devices()[: math.prod(shape)]).reshape(shape)
         pipe = Pipeline({}, model, mesh=Mesh(devices, ("data", "cfg", "frames")))
         step = compiled_step(pipe, pictures=shape[0])
-        rounds = (
-            2 if pipe.unet.sequential_cfg else 1
-        )  # of a loop over the branches, which the compiler counts once
+        # Of a loop over the branches, which the compiler counts once.
+        rounds = 2 if pipe.unet.sequential_cfg else 1
         yield {
             "devices": math.prod(shape),
             "pictures, branches, frames": shape,

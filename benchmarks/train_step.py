@@ -87,9 +87,8 @@ def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **co
     from sv3d_jax.train.step import train_step
 
     shapes = jax.eval_shape(lambda: init_unet(model.unet, jax.random.key(0)))
-    pool = np.random.default_rng(0).normal(
-        scale=0.02, size=1 << 20
-    )  # billions of numbers would take a minute
+    # A pool that is repeated: drawing billions of numbers would take a minute.
+    pool = np.random.default_rng(0).normal(scale=0.02, size=1 << 20)
     params = {
         "unet": jax.tree.map(lambda leaf: jnp.asarray(np.resize(pool, leaf.shape), jnp.float32), shapes)
     }

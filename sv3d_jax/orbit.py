@@ -30,9 +30,8 @@ class StepInfo:
 class Orbit:
     """Views of the object in one picture; the frame `cameras.input_frame` is the picture itself."""
 
-    frames: (
-        Any  # a list of PIL images, float32 (f, h, w, 3) in [0, 1], or with output_type "latent" the latents
-    )
+    # A list of PIL images, float32 (f, h, w, 3) in [0, 1], or with output_type "latent" the latents.
+    frames: Any
     cameras: CameraPath
     latents: Float[Array, "f h w c"]
     seed: int

@@ -87,9 +87,8 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         optimizer = make_optimizer(config.optimizer, config.max_steps)
         state = _first_state(config, trainable.initial, optimizer, mesh, checkpoints, settings)
         frozen = place_tree(trainable.frozen, tree_shardings(trainable.frozen, mesh))
-        trainable = trainable._replace(
-            initial={}, frozen=frozen
-        )  # the trained parameters are now in the state
+        # The trained parameters are now in the state.
+        trainable = trainable._replace(initial={}, frozen=frozen)
         with Watch(config, int(state.step), is_lead()) as watch:
             saver = _Saver(checkpoints, settings, progress)
             state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, stop, progress)

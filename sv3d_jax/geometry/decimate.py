@@ -8,9 +8,8 @@ from sv3d_jax.arrays import Float, Int, Num
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 
-POINT_WEIGHT = (
-    1e-4  # weight of the distance to the original vertex, relative to that to the planes of its faces
-)
+# Weight of the distance to the original vertex, relative to that to the planes of its faces.
+POINT_WEIGHT = 1e-4
 MIN_COSINE = 0.2  # between a face's normals before and after a collapse
 CHEAP_SHARE = 0.5  # share of all edges, cheapest first, that one round may collapse
 

@@ -22,9 +22,8 @@ class Materials:
     region: np.ndarray  # int32 k 4
     wrap: np.ndarray  # int32 k 2: REPEAT, CLAMP or MIRROR
     nearest: np.ndarray  # bool k: nearest-neighbour instead of bilinear filtering
-    cutoff: (
-        np.ndarray
-    )  # float32 k: holes where alpha is less; or OPAQUE (alpha is ignored) or BLEND (composited)
+    # float32 k: holes where alpha is less; or OPAQUE (alpha is ignored) or BLEND (composited)
+    cutoff: np.ndarray
     one_sided: np.ndarray  # bool k: with BLEND, back faces are not drawn
     vertex_alpha: np.ndarray | None = None  # float32 v in [0, 1]
     texture_alpha: np.ndarray | None = None  # uint8 h w

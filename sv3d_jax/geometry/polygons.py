@@ -6,9 +6,8 @@ import numpy as np
 
 _MAX_BLOCK_CORNERS = 1 << 20  # corners processed at a time
 _MAX_CUT_CORNERS = 10_000  # larger polygons are only triangulated as fans
-_MAX_CROSSED_COST = (
-    2e8  # limit of the summed squared corner counts of self-intersecting polygons: some seconds
-)
+# Limit of the summed squared corner counts of self-intersecting polygons: some seconds.
+_MAX_CROSSED_COST = 2e8
 _FLAT = 1e-12  # triangles of smaller area count as degenerate, in a polygon of size 1
 
 

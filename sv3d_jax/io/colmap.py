@@ -14,12 +14,8 @@ from sv3d_jax.io.images import Picture, masked, read_picture
 from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
 
-MODEL_FOLDERS = (
-    "sparse/0",
-    "sparse",
-    ".",
-    "colmap/sparse/0",
-)  # where the model may lie in the folder of a scene
+# Where the model may lie in the folder of a scene.
+MODEL_FOLDERS = ("sparse/0", "sparse", ".", "colmap/sparse/0")
 # Camera models of the binary format, by their id: name and number of parameters.
 MODEL_IDS = (
     *(

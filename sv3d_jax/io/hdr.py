@@ -33,9 +33,8 @@ def read_hdr(path: str | Path) -> np.ndarray:
         rgbe = _pixels(np.frombuffer(data, np.uint8, offset=header.end()), height, width)
     except (IndexError, ValueError):
         raise InputError(f"{path} is damaged: its {width}x{height} pixels are not all there") from None
-    scale = np.ldexp(
-        1.0, rgbe[..., 3:].astype(np.int32) - 136
-    )  # bias of the exponent 128, plus 8 bits of mantissa
+    # The bias of the exponent is 128, plus 8 bits of mantissa.
+    scale = np.ldexp(1.0, rgbe[..., 3:].astype(np.int32) - 136)
     return (rgbe[..., :3] * np.where(rgbe[..., 3:] == 0, 0.0, scale)).astype(np.float32)
 
 

@@ -16,9 +16,8 @@ from sv3d_jax.io.outputs import write_atomic
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 200_000_000
 MIN_SIDE = 32
-_GREY_TOLERANCE = (
-    24  # largest difference between the channels of a grey picture that JPEG compression may cause
-)
+# Largest difference between the channels of a grey picture that JPEG compression may cause.
+_GREY_TOLERANCE = 24
 
 _TIFF = "a TIFF that is damaged or of a kind that is not read (colours as floats or 32-bit numbers, say)"
 _SIGNATURES = (
@@ -249,9 +248,8 @@ def _grey_8bit(image: Image.Image, file: Image.Image, notes: list[str]) -> np.nd
     if image.mode == "F":
         kind, whites = "float", _WHITES
         values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
-        if (
-            1 < values.max() <= 2
-        ):  # bright highlights of a 0 to 1 picture, as a 0 to 255 picture is not that dark
+        # Bright highlights of a picture in 0 to 1; a picture in 0 to 255 is not that dark.
+        if 1 < values.max() <= 2:
             values = np.minimum(values, 1.0)
     elif tags.get(258) == (16,):
         kind, whites = "signed 16-bit", (255, 2**15 - 1)

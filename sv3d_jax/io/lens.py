@@ -48,9 +48,8 @@ class Lens:
     center_px: tuple[float, float]
     size: tuple[float, float]  # width and height of the picture that the intrinsics are for
     model: str = "PINHOLE"  # other names than those of MODELS are refused by `undistorted`
-    terms: dict[str, float] = field(
-        default_factory=dict
-    )  # distortion coefficients by name; absent ones are 0
+    # Distortion coefficients by name; absent ones are 0.
+    terms: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_fisheye(self) -> bool:

@@ -13,28 +13,20 @@ from sv3d_jax.io.surfaces import MAX_FACES, Source
 
 MAX_VERTICES = 3 * MAX_FACES
 
-
 MAX_NAMES = 10_000  # of material libraries, and of materials
-
 
 _CHUNK_BYTES = 1 << 22
 
-
 _NEWLINE, _JOINT, _SPACE, _HASH, _SLASH = 10, 1, 32, ord("#"), ord("/")
-
 
 # Control characters become spaces, except newlines. _JOINT marks the end of a line that ends in a backslash.
 _BLANKS = bytes(byte if byte >= _SPACE or byte == _NEWLINE else _SPACE for byte in range(256))
 
-
 _KINDS = (b"v", b"vt", b"vn", b"f")
-
 
 _V, _VT, _VN, _F, _SKIPPED, _OTHER = range(6)
 
-
 _NAMES = ("vertex", "texture coordinate", "normal")
-
 
 _NOT_DRAWN = {
     "l": "lines are",
@@ -43,7 +35,6 @@ _NOT_DRAWN = {
     "curv2": "curves are",
     "surf": "surfaces of control points are",
 }
-
 
 # Statements of free-form curves and surfaces, and statements that affect neither shape nor colour.
 _IGNORED = set(

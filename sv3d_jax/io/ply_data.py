@@ -11,7 +11,6 @@ from sv3d_jax.errors import InputError
 
 MAX_HEADER_BYTES = 1 << 20
 
-
 _TYPES = {
     "char": "i1",
     "int8": "i1",
@@ -30,7 +29,6 @@ _TYPES = {
     "double": "f8",
     "float64": "f8",
 }
-
 
 _COUNTS = {name for name, kind in _TYPES.items() if kind[0] != "f"}
 
@@ -287,9 +285,8 @@ def _numbers(text: str) -> np.ndarray:
     """The numbers of a text, up to the first word that is no number."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "error", DeprecationWarning
-            )  # older versions stop at what is no number, and warn
+            # Older versions stop at the first word that is not a number, and warn.
+            warnings.simplefilter("error", DeprecationWarning)
             return np.fromstring(text, np.float64, sep=" ")
     except (ValueError, DeprecationWarning):
         pass

@@ -197,9 +197,8 @@ def _part(vertices: _Vertices, faces: _Faces, chosen: np.ndarray, material: Mate
         if corner_uv is not None:
             uv = corner_uv[chosen].reshape(-1, 2)
     normals = vertices.normals
-    if normals is None and len(used) == 3 * len(
-        corners
-    ):  # corners of their own keep the smooth normal of their vertex
+    # Corners that have become separate vertices keep the smooth normal of the vertex that they shared.
+    if normals is None and len(used) == 3 * len(corners):
         normals = vertex_normals(vertices.positions, faces.corners)
     return Part(
         vertices.positions[used],

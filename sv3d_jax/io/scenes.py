@@ -21,9 +21,8 @@ from sv3d_jax.io.transforms import TRANSFORMS_FILES, read_transforms
 
 Up = Literal["auto", "y", "z"]
 KNOWN = f"{CAMERAS_FILE}, transforms.json, or a COLMAP model (cameras.txt and images.txt in sparse/0, sparse or openly)"
-SCATTERED = (
-    0.02  # mean squared distance of the x axes from their best plane, up to which that plane is the horizon
-)
+# Mean squared distance of the x axes from their best plane, up to which that plane is the horizon.
+SCATTERED = 0.02
 
 
 @dataclass(frozen=True)
@@ -178,9 +177,8 @@ def _upright(poses: np.ndarray, where: str) -> np.ndarray:
     if z < -1 + 1e-9:
         turn[:3, :3] = np.diag([1.0, -1.0, -1.0])
         return turn
-    cross = np.array(
-        [[0.0, 0.0, -x], [0.0, 0.0, -y], [x, y, 0.0]]
-    )  # cross-product matrix of the rotation axis
+    # Cross-product matrix of the rotation axis.
+    cross = np.array([[0.0, 0.0, -x], [0.0, 0.0, -y], [x, y, 0.0]])
     turn[:3, :3] = np.eye(3) + cross + cross @ cross / (1 + z)
     return turn
 

@@ -58,9 +58,8 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
             smaller = f"{width // across}x{height // down}"
             source.remark(f"{name}: {width}x{height} texels are downscaled to {smaller}")
         try:
-            image.draft(
-                "RGB", (width // across, height // down)
-            )  # JPEG can be decoded at 1/2 to 1/8 of its size
+            # JPEG can be decoded at 1/2 to 1/8 of its size.
+            image.draft("RGB", (width // across, height // down))
             image.load()
             scale = image.size[0] / width
             return _pixels(image, *(max(1, round(factor * scale)) for factor in (down, across)))

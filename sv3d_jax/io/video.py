@@ -100,9 +100,8 @@ def _mp4(frames: np.ndarray, fps: float, suffix: str) -> bytes:
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     options = {"movflags": "+faststart", "fflags": "+bitexact"}
-    with (
-        tempfile.TemporaryDirectory() as folder
-    ):  # +faststart reads the file again, so a memory buffer does not work
+    # +faststart reads the file again, so a memory buffer does not work.
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"video.{suffix}"
         with av.open(str(path), "w", options=options) as container:
             _encode_h264(container, frames, fps)

@@ -198,9 +198,8 @@ def _target(config: EvalMeshConfig) -> Mesh:
             f"{config.orbit} does not say where the object stood (object_to_world)",
             hint="only rendered orbits do: sv3d data render",
         )
-    matrix = (
-        matrix @ world_from_mesh_file(config.target).T
-    )  # object_to_world starts from the coordinates in the file
+    # object_to_world starts from the coordinates in the file.
+    matrix = matrix @ world_from_mesh_file(config.target).T
     mesh = read_mesh(config.target)
     return replace(mesh, vertices=mesh.vertices @ matrix[:3, :3].T + matrix[:3, 3])
 

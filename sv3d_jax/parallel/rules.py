@@ -18,16 +18,14 @@ BATCH_AXES = ("data", "fsdp")
 
 # The first pattern that matches the path applies. Its axes are those of the last dimensions of the array.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (
-        r"(to_q|to_k|to_v|net_0/proj)/kernel$",
-        ("fsdp", "tensor"),
-    ),  # output features are split by head or by hidden unit
-    (
-        r"(to_out_0|net_2)/kernel$",
-        ("tensor", "fsdp"),
-    ),  # input features are split, as the layers above leave them
-    (r"kernel$", ("fsdp", None)),  # other linear layers and convolutions: in, out
-    (r"", ()),  # biases, norms, counters
+    # Output features are split by head or by hidden unit.
+    (r"(to_q|to_k|to_v|net_0/proj)/kernel$", ("fsdp", "tensor")),
+    # Input features are split, as the layers above leave them.
+    (r"(to_out_0|net_2)/kernel$", ("tensor", "fsdp")),
+    # Other linear layers and convolutions: in, out.
+    (r"kernel$", ("fsdp", None)),
+    # Biases, norms, counters.
+    (r"", ()),
 )
 
 

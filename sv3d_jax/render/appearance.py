@@ -20,9 +20,8 @@ class Appearance(NamedTuple):
     uv: Float[Array, "v 2"] | None
     texture: Num[Array, "h w 3"] | None  # float: linear light; uint8: display values
     texture_alpha: Num[Array, "h w"] | None  # uint8
-    of_face: (
-        Int[Array, "t"] | None
-    )  # this and the following as in `Materials`; None: all faces have one material
+    # This and the following are as in `Materials`; None: all faces have one material.
+    of_face: Int[Array, "t"] | None
     region: Int[Array, "k 4"] | None
     wrap: Int[Array, "k 2"] | None
     nearest: Bool[Array, "k"] | None

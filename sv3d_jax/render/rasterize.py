@@ -140,9 +140,8 @@ class _Triangles(NamedTuple):
     anchor_x: Float[Array, "t 3"]
     anchor_y: Float[Array, "t 3"]
     inverse_depth: Float[Array, "t 3"]  # 1 / (vertex depth times twice the area)
-    left: Int[
-        Array, "t"
-    ]  # first column and row of the bounding box, and its size in tiles; 0 tiles: not drawn
+    # First column and row of the bounding box, and its size in tiles; 0 tiles: not drawn.
+    left: Int[Array, "t"]
     top: Int[Array, "t"]
     columns: Int[Array, "t"]
     rows: Int[Array, "t"]

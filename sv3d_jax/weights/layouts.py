@@ -32,11 +32,8 @@ _COUNTERS = {"decay", "num_updates", "step", "initted", "optimization_step"}  # 
 _COMFY_MARKERS = {"edm_vpred.sigma_max", "edm_vpred.sigma_min", "v_pred", "ztsnr"}
 
 _WEIGHT_SCALES = (".scale_weight", ".weight_scale")
-_QUANTIZATION = (
-    ".scale_input",
-    ".input_scale",
-    ".comfy_quant",
-)  # scales of a layer's inputs, for arithmetic in 8 bits; a description of its format
+# Scales of a layer's inputs, for arithmetic in 8 bits; a description of its format.
+_QUANTIZATION = (".scale_input", ".input_scale", ".comfy_quant")
 _FORMATS = {"float8_e4m3fn", "float8_e5m2"}
 _MAX_DESCRIPTION = 4096
 

@@ -54,9 +54,8 @@ class WeightsSource(Protocol):
     config: ModelConfig
     tensors: Mapping[str, TensorInfo]  # by published name, unused ones included
     metadata: Mapping[str, str]  # of a file that others wrote, kept for when it is written again
-    left_out: Sequence[
-        str
-    ]  # stored tensors without a place in `tensors`: averages, scales, a program's marks
+    # Stored tensors without a place in `tensors`: averages, scales, a program's marks.
+    left_out: Sequence[str]
     remarks: Sequence[str]  # what was not in published form, and how it was read
 
     def stream(self, names: Sequence[str]) -> Iterator[np.ndarray]:

@@ -53,9 +53,8 @@ def _call(platform: str, interpret: bool, is_gradient: bool, *arrays: Array):
     padded = [jnp.pad(x, ((0, 0), (0, size - s), (0, 0), (0, 0))) for x in arrays]
     tables = jax.tree.leaves(_splash_kernel(size, interpret)) if platform == "tpu" else []
     table_axes = tuple(table.ndim for table in tables)
-    segments = (jnp.arange(size) >= s).astype(
-        jnp.int32
-    )  # tokens attend to their own segment alone: given 0, padding 1
+    # Tokens attend only to their own segment: 0 for the given ones, 1 for the padding.
+    segments = (jnp.arange(size) >= s).astype(jnp.int32)
     out = _divided(platform, interpret, is_gradient, table_axes)(*padded, segments, *tables)
     return jax.tree.map(lambda x: x[:, :s], out)
 
@@ -108,9 +107,8 @@ def _splash(
     structure = jax.tree.structure(_splash_kernel(q.shape[1], interpret))
     kernel = jax.tree.unflatten(structure, tables)
     ids = splash_attention_kernel.SegmentIds(q=segments, kv=segments)
-    q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(
-        q.dtype
-    )  # the kernel does not divide scores by sqrt(d)
+    # The kernel does not divide scores by sqrt(d).
+    q = (q.astype(jnp.float32) / math.sqrt(q.shape[-1])).astype(q.dtype)
     of_head = lambda *qkv: kernel(*(x[None] for x in qkv), ids)[0]  # noqa: E731
     return jax.vmap(jax.vmap(of_head, 1, 1))(q, k, v)
 
