@@ -194,7 +194,7 @@ class SamplingSteps:
         keys: Array | None,
     ) -> SamplerState | Prediction:
         """The state after a step of a kind or, with an on_host correction, a `Prediction`."""
-        state = self.entering(kind, state)
+        state = self.drop_unused_features(kind, state)
         return self._program(kind, inputs, state, keys).step(inputs, sigmas, prepared, index, state, keys)
 
     def update(self, prediction: Prediction, scale: Float[Array, "f"], memory: Any) -> SamplerState:
@@ -268,8 +268,8 @@ class SamplingSteps:
     def _guided(self, branches: tuple[Array, ...], scale: Float[Array, "f"]) -> Float[Array, "b f h w c"]:
         return guide(*branches, scale) if len(branches) == 2 else branches[0]
 
-    def entering(self, kind: StepKind, state: SamplerState) -> SamplerState:
-        """A state as a step of this kind takes it."""
+    def drop_unused_features(self, kind: StepKind, state: SamplerState) -> SamplerState:
+        """The state without cached features, unless a step of this kind reuses them."""
         return state if kind.cache == "reuse" else state._replace(features=None)
 
     def _scan(
@@ -346,9 +346,9 @@ def sampling_loop(
 
     def compiled(kind: StepKind) -> Callable[..., Any]:
         prepared = runner.run(partial(steps.prepare, kind), inputs, sigmas, first, keys, split=False)
-        entering = jax.tree.map(runner.placement.split_shape, steps.state_shape(kind, first))
+        state_shapes = jax.tree.map(runner.placement.split_shape, steps.state_shape(kind, first))
         given = (inputs, sigmas, prepared)
-        program = runner.compile(partial(steps.step, kind), *given, np.int32(0), entering, keys)
+        program = runner.compile(partial(steps.step, kind), *given, np.int32(0), state_shapes, keys)
         return partial(program, *given)
 
     programs = {kind: compiled(kind) for kind in dict.fromkeys(steps.kinds)}
@@ -356,8 +356,8 @@ def sampling_loop(
     def run() -> Float[Array, "b f h w c"]:
         state = first
         for index, kind in enumerate(steps.kinds):
-            entering = steps.entering(kind, state)
-            result = programs[kind](np.int32(index), entering, step_keys(keys, index))
+            needed = steps.drop_unused_features(kind, state)
+            result = programs[kind](np.int32(index), needed, step_keys(keys, index))
             if steps.corrects_on_host:
                 result = steps.correct_on_host(result, index)
                 result = runner.run(steps.update, result, inputs.scale, state.memory)

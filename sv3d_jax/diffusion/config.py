@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sv3d_jax.arrays import Float
-    from sv3d_jax.diffusion.guidance import GuidanceScale
+    from sv3d_jax.diffusion.guidance import GuidanceCurve
     from sv3d_jax.diffusion.solvers import Solver
     from sv3d_jax.models.config import ModelConfig
 else:
-    GuidanceScale = Solver = Any  # their modules import jax
+    GuidanceCurve = Solver = Any  # their modules import jax
 
 
 GuidanceName = Literal["triangular", "linear", "constant"]
-"""Guidance curves by name; the functions are in `guidance.SCALES`."""
+"""Guidance curves by name; the functions are in `guidance.CURVES`."""
 SolverName = Literal["euler", "dpmpp_2m"]
 """Solvers by name; the objects are in `solvers.SOLVERS`."""
 
@@ -67,7 +67,7 @@ class SamplingConfig:
 
     num_steps: int | None = None
     """sampling steps (default: the model's own; 50 for SV3D)"""
-    guidance: str | GuidanceScale | None = None
+    guidance: str | GuidanceCurve | None = None
     """how the guidance scale runs over the frames (default: the model's own, for SV3D triangular)"""
     cfg_min: float | None = None
     """lowest guidance scale (default: the model's own; 1 for SV3D)"""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float
 
 
-class GuidanceScale(Protocol):
+class GuidanceCurve(Protocol):
     """A guidance curve: the scale of each frame, given cfg_min and cfg_max; runs under `jax.jit`."""
 
     def __call__(self, num_frames: int, cfg_min: float, cfg_max: float) -> Float[Array, "f"]: ...
@@ -33,7 +33,7 @@ def constant_scale(num_frames: int, cfg_min: float = 2.5, cfg_max: float = 2.5) 
     return jnp.full((num_frames,), cfg_max)
 
 
-SCALES: dict[str, GuidanceScale] = {
+CURVES: dict[str, GuidanceCurve] = {
     "triangular": triangular_scale,
     "linear": linear_scale,
     "constant": constant_scale,
@@ -42,8 +42,8 @@ SCALES: dict[str, GuidanceScale] = {
 
 
 def guidance_scale(
-    guidance: str | GuidanceScale, num_frames: int, cfg_min: float, cfg_max: float
+    guidance: str | GuidanceCurve, num_frames: int, cfg_min: float, cfg_max: float
 ) -> Float[Array, "f"]:
     """The scale of each frame by a guidance curve, given by its name or as a function."""
-    curve = SCALES[guidance] if isinstance(guidance, str) else guidance
+    curve = CURVES[guidance] if isinstance(guidance, str) else guidance
     return curve(num_frames, cfg_min, cfg_max)

@@ -35,7 +35,7 @@ class ModelFamily:
     """side of the frames in pixels"""
     num_steps: int = 50
     guidance: str = "triangular"
-    """curve of the guidance scale over the frames, from cfg_min to cfg_max: a name in `diffusion.guidance.SCALES`"""
+    """curve of the guidance scale over the frames, from cfg_min to cfg_max: a name in `diffusion.guidance.CURVES`"""
     cfg_min: float = 1.0
     cfg_max: float = 2.5
     cond_aug: float = 1e-5

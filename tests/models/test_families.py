@@ -10,7 +10,7 @@ import pytest
 from sv3d_jax.cameras.orbit import custom_orbit
 from sv3d_jax.conditioning import camera_vector
 from sv3d_jax.diffusion.config import GUIDANCE_NAMES, SOLVER_NAMES
-from sv3d_jax.diffusion.guidance import SCALES
+from sv3d_jax.diffusion.guidance import CURVES
 from sv3d_jax.diffusion.solvers import SOLVERS
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.embeddings import sinusoidal
@@ -60,8 +60,8 @@ def test_weights_of_a_family_that_no_width_tells_are_read_in_every_form(tmp_path
 
 
 def test_names_of_guidance_and_solvers_are_those_of_their_tables():
-    assert set(GUIDANCE_NAMES) == set(SCALES) and set(SOLVER_NAMES) == set(SOLVERS)
-    assert {family.guidance for family in FAMILIES.values()} <= set(SCALES)
+    assert set(GUIDANCE_NAMES) == set(CURVES) and set(SOLVER_NAMES) == set(SOLVERS)
+    assert {family.guidance for family in FAMILIES.values()} <= set(CURVES)
 
 
 def test_training_gives_a_model_its_frames_in_the_order_that_it_has_them(monkeypatch):
