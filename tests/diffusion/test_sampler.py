@@ -7,7 +7,7 @@ import pytest
 from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.diffusion.sampler import Correction, sample
 from sv3d_jax.errors import InputError
-from tests.tiny_model import picture
+from tests.tiny_model import picture, tiny_pipeline
 
 STEPS = 5
 SOLVERS = ("euler", "dpmpp_2m")
