@@ -54,7 +54,7 @@ class Pipeline:
         **options: Any,
     ):
         """`options` are fields of `ComputeConfig`, in place of one."""
-        self.config, self.weights = config, weights or {}  # where they came from: source, path, sha256
+        self.config, self.weights = config, weights or {}  # provenance of the weights: source, path, sha256
         self.remover = Remover()
         self.runner = Runner(params, one_config(ComputeConfig, compute, options))
         how = self.runner.config
@@ -76,7 +76,8 @@ class Pipeline:
     ) -> "Pipeline":
         """A model from the shipped "mini", an Orbax folder, a .safetensors file or a hub id.
 
-        A variant as "u" or "p" insists on that model. `options` are fields of `ComputeConfig`, in place of one.
+        `variant="u"` or `"p"` raises WeightsError if the weights are of another model. `options` are fields of
+        `ComputeConfig`, in place of one.
         """
         from sv3d_jax.weights.hub import load_weights
 
@@ -87,7 +88,7 @@ class Pipeline:
     def computing(self, compute: ComputeConfig) -> "Pipeline":
         """The same parameters on the same devices, with another `ComputeConfig`; weights are not read again.
 
-        What a lower precision has rounded stays rounded.
+        Parameters already cast to bfloat16 are not restored to float32.
         """
         compute = replace(compute, mesh=self.runner.config.mesh)
         return Pipeline(self.params, self.config, compute, self.weights)
@@ -119,15 +120,21 @@ class Pipeline:
         progress: Progress | None = None,
         **options: Any,
     ) -> Orbit | list[Orbit]:
-        """Orbit around the object in a picture, or one each for a list of pictures.
+        """Orbit around the object in a picture, or one each for a list of pictures. None means the model's default.
 
-        image: a path, a PIL image, uint8 (h, w, 3 or 4), a `Picture` or `PreparedImage`. Elevations are absolute,
-        azimuths relative to the picture's view, the last frame (of V3D the first); `cameras` takes the place of both.
-        What is None is the model's own default. seed: one for all pictures, or one each. mask: white where the object
-        is, as a path, a PIL image, a `Mask`, uint8 or bool (h, w); box: x0, y0, x1, y1 in pixels of the upright
-        picture; of a list of pictures, a list of either. options: fields of `SamplingConfig`, in place of one. correct:
-        a function of (denoised latents, noise level, index of the step) that changes them, or a `Correction`. After
-        every step callback gets a `StepInfo`; it may raise `Cancelled`.
+        image: a path, a PIL image, uint8 (h, w, 3 or 4), a `Picture` or a `PreparedImage`.
+        sampling, options: a `SamplingConfig`, and fields of it that are replaced.
+        elevations_deg: absolute; one value, or one per frame.
+        azimuths_deg: relative to the input view, which is the model's last frame (V3D: the first).
+        cameras: replaces elevations_deg, azimuths_deg and num_frames.
+        correct: a function (denoised latents, noise level, index of the step) -> denoised latents, or a `Correction`.
+        seed: one for all pictures, or one per picture. size: side of the frames in pixels.
+        background, frame_ratio: how the object is cut out and framed, as the flags of `sv3d orbit`.
+        mask: white where the object is, as a path, a PIL image, a `Mask`, uint8 or bool (h, w).
+        box: x0, y0, x1, y1 in pixels of the upright picture. For a list of pictures, one mask or box per picture.
+        decode_chunk: frames decoded at a time. output_type: "pil", "np", "jax" or "latent".
+        callback: gets a `StepInfo` after every step; may raise `Cancelled`.
+        progress: shows the stages. With `callback` or `progress`, steps run in a host loop, not in one compiled scan.
         """
         sampling = one_config(SamplingConfig, sampling, renamed(options)).resolve(self.config)
         pictures = PictureBatch.of(image, seed, mask, box)
@@ -193,7 +200,7 @@ class Pipeline:
     def condition(
         self, pixels: Float[Array, "b h w 3"], noise: Float[Array, "b h w 3"], cameras: CameraPath
     ) -> Conditioning:
-        """What the denoiser is told: pictures in [-1, 1], unit noise to be added to them, and the cameras."""
+        """The conditioning, from pictures in [-1, 1], unit noise to be added to them, and the cameras."""
         placement = self.runner.placement
         params = {part: self.runner.part(part) for part in ("image_tower", "vae_encoder")}
         values = jax.tree.map(placement.everywhere, frame_values(self.config, cameras))
@@ -301,7 +308,10 @@ class Pipeline:
     def _frames(
         self, latents: Array, pixels: np.ndarray, input_frame: int, chunk: int, progress: Progress
     ) -> np.ndarray:
-        """Float32 frames in [0, 1]. The picture is the input frame, which is decoded in reference mode only."""
+        """Float32 frames in [0, 1].
+
+        The input frame is replaced by the picture itself; its latent is decoded only in reference mode.
+        """
         wanted = np.asarray(latents)
         if not self.compute.reference:
             wanted = np.delete(wanted, input_frame, axis=1)

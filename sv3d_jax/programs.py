@@ -1,9 +1,9 @@
-"""Compiled programs on disk, by what decides them: a later start neither traces nor compiles.
+"""Persistent cache of compiled executables, keyed by everything they depend on; later starts neither trace nor compile.
 
-jax's own cache of compilations saves the compiler's part alone, and tracing a network takes seconds. Programs lie
-beside that cache, where there is one, and not in it as well: one that jax has loaded cannot always be kept a second
-time (on CPUs with jaxlib 0.10.2 it lacks its functions when it is loaded again). They are code that is run as it is
-found, so nobody else may be able to write to the folder.
+jax's own compilation cache does not save the tracing, which takes seconds for a network. Executables are stored beside
+that cache, if it is in use. We bypass it for these programs: an executable that jax loaded from its own cache may not
+serialize correctly again (jaxlib 0.10.2 on CPU: missing functions on reload). Files are unpickled and executed
+unverified: only the user may have write access.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ SETTINGS = (
 
 
 class Opaque:
-    """An object that a program closes over and whose content cannot be told; equal to itself alone."""
+    """An object that a program closes over and that cannot be hashed by content; compared by identity."""
 
     def __init__(self, value: Any):
         self.value = value
@@ -63,13 +63,13 @@ _OPAQUE = "Opaque("
 
 
 def describe(value: Any) -> Any:
-    """What decides the program of a function: the function itself and whatever it closes over, as a hashable value.
+    """Cache key of a function: its code and everything it closes over, as a hashable value.
 
-    Functions are told by their code, closure, defaults and, if partial or bound, by what they are bound to; frozen
-    dataclasses by their type and the fields that they are compared by, or by their `program_key`; arrays by their
-    content. The repr is the same in every process, unless it contains an `Opaque`: any other object, and functions and
-    classes from outside this package, whose code may change while the package stays the same. A program with one is
-    kept in memory and not on disk.
+    Functions are identified by their code, closure, defaults and, if partial or bound, by what they are bound to;
+    frozen dataclasses by their type and the fields that they are compared by, or by their `program_key`; arrays by
+    their content. The repr is the same in every process, unless it contains an `Opaque`: any other object, and
+    functions and classes from outside this package, whose code may change while the package stays the same. A program
+    with one is kept in memory and not on disk.
     """
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return type(value).__name__, value
@@ -105,12 +105,12 @@ def _describe_function(function: FunctionType) -> Any:
     bound = describe((closure, function.__defaults__, function.__kwdefaults__))
     if not _in_source(code.co_filename):
         return Opaque(function), bound
-    # Two functions of one name, as lambdas are, differ by their place.
+    # Functions that share a qualified name (lambdas) are distinguished by line number.
     return _name(function), code.co_firstlineno, hashlib.sha256(code.co_code).hexdigest(), bound
 
 
 def _is_stable(kind: type) -> bool:
-    """Whether what a class does follows from its name, this package's source and the versions of what it needs."""
+    """Whether a class's behaviour is fixed by our source and library versions, so that it may be cached on disk."""
     package = kind.__module__.partition(".")[0]
     if package in ("builtins", "numpy", "jax", "jaxlib", "ml_dtypes"):
         return True
@@ -126,9 +126,9 @@ def load_or_compile(
 ) -> Compiled:
     """The program kept under `description`, for the device of its inputs; else `compile_now(name)`, which is kept.
 
-    The repr of `description` must tell everything that decides the program besides this package's code, the versions
-    of jax and the device, as that of `describe` does. The compiled module must bear the name, which is unique to the
-    description, so that jax cannot take it from its own cache. A file that cannot be read is written anew; where the
+    The repr of `description` must identify every input to compilation besides this package's code, the versions of jax
+    and the device, as that of `describe` does. The compiled module must bear the name, which is unique to the
+    description, so that jax cannot take it from its own cache. A file that cannot be read is written again; if the
     folder cannot be written, nothing is kept.
     """
     cached, device = jax.config.jax_compilation_cache_dir, _device_of(inputs)
@@ -168,7 +168,7 @@ def _load(path: Path, device: Any) -> Compiled | None:
 def _not_kept_by_jax() -> AbstractContextManager[Any]:
     """A context in which what this thread compiles is not written to jax's own cache as well.
 
-    jax has no public name for a setting of one thread; where the private one is gone, programs lie in both caches.
+    jax has no public API to override a config value per thread; without the private one, programs are in both caches.
     """
     try:
         from jax._src.config import persistent_cache_min_compile_time_secs
@@ -213,12 +213,12 @@ def _in_source(file: str) -> bool:
 
 
 SOURCE_DIGEST = _digest_of_source()
-"""Of the code that programs are traced from, as it is when it is imported."""
+"""Digest of the code that programs are traced from, computed at import time."""
 
 
 @cache
 def _cpu_features() -> tuple[str, ...]:
-    """What this CPU can do, where it says so: its programs may not run on another."""
+    """CPU model and feature flags from /proc/cpuinfo, if it exists: programs may not run on another CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -227,7 +227,7 @@ def _cpu_features() -> tuple[str, ...]:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    """Write it, and remove what was not used for longest beyond the limit."""
+    """Write it, then evict least recently used files above the size limit."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     own = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may keep the same program at once
     write_atomic(own, content)

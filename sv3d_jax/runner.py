@@ -1,4 +1,4 @@
-"""Where a model's arrays lie and how its programs are compiled: what `Pipeline` runs on."""
+"""Sharding of a model's arrays, and compilation of its programs, for `Pipeline`."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -27,12 +27,13 @@ class ComputeConfig:
     dtype: "float32", "bfloat16", or "auto": float32 on a CPU, where bfloat16 is no faster, and bfloat16 elsewhere.
     reference: compute in the plain form that the published modules are compared with, and decode the input frame
     although the picture takes its place.
-    low_memory: parameters wait on the host until their part of the model runs, and the branches of the guidance are
-    computed one after the other (sequential classifier-free guidance): the same orbit up to rounding, in less memory
-    and more time.
+    low_memory: CPU offloading: each part's parameters are moved to the device only while it runs; and the branches of
+    the guidance are computed one after the other (sequential classifier-free guidance). The orbit is the same up to
+    rounding, in less memory and more time.
     quantize: "int8" or "fp8" rounds what goes into the UNet's linear layers to 8 bits, an approximation.
-    mesh: the devices. Its first axis divides the pictures of a batch. One orbit is divided by an axis named "cfg" of
-    size 2, between the branches of the guidance, and by one named "frames"; with that alone guidance is sequential.
+    mesh: the devices. The first axis is always the batch axis. Later axes split one orbit: "cfg" (size 2) over the
+    guidance branches, "frames" over frames, e.g. ("data", "cfg", "frames"). With "frames" but no "cfg", guidance is
+    sequential.
     """
 
     dtype: str = "auto"
@@ -69,7 +70,7 @@ class ComputeConfig:
     def sequential_cfg(self) -> bool:
         """Whether the branches of the guidance are computed one after the other.
 
-        The UNet flattens branches and frames into one axis, of which a device can have whole branches only: division by
+        The UNet flattens branches and frames into one axis, and a shard must not straddle two branches: division by
         frames needs an axis "cfg" of 2 as well, or branches in sequence.
         """
         sizes = self.mesh.shape if self.mesh is not None else {}
@@ -77,11 +78,11 @@ class ComputeConfig:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of an activation and of an element of a matrix."""
+        """Bytes per element in the compute dtype."""
         return jnp.dtype(DTYPES[self.resolve().dtype]).itemsize
 
     def compute(self) -> Compute:
-        """The same for the layers of a network."""
+        """The `Compute` options for the network layers."""
         fold = not (self.reference or self.sequential_cfg)
         return Compute(DTYPES[self.resolve().dtype], self.reference, fold=fold)
 
@@ -114,19 +115,19 @@ class Placement:
         return jax.device_put(x, self.sharding(split=True))
 
     def split_shape(self, x: Array | jax.ShapeDtypeStruct) -> Array | jax.ShapeDtypeStruct:
-        """A shape with the sharding of what programs return; an array as it is."""
+        """ShapeDtypeStructs get the output sharding; arrays pass unchanged."""
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding(split=x.ndim > 0))
         return x
 
     def output_shardings(self, function: Callable, inputs: Iterable[Any]) -> Any:
-        """How what a function returns is divided: arrays by their first axis, scalars whole on every device."""
+        """Shardings of a function's outputs: arrays are split by their first axis, scalars are replicated."""
         if self.mesh is None:
             return None
         return jax.tree.map(lambda x: self.sharding(split=x.ndim > 0), jax.eval_shape(function, *inputs))
 
     def branches_and_frames(self, x: Float[Array, "b f h w c"]) -> Float[Array, "b f h w c"]:
-        """Branches, pictures and frames of the network's input, in this order, over the axes that are for them."""
+        """The network's input, constrained to the mesh axes cfg, batch and frames."""
         if self.mesh is None:
             return x
         pictures, *axes = self.mesh.axis_names
@@ -148,17 +149,16 @@ class Runner:
         self.programs: dict[Any, Callable] = {}
 
     def part(self, name: str) -> Params:
-        """Parameters of a part on the device, with low_memory for as long as the caller holds them."""
+        """Parameters of a part on the device; with low_memory a fresh device copy, freed when the caller drops it."""
         params = self.params[name]
         return jax.tree.map(self.placement.everywhere, params) if self.config.low_memory else params
 
     def compile(self, function: Callable, *inputs: Any, split: bool = True) -> Callable:
-        """The program of a function for inputs of these shapes; compiled apart from its first run, once, or loaded
-        from an earlier start.
+        """The program of a function for these input shapes, compiled ahead of time once per key, or loaded from disk.
 
-        Programs are told apart by what `function` closes over (see `programs.describe`). Parameters are inputs too:
-        captured ones would be copied into the program. What it returns is split over the devices by its first axis, or
-        as the compiler likes.
+        The key contains the function and what it closes over (see `programs.describe`), and shapes and dtypes of the
+        inputs. Parameters are inputs too: captured ones would be copied into the program. Outputs are sharded over the
+        batch axis, or with split=False left to the compiler.
         """
         leaves, structure = jax.tree.flatten(inputs)
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
@@ -185,9 +185,9 @@ class Runner:
         return self.compile(function, *inputs, split=split)(*inputs)
 
     def _placed(self, part: str, tree: Params) -> Params:
-        """Parameters where they are kept, matrices in the dtype of computing, vectors in float32.
+        """Parameters where they are kept: arrays of rank > 1 in the compute dtype, biases and norm scales in float32.
 
-        The encoder stays in float32 altogether, as published.
+        The VAE encoder stays in float32 altogether, as published.
         """
         matrix = jnp.float32 if part == "vae_encoder" else self.compute.dtype
 
@@ -195,7 +195,7 @@ class Runner:
             dtype = matrix if leaf.ndim > 1 else jnp.float32
             if isinstance(leaf, jax.Array) and not self.config.low_memory:
                 return self.placement.everywhere(leaf.astype(dtype))
-            leaf = np.asarray(leaf, dtype)  # on the host, or a conversion is compiled for each shape
+            leaf = np.asarray(leaf, dtype)  # cast with numpy: a jax cast would compile once per shape
             return leaf if self.config.low_memory else self.placement.everywhere(leaf)
 
         return jax.tree.map(place, tree)

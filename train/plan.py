@@ -22,9 +22,8 @@ from sv3d_jax.train.objectives import init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer
 from sv3d_jax.weights.hub import find_weights
 
-USABLE = (
-    0.9  # fraction of a device's memory; the rest goes to the runtime, collectives and gaps between buffers
-)
+# Fraction of a device's memory; the rest goes to the runtime, collectives and gaps between buffers.
+USABLE = 0.9
 
 
 class Accelerator(NamedTuple):
@@ -62,8 +61,8 @@ def plan_run(config: TrainConfig) -> dict[str, Any]:
         "parameters": parameters,
         "optimizer": sharded_bytes(optimizer, mesh),
         "ema": parameters,
-        "gradients": parameters
-        * (2 if config.accumulate > 1 else 1),  # the running sum, and the gradient of one part
+        # With accumulation the running sum, and the gradient of one part.
+        "gradients": parameters * (2 if config.accumulate > 1 else 1),
     }
     batch = batch_shapes(config, model, _rows_per_device(config, mesh))
     flop = step_flop_counter(make_loss(config, model), params)(batch) * config.accumulate

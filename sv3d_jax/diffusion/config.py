@@ -41,8 +41,8 @@ class Churn:
 class StepKind(NamedTuple):
     """What a step of the sampler runs; the steps of one kind share a compiled program.
 
-    cache: with "off" the step runs the full UNet; with "store" it also keeps the features of the levels below the
-    first; with "reuse" it takes those of the last step that stored them and runs the first level alone.
+    cache: with "off" the step runs the full UNet; with "store" it also keeps the features of the lower-resolution
+    levels of the UNet; with "reuse" it takes those of the last step that stored them and runs the first level alone.
     """
 
     is_guided: bool = True
@@ -51,14 +51,16 @@ class StepKind(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How an orbit is sampled. What is None is the model's own; `resolve` fills it in.
+    """How an orbit is sampled. None means the model's default, which `resolve` fills in.
 
     guidance: "triangular", "linear", "constant", or a function of (num_frames, cfg_min, cfg_max).
-    guidance_interval: lowest and highest noise level at which there is guidance, the others cost half
-    (Kynkaanniemi et al., arXiv 2404.07724). cache_interval: run the full UNet every so many steps and reuse its cached
-    features in between (DeepCache, arXiv 2312.00858). solver: "euler" (EDM, algorithm 1 without its second-order
-    correction; SV3D's own), "dpmpp_2m" (DPM-Solver++(2M), arXiv 2211.01095, algorithm 2), or a `Solver`. churn:
-    s_churn, or a `Churn`.
+    guidance_interval: lowest and highest noise level with guidance; steps outside it evaluate only the conditional
+    branch (Kynkaanniemi et al., arXiv 2404.07724).
+    cache_interval: run the full UNet every so many steps and reuse its cached features in between (DeepCache, arXiv
+    2312.00858).
+    solver: "euler" (EDM, algorithm 1 without its second-order correction; SV3D's own), "dpmpp_2m" (DPM-Solver++(2M),
+    arXiv 2211.01095, algorithm 2), or a `Solver`.
+    churn: s_churn, or a `Churn`.
 
     Raises InputError for values that are out of range or do not go together.
     """
@@ -110,15 +112,17 @@ class SamplingConfig:
                 )
             low, high = self.guidance_interval
             if not 0 <= low <= high:
-                raise InputError(f"--guidance-interval {low:g} {high:g}: a lower and a higher noise level")
+                raise InputError(
+                    f"--guidance-interval {low:g} {high:g}: expected LOW HIGH with 0 <= LOW <= HIGH"
+                )
 
     @property
     def churn_options(self) -> Churn:
-        """The churn, of which a number is the s_churn."""
+        """`churn` as a `Churn`; a plain number is its s_churn."""
         return self.churn if isinstance(self.churn, Churn) else Churn(s_churn=self.churn)
 
     def resolve(self, model: ModelConfig) -> SamplingConfig:
-        """The same with the model's own values in place of None."""
+        """The options with the model's defaults in place of None."""
         own = {name: getattr(model, name) for name in ("num_steps", "cfg_min", "cfg_max")}
         own["guidance"] = model.family.guidance
         return replace(self, **{name: value for name, value in own.items() if getattr(self, name) is None})

@@ -20,7 +20,7 @@ from tests.infer.runs import orbit
         ("size", 5000, "--size"),
         ("decode_chunk", 0, "--decode-chunk"),
         ("cache_interval", 0, "--cache-interval 0: must lie between 1 and 1000"),
-        ("guidance_interval", (3.0, 1.0), "--guidance-interval 3 1: a lower and a higher noise level"),
+        ("guidance_interval", (3.0, 1.0), "--guidance-interval 3 1: expected LOW HIGH with 0 <= LOW <= HIGH"),
     ],
 )
 def test_option_out_of_range_names_its_flag(option, value, says):
