@@ -214,7 +214,7 @@ def _mesh(
     from sv3d_jax.recon.methods import find_method
     from sv3d_jax.recon.reconstruct import reconstruct_into
 
-    progress.stages = find_method(config.method).progress_stages
+    progress.stages = find_method(config.method).progress_stages(config.resolve())
     progress.stage("load")
     orbit = read_orbit(folder.directory)
     return reconstruct_into(folder.directory, orbit, config, progress, folder.scratch, sds=sds)

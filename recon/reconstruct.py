@@ -126,7 +126,7 @@ def reconstruct(
 
 def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[str, Any]:
     """The verb `reconstruct`."""
-    progress.stages = find_method(config.method).progress_stages
+    progress.stages = find_method(config.method).progress_stages(config.resolve())
     progress.stage("load")
     frames = read_views(config.orbit_dir, config.up)
     settings = {"verb": "reconstruct", **config.settings(), "orbit_sha256": _orbit_digest(frames)}

@@ -85,10 +85,10 @@ class Method:
         """The values of `--stage`: stages after which a run may end, and `all`."""
         return [name for stage in self.stages if (name := stage.stop_name) is not None] + ["all"]
 
-    @property
-    def progress_stages(self) -> list[str]:
-        """The names that a whole run shows as its progress."""
-        names = [["compile", stage.name] if stage.is_fit else [stage.name] for stage in self.stages]
+    def progress_stages(self, recipe: "Recipe") -> list[str]:
+        """The names that a whole run shows as its progress, without stages that the recipe leaves out."""
+        used = self.stages_until("all", recipe)
+        names = [["compile", stage.name] if stage.is_fit else [stage.name] for stage in used]
         return ["load", *sum(names, []), "write"]
 
     def preset_file(self, name: str) -> Path | None:

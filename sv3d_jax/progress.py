@@ -19,13 +19,22 @@ class Progress:
     """
 
     def __init__(self, stages: Sequence[str] = (), stream: TextIO | None = None):
-        self.stages = list(stages)
+        self.stages = stages
         self._stream = stream if stream is not None else sys.stderr
         self._name, self._total, self._done = "", None, 0
         self._stage_start = time.monotonic()
         self._last_line = -float("inf")
         self._live: Any = None
         self._task: Any = None
+
+    @property
+    def stages(self) -> list[str]:
+        """The names of the stages in their order; a name may come several times. Setting them starts anew."""
+        return self._stages
+
+    @stages.setter
+    def stages(self, names: Sequence[str]) -> None:
+        self._stages, self._place = list(names), -1
 
     def __enter__(self) -> "Progress":
         if self._stream.isatty():
@@ -44,6 +53,7 @@ class Progress:
         """Begin the stage `name` of `total` steps (None: not counted in steps)."""
         self._complete()
         self._name, self._total, self._done = name, total, 0
+        self._place = self._next_place(name)
         self._stage_start = time.monotonic()
         if self._live is not None:
             self._task = self._live.add_task(self._label(), total=total)
@@ -71,10 +81,15 @@ class Progress:
             self._live.update(self._task, total=done, completed=done)
             self._task = None
 
+    def _next_place(self, name: str) -> int:
+        """Where `name` comes next among the stages; its first place where it does not come again."""
+        places = [place for place, stage in enumerate(self.stages) if stage == name]
+        return next((place for place in places if place > self._place), places[0] if places else self._place)
+
     def _label(self) -> str:
         if self._name not in self.stages:
             return self._name
-        return f"{self.stages.index(self._name) + 1}/{len(self.stages)} {self._name}"
+        return f"{self._place + 1}/{len(self.stages)} {self._name}"
 
     def _plain_line(self) -> None:
         now = time.monotonic()

@@ -351,6 +351,18 @@ def test_plain_progress_is_a_line_every_ten_seconds_at_most(monkeypatch):
     ]
 
 
+def test_a_stage_whose_name_comes_twice_is_counted_at_its_next_place(monkeypatch):
+    clock, stream = Clock(monkeypatch), io.StringIO()
+    shown = progress.Progress(["load", "compile", "coarse", "compile", "fine"], stream=stream)
+    for name in ("load", "compile", "coarse", "compile", "fine", "coarse"):
+        shown.stage(name)
+        clock.now += 20
+    shown.stages = ["load", "write"]
+    shown.stage("load")
+    lines = ["1/5 load", "2/5 compile", "3/5 coarse", "4/5 compile", "5/5 fine", "3/5 coarse", "1/2 load"]
+    assert stream.getvalue().splitlines() == lines
+
+
 def test_a_terminal_gets_a_live_view_with_every_stage():
     class Terminal(io.StringIO):
         def isatty(self):

@@ -83,8 +83,9 @@ def test_the_stages_of_sv3d_are_those_of_the_paper():
     assert [stage.name for stage in sv3d.stages] == ["coarse", "surface", "fine", "bake"]
     assert sv3d.stops == ["coarse", "fine", "bake", "all"]
     whole = ["load", "compile", "coarse", "surface", "compile", "fine", "bake", "write"]
-    assert sv3d.progress_stages == whole
+    assert sv3d.progress_stages(ReconstructConfig().resolve()) == whole
     preview = ReconstructConfig(preset="preview").resolve()
+    assert sv3d.progress_stages(preview) == ["load", "compile", "coarse", "surface", "bake", "write"]
     assert [stage.name for stage in sv3d.stages_until("all", preview)] == ["coarse", "surface", "bake"]
     for stop in ("coarse", "fine"):  # there is no fine stage in this preset
         assert [stage.name for stage in sv3d.stages_until(stop, preview)] == ["coarse", "surface"]
