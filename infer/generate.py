@@ -47,7 +47,7 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
     """The `generate` verb: as `run_orbit`, and a mesh with a turntable video in the same folder."""
     reconstruction = ReconstructConfig(preset=config.reconstruction, seed=config.seed)
     if config.sds:
-        reconstruction.require_fine_stage("--sds")
+        reconstruction.require_use("sds")
     return _run("generate", config, reconstruction, progress, config.sds)
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from sv3d_jax.config import HIDDEN, POSITIONAL, CommonConfig, check_range, load_config, short
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.families import Variant
-from sv3d_jax.recon.methods import find_method
-from sv3d_jax.recon.stages import Method
+from sv3d_jax.recon.methods import METHODS, find_method
+from sv3d_jax.recon.stages import Extra, Method, Stage
 from sv3d_jax.recon.sv3d import SV3D
 
 
@@ -178,16 +178,36 @@ class ReconstructConfig:
         check_range("seed", self.seed, 0, 2**32 - 1)
         self.resolve()
         if self.lpips is not None:
-            self.require_fine_stage("--lpips")
+            self.require_use("lpips")
 
-    def require_fine_stage(self, user: str, method: Method | None = None) -> None:
-        """Raise an InputError where there is no fine stage, which the option `user` needs."""
-        method = method or find_method(self.method)
-        if not any(stage.name == "fine" for stage in method.stages_until("all", self.resolve(method))):
+    def require_use(self, extra: Extra, method: Method | None = None) -> None:
+        """Raise an InputError where no stage of the run uses what the user gives."""
+        method, option = method or find_method(self.method), extra if extra == "normals" else f"--{extra}"
+        users = [stage for stage in method.stages if extra in stage.uses]
+        if not users:
+            others = [name for name, other in METHODS.items() if any(extra in s.uses for s in other.stages)]
             raise InputError(
-                f"{user}: there is no fine stage in --preset {self.preset}",
-                hint="--preset fast",
+                f"{option}: no stage of method {method.name} uses it",
+                hint=" or ".join(f"--method {name}" for name in others),
             )
+        recipe = self.resolve(method)
+        if not any(stage.is_used(recipe) for stage in users):
+            raise InputError(*self._why_left_out(option, users[0], method))
+
+    def stages_until(self, stop: str, method: Method | None = None) -> list[Stage]:
+        """The stages of a run that ends at `stop`.
+
+        Raises InputError where the method has no such stage or the settings leave it out.
+        """
+        method = method or find_method(self.method)
+        recipe = self.resolve(method)
+        stages = method.stages_until(stop, recipe)
+        end = next((stage for stage in method.stages if stage.stop_name == stop), None)
+        if end is not None and not end.is_used(recipe):
+            message, hint = self._why_left_out(f"--stage {stop}", end, method)
+            used = [name for stage in method.stages_until("all", recipe) if (name := stage.stop_name)]
+            raise InputError(message, hint=f"{hint}; stages there are: {', '.join([*used, 'all'])}")
+        return stages
 
     def resolve(self, method: Method | None = None) -> Recipe:
         """The preset with what was set on top of it, of another method than `self.method` if one is given.
@@ -195,6 +215,10 @@ class ReconstructConfig:
         Raises InputError for an unknown method, preset or field.
         """
         method = method or find_method(self.method)
+        return load_config(Recipe, method.preset_file(self.preset), self._changes())
+
+    def _changes(self) -> dict[str, dict[str, Any]]:
+        """What was set on top of the preset, by table of `Recipe`."""
         flags = {
             "nerf": {"num_steps": self.steps},
             "mesh": {"num_steps": self.fine_steps},
@@ -203,7 +227,26 @@ class ReconstructConfig:
         changes = {"nerf": dict(self.nerf), "mesh": dict(self.mesh), "bake": {}}
         for table, values in flags.items():
             changes[table] |= {name: value for name, value in values.items() if value is not None}
-        return load_config(Recipe, method.preset_file(self.preset), changes)
+        return changes
+
+    def _why_left_out(self, option: str, stage: Stage, method: Method) -> tuple[str, str]:
+        """The message and the hint for an option that needs a stage which the settings leave out."""
+        changes = self._changes()
+        changes["mesh"].pop("num_steps", None)
+        file = method.preset_file(self.preset)
+        presets = [
+            name
+            for name, other in method.presets.items()
+            if stage.is_used(load_config(Recipe, other, changes))
+        ]
+        if stage.is_used(load_config(Recipe, file, changes)):
+            setting = "num_steps = 0 under [mesh]" if self.fine_steps is None else "--fine-steps 0"
+            cause, hint = f"with {setting}", "a number above 0, or none"
+        elif presets:
+            cause, hint = f"in --preset {self.preset}", " or ".join(f"--preset {name}" for name in presets)
+        else:
+            cause, hint = "with these settings", f"other settings of method {method.name}"
+        return f"{option}: there is no {stage.name} stage {cause}", hint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,11 +275,9 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     def __post_init__(self):
         super().__post_init__()
         check_range("picture_every", self.picture_every, 0, 1_000_000)
-        find_method(self.method).check_stop(self.stage)
-        if self.stage == "fine":
-            self.require_fine_stage("--stage fine")
+        self.stages_until(self.stage)
         if self.sds:
-            self.require_fine_stage("--sds")
+            self.require_use("sds")
 
     def settings(self) -> dict[str, Any]:
         """What decides the result: the values of the preset too, so that a changed preset counts as other settings."""

@@ -90,12 +90,14 @@ def reconstruct(
     does not show, given the orbit's input view. `method` takes the place of `config.method`, and may be a `Method` that
     is not registered.
 
-    Raises InputError for frames, settings or a method that cannot be used, SV3DError where there is no surface.
+    Raises InputError for frames, settings or a method that cannot be used, and for weights of LPIPS, normals or a model
+    that no stage of the run uses; SV3DError where there is no surface.
     """
     clock, config = Clock(), config or ReconstructConfig()
     method = find_method(method or config.method)
     frames, recipe = usable_frames(_frames(orbit)), config.resolve(method)
-    stages = method.stages_until(stage, recipe)
+    stages = config.stages_until(stage, method)
+    _check_use(config, method, sds, normals)
     views, box = prepare_views(frames)
     if jax.default_backend() == "gpu":
         warn_of_slow_scatter()
@@ -113,12 +115,10 @@ def reconstruct(
     )
     facts = {}
     if sds is not None:
-        config.require_fine_stage("sds", method)
         guide = make_guide(sds, views, frames.input_frame, recipe.mesh.sds.num_orbits, config.seed)
         context, facts["weights"] = replace(context, guide=guide), sds.weights
     facts["cameras"] = check_cameras(frames, views)
     if normals is not None:
-        config.require_fine_stage("normals", method)
         context = replace(context, views=views._replace(normals=_estimated_normals(normals, views)))
     clock.mark("load")
     return _result(context, run_stages(context, stages), box, facts)
@@ -194,6 +194,18 @@ def _result(context: Context, state: State, box: Box, facts: dict[str, Any]) -> 
         told["perceptual"] = "ssim + multi-scale l1" if context.vgg is None else "lpips"
     light = None if state.representation is None else state.representation.light
     return ReconstructResult(mesh, lit, light, list(state.log), told | facts, context.clock.seconds)
+
+
+def _check_use(
+    config: ReconstructConfig, method: Method, sds: "Pipeline | None", normals: NormalEstimator | None
+) -> None:
+    """Refuse what is given and no stage of the run uses."""
+    if config.lpips is not None:
+        config.require_use("lpips", method)
+    if sds is not None:
+        config.require_use("sds", method)
+    if normals is not None:
+        config.require_use("normals", method)
 
 
 def _check_model(config: ReconstructVerbConfig) -> None:

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sv3d_jax.config import nearest
 from sv3d_jax.errors import InputError
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from sv3d_jax.recon.context import Context
     from sv3d_jax.recon.fit import FitInfo
     from sv3d_jax.recon.representations import Representation
+
+Extra = Literal["sds", "lpips", "normals"]
+"""What a user may give besides views and settings: an orbit model, the weights of LPIPS, an estimator of normals."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,8 @@ class Stage:
     """it fits by steps: the runner's progress shows them, after a stage `compile`"""
     is_used: "Callable[[Recipe], bool]" = lambda recipe: True
     """whether a recipe has this stage at all"""
+    uses: tuple[Extra, ...] = ()
+    """what it takes from the context (`guide`, `vgg`, `views.normals`) where it is given; others are refused"""
 
     def __post_init__(self):
         if (self.pack is None) != (self.unpack is None):

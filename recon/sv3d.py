@@ -185,6 +185,7 @@ SV3D = Method(
             unpack_fine,
             is_fit=True,
             is_used=lambda recipe: recipe.mesh.num_steps > 0,
+            uses=("sds", "lpips", "normals"),
         ),
         Stage("bake", bake, pack_baked, unpack_baked),
     ),

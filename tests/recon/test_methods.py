@@ -72,8 +72,11 @@ def test_what_a_method_does_not_have_is_refused_with_what_it_has(registered, tmp
     assert caught.value.hint == "did you mean bake?"
     with pytest.raises(InputError, match="--stage coarse: method hull"):
         ReconstructVerbConfig(method="hull", stage="coarse", **places)
-    with pytest.raises(InputError, match="normals: there is no fine stage"):
+    with pytest.raises(InputError, match="normals: no stage of method hull uses it") as caught:
         reconstruct(ball_orbit(), method=HULL, normals=lambda images: images)
+    assert caught.value.hint == "--method sv3d"
+    with pytest.raises(InputError, match="--lpips: no stage of method hull uses it"):
+        reconstruct(ball_orbit(), ReconstructConfig(lpips=tmp_path / "vgg.safetensors"), method=HULL)
     with pytest.raises(ValueError, match="a reconstruction method hull already"):
         register_method(replace(HULL, stages=(*HULL.stages, Stage("more", carve))))
 
@@ -89,6 +92,40 @@ def test_the_stages_of_sv3d_are_those_of_the_paper():
     assert [stage.name for stage in sv3d.stages_until("all", preview)] == ["coarse", "surface", "bake"]
     for stop in ("coarse", "fine"):  # there is no fine stage in this preset
         assert [stage.name for stage in sv3d.stages_until(stop, preview)] == ["coarse", "surface"]
+
+
+def test_it_is_stages_that_say_what_they_use_whatever_their_name(tmp_path):
+    """Neither a stage `refine` that uses an orbit model is refused it, nor takes one `fine` that does not any."""
+    refine = replace(HULL, stages=(Stage("refine", carve, uses=("sds",)),))
+    ReconstructConfig().require_use("sds", refine)
+    fine = replace(HULL, stages=(Stage("fine", carve),))
+    with pytest.raises(InputError, match="--sds: no stage of method hull uses it"):
+        ReconstructConfig().require_use("sds", fine)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cause", "hint"),
+    [
+        ({"preset": "preview"}, "in --preset preview", "--preset fast or --preset quality"),
+        ({"preset": "fast", "fine_steps": 0}, "with --fine-steps 0", "a number above 0, or none"),
+        ({"mesh": {"num_steps": 0}}, r"with num_steps = 0 under \[mesh\]", "a number above 0, or none"),
+    ],
+)
+def test_the_reason_why_there_is_no_fine_stage_is_named(settings, cause, hint):
+    config = ReconstructConfig(**settings)
+    with pytest.raises(InputError, match=f"--sds: there is no fine stage {cause}$") as caught:
+        config.require_use("sds")
+    assert caught.value.hint == hint
+    with pytest.raises(InputError, match=f"--lpips: there is no fine stage {cause}$"):
+        replace(config, lpips="vgg.safetensors")
+
+
+def test_a_run_cannot_end_with_a_stage_that_it_does_not_have():
+    with pytest.raises(
+        InputError, match="--stage fine: there is no fine stage in --preset preview"
+    ) as caught:
+        reconstruct(ball_orbit(), ReconstructConfig(preset="preview"), stage="fine")
+    assert caught.value.hint.endswith("stages there are: coarse, bake, all")
 
 
 # The runner
