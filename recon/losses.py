@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from einops import reduce
 
 from sv3d_jax.arrays import Array, Float, Int, PRNGKeyArray, Scalar
+from sv3d_jax.errors import InputError
 
 CHROMATICITY_STD = 0.015  # of r, g and b over their sum, within one paint
 CHROMATICITY_DARKEST = 0.1  # pixels whose largest channel is below have no reliable chromaticity
@@ -227,10 +228,17 @@ def sdf_sign_loss(sdf: Float[Array, "v"], edges: Int[Array, "e 2"]) -> Scalar:
 def perceptual_loss(rendered: Float[Array, "f h w 3"], target: Float[Array, "f h w 3"]) -> Scalar:
     """1 - SSIM plus the mean absolute error of pictures and of their halves, quarters and eighths.
 
-    Takes the place of LPIPS where its weights are not given. Sides must have at least 11 pixels.
+    Used instead of LPIPS where its weights are not given. Raises InputError for sides below 11 pixels.
     """
-    from sv3d_jax.metrics.images import ssim  # that module reads files, for which a bare host lacks libraries
+    # That module reads files, for which a bare host lacks libraries.
+    from sv3d_jax.metrics.images import SSIM_WINDOW, ssim
 
+    height, width = rendered.shape[1:3]
+    if min(height, width) < SSIM_WINDOW:
+        raise InputError(
+            f"structural similarity needs pictures of at least {SSIM_WINDOW} pixels a side, got {width}x{height}",
+            hint="larger frames, or --fine-steps 0 for the coarse surface alone",
+        )
     error = rendered - target
     errors = [jnp.mean(jnp.abs(error))]
     for _ in range(3):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from sv3d_jax.errors import InputError
 from sv3d_jax.metrics.images import ssim
 from sv3d_jax.recon.losses import (
     albedo_smoothness_loss,
@@ -283,3 +284,9 @@ def test_perceptual_loss_is_ssim_and_errors_at_four_sizes():
         errors.append(np.abs(blocks.mean((2, 4))).mean())
     expected = 1 - float(ssim(first, second).mean()) + np.mean(errors)
     assert float(perceptual_loss(first, second)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_pictures_below_the_window_of_ssim_are_refused_with_their_size():
+    small = pictures(0, 2, 12, 10, 3)
+    with pytest.raises(InputError, match="at least 11 pixels a side, got 10x12"):
+        perceptual_loss(small, small)
