@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from sv3d_jax.arrays import Array, Bool, Float, Int, Params, PRNGKeyArray, Scalar
+from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.marching_cubes import keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.metrics.perceptual import lpips
@@ -147,10 +148,18 @@ def start_light(config: MeshConfig) -> SGLight | None:
 
 
 def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
-    """The part of the grid near the coarse surface; the fit cannot move the surface farther than that."""
+    """The part of the grid near the coarse surface; the fit cannot move the surface farther than that.
+
+    Raises SV3DError where no vertex of the grid is inside the surface.
+    """
     grid = kuhn_grid(config.cells)
     truncation = TRUNCATION_CELLS * 2 * BOX_HALF_SIZE / config.cells
     sdf = signed_distance(coarse, BOX_HALF_SIZE * grid.vertices, truncation)
+    if not (sdf < 0).any():
+        raise SV3DError(
+            "the surface is empty: the coarse surface is so thin that no vertex of the fine stage's grid is inside it",
+            hint=f"more cells under [mesh] of a --config file than {config.cells}, or --fine-steps 0",
+        )
     part, rows, at_rim = band(grid, np.abs(sdf) < truncation)
     return jax.tree.map(jnp.asarray, Lattice(part, sdf[rows], at_rim))
 

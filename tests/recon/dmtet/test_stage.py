@@ -13,6 +13,7 @@ import pytest
 from sv3d_jax.cameras.orbit import static_orbit
 from sv3d_jax.diffusion.denoiser import Conditioning
 from sv3d_jax.diffusion.schedule import karras_sigmas
+from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.metrics.geometry import is_closed
 from sv3d_jax.recon import fit as fit_module
@@ -61,6 +62,13 @@ def test_the_surface_shrinks_to_the_silhouettes_and_is_closed(views, coarse):
     radius = views[1].scale * np.linalg.norm(mesh.vertices, axis=1).mean()
     assert is_closed(mesh) and abs(radius - RADIUS) < 0.05 * RADIUS
     assert params["light"] is None and "illumination" not in log[-1].losses
+
+
+def test_a_coarse_surface_between_the_vertices_of_the_grid_is_an_empty_one(views, coarse):
+    half_a_cell = 2.0 / CONFIG.cells  # of the box, whose sides are 4
+    flat = Mesh(coarse.vertices * [1.0, 1.0, 0.01] + [0.0, 0.0, half_a_cell], coarse.faces)
+    with pytest.raises(SV3DError, match="the surface is empty: .* so thin"):
+        fit(CONFIG, views, flat)
 
 
 @pytest.fixture(scope="module")
