@@ -1,6 +1,6 @@
 """Settings of the reconstruction; nothing here imports jax."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,9 @@ from sv3d_jax.models.families import Variant
 from sv3d_jax.recon.methods import METHODS, find_method
 from sv3d_jax.recon.stages import Extra, Method, Stage
 from sv3d_jax.recon.sv3d import SV3D
+
+POSITIVE = (1e-9, 1e9)  # range of settings that must be above 0
+MAX_WEIGHT = 1e9  # of a loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +56,36 @@ class NerfConfig:
     def __post_init__(self):
         for name, low, high in (
             ("num_levels", 2, 32),
+            ("num_features", 1, 16),
             ("table_size", 2**8, 2**24),
+            ("base_resolution", 1, 2**16),
+            ("finest_resolution", self.base_resolution, 2**16),
+            ("hidden_width", 1, 4096),
+            ("hidden_layers", 0, 16),
+            ("density_scale", *POSITIVE),
+            ("learning_rate", *POSITIVE),
             ("num_steps", 1, 1_000_000),
             ("rays_per_step", 1, 2**20),
             ("samples_per_ray", 1, 1024),
             ("candidates_per_ray", 2, 4096),
+            ("photometric_weight", 0, MAX_WEIGHT),
+            ("mask_weight", 0, MAX_WEIGHT),
+            ("distortion_weight", 0, MAX_WEIGHT),
+            ("nearness_weight", 0, MAX_WEIGHT),
+            ("opaque_weight", 0, MAX_WEIGHT),
+            ("orientation_weight", 0, MAX_WEIGHT),
             ("occupancy_resolution", 4, 256),
+            ("refresh_cells", 1, 2**24),
             ("surface_resolution", 8, 512),
             ("hull_tolerance", 0, 1),
+            ("surface_blur", 0, 64),
             ("min_component", 0, 1),
         ):
             check_range(name, getattr(self, name), low, high)
+        if not self.surface_levels:
+            raise InputError("surface_levels: needs at least one density")
+        for level in self.surface_levels:
+            check_range("surface_levels", level, *POSITIVE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +111,10 @@ class LossWeights:
     normal_consistency: float = 0.2
     laplacian: float = 0.0
 
+    def __post_init__(self):
+        for each in fields(self):
+            check_range(each.name, getattr(self, each.name), 0, MAX_WEIGHT)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SDSConfig:
@@ -100,6 +126,7 @@ class SDSConfig:
     masked: bool = True  # False: the paper's "naive SDS", which also changes what the orbit shows
 
     def __post_init__(self):
+        check_range("weight", self.weight, 0, MAX_WEIGHT)
         check_range("share", self.share, 0, 1)
         check_range("num_orbits", self.num_orbits, 1, 4096)
 
@@ -121,6 +148,7 @@ class MeshConfig:
             ("num_steps", 0, 1_000_000),
             ("cells", 4, 256),
             ("views_per_step", 1, 1024),
+            ("learning_rate", *POSITIVE),
             ("num_lobes", 0, 256),
         ):
             check_range(name, getattr(self, name), low, high)
