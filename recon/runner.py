@@ -17,6 +17,8 @@ from sv3d_jax.recon.representations import ColorsAt, Representation, lit
 from sv3d_jax.recon.stages import Stage, State
 from sv3d_jax.recon.uv import smooth_normals
 
+ABSENT = object()  # in place of a kept result, which may be None
+
 
 def run_stages(context: Context, stages: Sequence[Stage]) -> State:
     """The state after the last stage, whose mesh has colours if there is anything to tell them.
@@ -38,8 +40,8 @@ def run_stages(context: Context, stages: Sequence[Stage]) -> State:
 
 def _run_stage(context: Context, stage: Stage, state: State) -> State:
     file = None if context.scratch is None or stage.pack is None else context.scratch / f"{stage.name}.npz"
-    kept = None if file is None else load_tree(file)
-    if kept is not None:
+    kept = ABSENT if file is None else load_tree(file, ABSENT)
+    if kept is not ABSENT:
         return stage.unpack(context, state, kept)
     if not stage.is_fit:
         context.progress.stage(stage.name)
@@ -82,13 +84,13 @@ def save_tree(path: Path, tree: Any) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def load_tree(path: Path) -> Any:
-    """What `save_tree` wrote; NamedTuples come back as plain tuples. None without such a file."""
+def load_tree(path: Path, absent: Any = None) -> Any:
+    """What `save_tree` wrote; NamedTuples come back as plain tuples. `absent` without such a file."""
     if not path.exists():
-        return None
+        return absent
     with np.load(path) as saved:
         if "structure" not in saved.files:  # of a version that kept other things
-            return None
+            return absent
         arrays = {name: saved[name] for name in saved.files}
 
     def built(node: dict[str, Any]) -> Any:

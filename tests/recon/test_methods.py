@@ -171,6 +171,18 @@ def test_stages_that_were_kept_are_not_run_again(views, tmp_path):
     assert ran == ["two"] and again.mesh.vertices.tolist() == state.mesh.vertices.tolist()
 
 
+def test_a_stage_that_keeps_none_is_not_run_again(views, tmp_path):
+    ran = []
+    kept_of = {
+        "pack": lambda state: None,
+        "unpack": lambda context, state, kept: replace(state, facts={"of": kept}),
+    }
+    nothing = replace(counting("one", ran), **kept_of)
+    for _ in range(2):
+        assert run_stages(context_in(views, tmp_path), [nothing, counting("two", [])]).facts["of"] is None
+    assert ran == ["one"]
+
+
 def test_without_a_folder_nothing_is_kept(views):
     ran = []
     for _ in range(2):
