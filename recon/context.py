@@ -65,7 +65,7 @@ class Context:
         return FitHooks(callback=self._report(stage), preview=preview)
 
     def unfinished_fit(self, stage: str) -> Path | None:
-        """The file that holds a stage's fit until it is finished."""
+        """The file that holds a stage's fit until the stage's result is kept."""
         return None if self.scratch is None else self.scratch / f"{stage}_fit.npz"
 
     def _report(self, stage: str) -> Callback:

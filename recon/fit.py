@@ -82,7 +82,8 @@ def fit(
     `data` is handed to each step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
 
     With `save`, the state is written to that file every `SAVE_EVERY_S` seconds, and a fit that finds the file goes on
-    from there to the same result. The file is removed at the end. It belongs to one fit: same settings, same data.
+    from there to the same result. It belongs to one fit: same settings, same data. The caller removes it, once the
+    result is kept.
     """
     compiled = cache(partial(_compiled, hooks=hooks, steps_per_call=steps_per_call))
     num_calls = -(-num_steps // steps_per_call)
@@ -101,8 +102,6 @@ def fit(
             hooks.preview.show(log[-1].step, state)
         if hooks.callback is not None:
             hooks.callback(log[-1])
-    if save is not None:
-        save.unlink(missing_ok=True)
     return state, log
 
 

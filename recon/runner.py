@@ -42,15 +42,24 @@ def _run_stage(context: Context, stage: Stage, state: State) -> State:
     file = None if context.scratch is None or stage.pack is None else context.scratch / f"{stage.name}.npz"
     kept = ABSENT if file is None else load_tree(file, ABSENT)
     if kept is not ABSENT:
+        _remove_fit(context, stage)
         return stage.unpack(context, state, kept)
     if not stage.is_fit:
         context.progress.stage(stage.name)
     after = stage.run(context, state)
     context.clock.mark(stage.name)
     if file is None:
+        _remove_fit(context, stage)
         return after
     save_tree(file, stage.pack(after))
+    _remove_fit(context, stage)
     return stage.unpack(context, state, load_tree(file))
+
+
+def _remove_fit(context: Context, stage: Stage) -> None:
+    """Remove the saved fit of a stage: not before its result is kept, or a run that is killed in between repeats it."""
+    if (fit := context.unfinished_fit(stage.name)) is not None:
+        fit.unlink(missing_ok=True)
 
 
 def _with_vertex_colors(state: State, mesh: Mesh, shape: Representation) -> State:

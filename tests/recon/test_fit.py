@@ -85,7 +85,8 @@ def test_a_fit_that_was_cut_short_goes_on_to_the_same_result(tmp_path, monkeypat
     resumed, resumed_log = fit(noisy, start(), None, 12, jax.random.key(5), hooks, 2, save)
     assert calls == [2, 4, 6, 8, 10, 12]
     assert resumed["x"].tolist() == whole["x"].tolist() and resumed_log == log
-    assert not save.exists()
+    again, _ = fit(noisy, start(), None, 12, jax.random.key(5), hooks, 2, save)
+    assert len(calls) == 6 and again["x"].tolist() == whole["x"].tolist()  # the file holds the finished fit
 
 
 @pytest.mark.parametrize(

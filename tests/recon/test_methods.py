@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,9 +12,11 @@ from sv3d_jax.geometry.marching_cubes import extract_surface
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.metrics.geometry import is_closed
+from sv3d_jax.recon import fit as fit_module
 from sv3d_jax.recon import methods
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
 from sv3d_jax.recon.context import Context
+from sv3d_jax.recon.fit import FitHooks, fit
 from sv3d_jax.recon.methods import register_method
 from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.reconstruct import reconstruct, reconstruct_into
@@ -200,6 +204,28 @@ def test_a_cancelled_stage_is_run_again_and_those_before_it_are_not(views, tmp_p
         run_stages(context_in(views, tmp_path), [counting("one", ran), Stage("two", cancel)])
     state = run_stages(context_in(views, tmp_path), [counting("one", ran), counting("two", ran)])
     assert ran == ["one", "two"] and state.facts == {"one": 1, "two": 2}
+
+
+def test_a_fit_that_is_done_is_not_repeated_where_its_result_could_not_be_kept(views, tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
+    steps, ran = [], []
+
+    def run(context, state):
+        hooks = FitHooks(callback=lambda info: steps.append(info.step))
+        save = context.unfinished_fit("one")
+        fit(lambda x, data, key: (x + 1, {}), jnp.zeros(()), None, 4, jax.random.key(0), hooks, 2, save)
+        return counting("one", ran).run(context, state)
+
+    def die(*_):
+        raise KeyboardInterrupt
+
+    stage = replace(counting("one", ran), run=run)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("sv3d_jax.recon.runner.save_tree", die)
+        run_stages(context_in(views, tmp_path), [stage])
+    run_stages(context_in(views, tmp_path), [stage])
+    assert steps == [2, 4] and ran == ["one", "one"]
+    assert [file.name for file in tmp_path.iterdir()] == ["one.npz"]
 
 
 def test_time_is_told_by_stage(views, tmp_path):
