@@ -234,9 +234,11 @@ def _estimated_normals(normals: NormalEstimator, views: Views) -> np.ndarray:
             f"normals must return finite values of the shape {views.images.shape}, got {estimate.shape}"
         )
     lengths = np.linalg.norm(estimate, axis=-1)[views.masks > 0.5]
-    if np.abs(lengths - 1).mean() > 0.1:
+    deviation = np.abs(lengths - 1).mean()
+    if deviation > 0.1:
         raise InputError(
-            f"normals must return unit vectors, on the object their mean length is {lengths.mean():.2g}",
+            "normals must return unit vectors, on the object their lengths differ from 1 by"
+            f" {deviation:.2g} on average",
             hint="normals that are stored as colours in [0, 1] are 2 x - 1",
         )
     return estimate

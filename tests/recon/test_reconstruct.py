@@ -239,12 +239,19 @@ def test_lpips_is_read_from_its_file_and_said(unfinished, tmp_path, monkeypatch)
     assert vgg == {"of": "vgg.safetensors"} and result.facts["perceptual"] == "lpips"
 
 
+def long_and_short(images):
+    """Vectors of length 0.5 and 1.5, whose mean is 1."""
+    lengths = 0.5 + np.indices(images.shape[:-1]).sum(axis=0) % 2
+    return lengths[..., None] * np.float32([0, 0, 1])
+
+
 @pytest.mark.parametrize(
     ("normals", "says"),
     [
         (lambda images: images[..., 0], "the shape .* got"),
         (lambda images: np.full_like(images, np.nan), "finite"),
-        (lambda images: np.full_like(images, 0.2), "their mean length is 0.35"),
+        (lambda images: np.full_like(images, 0.2), "differ from 1 by 0.65 on average"),
+        (long_and_short, "differ from 1 by 0.5 on average"),
     ],
 )
 def test_what_is_no_unit_normal_is_refused(normals, says):
