@@ -18,6 +18,7 @@ WHITE_THRESHOLDS = (0.02, 0.08)  # darkness of the darkest channel: background b
 HOLE_WEIGHT = 0.05  # of pixels in holes of the foreground
 MIN_PART = 1e-3  # share of a frame below which a foreground part is dust
 MAX_AREA_RATIO = 3.0  # of the masks of neighbouring views
+CLOSING_STEPS = 1.5  # from the last view to the first, over the median step between neighbours
 MAX_OUTSIDE = 2e-3  # share of the object's pixels whose rays may miss the box
 MASK_MARGIN = 1.05  # of a box that is taken from the masks
 RAYS_PER_SIDE = 96  # pixels of a side that rays are taken from
@@ -102,7 +103,7 @@ def prepare_views(frames: OrbitFrames) -> tuple[Views, Box]:
         masks, weights = frames.alphas, np.ones_like(frames.alphas)
     else:
         masks, weights = masks_from_white(frames.images)
-    _check_masks(masks, frames.files)
+    _check_masks(masks, frames)
     box = surrounding_box(frames, masks)
     camera_to_box = frames.camera_to_world.copy()
     camera_to_box[:, :3, 3] = (camera_to_box[:, :3, 3] - box.center) / box.scale
@@ -274,7 +275,7 @@ def _coverage(darkness: np.ndarray, core: np.ndarray) -> np.ndarray:
     return np.clip((darkness * full).sum(-1) / np.maximum((full * full).sum(-1), 1e-6), 0.0, 1.0)
 
 
-def _check_masks(masks: np.ndarray, files: list[str]) -> None:
+def _check_masks(masks: np.ndarray, frames: OrbitFrames) -> None:
     areas = masks.mean(axis=(1, 2))
     if not (areas > 0).any():
         raise InputError(
@@ -286,13 +287,21 @@ def _check_masks(masks: np.ndarray, files: list[str]) -> None:
             "no frame has any background: the object cannot be told from it",
             hint="frames need an alpha channel or a white background",
         )
-    neighbours = np.maximum(np.roll(areas, 1), 1e-6)
-    ratio = np.maximum(areas, 1e-6) / neighbours
+    areas = np.maximum(areas, 1e-6)
+    ratio = areas / np.roll(areas, 1)
+    if not _closes(frames.camera_to_world[:, :3, 3]):
+        ratio[0] = 1.0  # the last view is no neighbour of the first
     jumps = np.flatnonzero(np.maximum(ratio, 1 / ratio) > MAX_AREA_RATIO)
     if len(jumps):
         warnings.warn(
-            f"the object's area jumps by more than {MAX_AREA_RATIO:g} times before {files[jumps[0]]}"
+            f"the object's area jumps by more than {MAX_AREA_RATIO:g} times before {frames.files[jumps[0]]}"
             f" (smallest {areas.min():.1%} of a frame, largest {areas.max():.1%})",
             CoverageWarning,
             stacklevel=3,
         )
+
+
+def _closes(position: Float[np.ndarray, "f 3"]) -> bool:
+    """Whether the last camera is about as near to the first as neighbours are, as on a whole orbit."""
+    steps = np.linalg.norm(np.diff(position, axis=0), axis=1)
+    return len(steps) > 1 and np.linalg.norm(position[0] - position[-1]) <= CLOSING_STEPS * np.median(steps)

@@ -278,3 +278,22 @@ def test_a_jump_of_the_area_is_pointed_out():
     frames.alphas[4, :15] = 0
     with pytest.warns(CoverageWarning, match="frames/004.png"):
         prepare_views(frames)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 8])
+def test_the_first_view_is_compared_with_the_last_where_the_cameras_go_all_around(count):
+    """An object that is small in the first view and grows slowly, in views all around or from a part of the circle."""
+    frames = ball_orbit()
+    arrays = "images", "alphas", "camera_to_world", "focal_px", "center_px"
+    frames = replace(
+        frames, **{name: getattr(frames, name)[:count] for name in arrays}, files=frames.files[:count]
+    )
+    frames.alphas[0, :, :16] = frames.alphas[0, :15] = 0.0  # a quarter
+    if count > 2:
+        frames.alphas[1, :, :16] = 0.0  # a half
+    jump = "frames/000.png" if count == 8 else "frames/001.png" if count == 2 else None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        prepare_views(frames)
+    named = [re.search(r"before (\S+)", str(warning.message)).group(1) for warning in caught]
+    assert named == ([jump] if jump else [])
