@@ -33,7 +33,7 @@ from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.meshes import read_mesh, world_from_file
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.progress import NullProgress
-from sv3d_jax.recon.export import render_looks, show_colors, show_normals, write_mesh
+from sv3d_jax.recon.export import render_shaded, show_colors, show_normals, write_mesh
 from sv3d_jax.train.data.config import RenderConfig
 from sv3d_jax.train.data.render import run_render
 
@@ -242,8 +242,8 @@ def our_looks(mesh: Mesh, views: OrbitFrames) -> dict[str, np.ndarray]:
     size = views.images.shape[1]
     cameras = views.camera_to_world, views.focal_px, views.center_px, size, size
     black = Mesh(mesh.vertices, mesh.faces, vertex_colors=np.zeros(mesh.vertices.shape, np.float32))
-    over_white = render_looks(mesh, *cameras, looks=(show_colors, show_normals)).astype(float)
-    alpha = 255 - render_looks(black, *cameras, looks=(show_colors,))[0, ..., :1].astype(float)
+    over_white = render_shaded(mesh, *cameras, shaders=(show_colors, show_normals)).astype(float)
+    alpha = 255 - render_shaded(black, *cameras, shaders=(show_colors,))[0, ..., :1].astype(float)
     share = np.maximum(alpha / 255, 1e-6)
     colors, normals = ((picture - 255 + alpha) / share for picture in over_white)
     return {

@@ -40,7 +40,7 @@ def bake_texture(
     check_texture_size(size)
     if mesh.uv is None:
         raise InputError("the mesh has no uv to bake a texture for", hint="unwrap it first")
-    face_id, weights = _seen_faces(mesh, size)
+    face_id, weights = _faces_at_texels(mesh, size)
     covered = face_id >= 0
     corners, weights = mesh.faces[face_id[covered]], weights[covered]
     surface = np.concatenate([mesh.vertices, smooth_normals(mesh)], axis=1)
@@ -55,20 +55,20 @@ def bake_texture(
     return texture
 
 
-def _seen_faces(mesh: Mesh, size: int) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
+def _faces_at_texels(mesh: Mesh, size: int) -> tuple[Int[np.ndarray, "h w"], Float[np.ndarray, "h w 3"]]:
     """Face at each texel's centre, -1 where there is none, and the weights of its corners.
 
-    A face that is too small for any texel's centre gets the texel around its middle if that is free.
+    A face that covers no texel centre gets the texel around its middle if that is free.
     """
     screen = np.stack([mesh.uv[:, 0] * size, (1.0 - mesh.uv[:, 1]) * size, np.ones(len(mesh.uv))], axis=1)
     screen = screen.astype(np.float32)
     face_id, weights = (np.array(x) for x in _rasterize(screen, mesh.faces, size=size))
     a, b, c = np.moveaxis(screen[mesh.faces, :2], 1, 0)
     area = np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0])
-    unseen = np.setdiff1d(np.flatnonzero(area > 0), face_id)
-    column, row = np.clip(((a + b + c)[unseen] / 3).astype(int), 0, size - 1).T
+    uncovered = np.setdiff1d(np.flatnonzero(area > 0), face_id)
+    column, row = np.clip(((a + b + c)[uncovered] / 3).astype(int), 0, size - 1).T
     free = face_id[row, column] < 0
-    face_id[row[free], column[free]] = unseen[free]
+    face_id[row[free], column[free]] = uncovered[free]
     weights[row[free], column[free]] = 1 / 3
     return face_id, weights
 
@@ -82,7 +82,7 @@ def _rasterize(screen, faces, size):
 def _evaluate(colors_at: ColorsAt, surface, corners, weights) -> np.ndarray:
     """Colours of points on faces, `CHUNK` of them in each call; `surface` has vertices and their normals (v 6)."""
     rows = np.minimum(np.arange(CHUNK), len(corners) - 1)
-    seen = np.einsum("nk,nkc->nc", weights, surface[corners])[rows].astype(np.float32)
-    points, normals = seen[:, :3], seen[:, 3:]
+    places = np.einsum("nk,nkc->nc", weights, surface[corners])[rows].astype(np.float32)
+    points, normals = places[:, :3], places[:, 3:]
     normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     return np.asarray(colors_at(points, normals), np.float32)[: len(corners)]

@@ -2,7 +2,7 @@
 
 Shapes are static under jit, so a step works in arrays of given sizes. Where the data need more rows than an array has,
 the step leaves some of them out and reports an overflow. The fit then doubles that size and repeats the whole call from
-the state before it, so no step that counts was taken with data left out.
+the state before it, so no accepted step ever dropped data.
 
 A `GrowingCapacity` is a field of the fit's state. So it is saved with the state, and a resumed fit goes on with the
 sizes that the interrupted one had reached.

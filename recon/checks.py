@@ -1,6 +1,6 @@
 """Whether the cameras of an orbit fit its frames; usual mistakes are a wrong sense of rotation, a wrong elevation.
 
-With such cameras the visual hull usually does not fill the masks. Not always: from far away and level with its middle,
+With such cameras the visual hull usually does not fill the masks. Not always: from far away and at its height,
 an object that turns the other way has the silhouettes of its mirror image. But then the colours at the surface of the
 hull differ from view to view. The misfit is the sum of both.
 """
@@ -39,7 +39,7 @@ class Fit(NamedTuple):
 
 
 def check_cameras(frames: OrbitFrames, views: Views) -> dict[str, Any] | None:
-    """Compare the cameras with reversed and with raised ones, and warn where one of them fits clearly better.
+    """Compare the cameras with reversed ones and with elevations offset by ±10…40°; warn where some fit clearly better.
 
     Returns the misfit as `given`, with azimuths `reversed`, by degrees added to the elevations (`raised`), and the
     `finding` in words or None. No check (None) with fewer than four views, or if the cameras are not given by the

@@ -45,10 +45,10 @@ class NerfConfig:
 
     occupancy_resolution: int = 64
     refresh_cells: int = 2**15
-    hull_tolerance: float = 0.05  # share of the views that may show background at a point of the object
+    hull_tolerance: float = 0.05  # carving tolerance: share of views that may see background at the object
 
     surface_resolution: int = 128
-    # Candidates for the density of the surface; the one whose silhouettes fit the masks best is taken.
+    # Candidate iso-levels of density; the one whose silhouettes fit the masks best is taken.
     surface_levels: tuple[float, ...] = (1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 35.0, 50.0)
     surface_blur: float = 0.7  # standard deviation in cells
     min_component: float = 0.01  # share of the faces below which a loose part is removed
@@ -180,7 +180,7 @@ class ReconstructConfig:
     """How to turn an orbit into a mesh."""
 
     method: str = SV3D.name
-    """the way from views to a mesh; sv3d: a NeRF, then tetrahedra with texture and light, as in the paper"""
+    """reconstruction method; sv3d: a NeRF, then tetrahedra with texture and light, as in the paper"""
     preset: str = "fast"
     """of sv3d: preview, a first look in under a minute; fast, minutes on a CPU; quality, for accelerators"""
     steps: int | None = None

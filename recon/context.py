@@ -69,7 +69,10 @@ class Context:
         return None if self.scratch is None else self.scratch / f"{stage}_fit.npz"
 
     def _report(self, stage: str) -> Callback:
-        """Tells progress and callback how a fit goes; the time until the first call ends counts as compiling."""
+        """Tells progress and callback how a fit goes.
+
+        When the first call ends, everything since the last mark, including set-up, is booked as `compile`.
+        """
         self.progress.stage("compile")
         done: list[int] = []
 

@@ -26,10 +26,10 @@ from sv3d_jax.render.lighting import SoftLight
 from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
 
 # What a picture shows of points of a surface: from the number of the view, colours and unit normals (h w 3) to colours.
-Shading = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
+Shader = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 FORMATS = (".glb", ".obj", ".ply", ".usdz")
-SPOTLIGHT = SoftLight(np.array([0.8, 0.0, 0.6], np.float32), 0.3)
+KEY_LIGHT = SoftLight(np.array([0.8, 0.0, 0.6], np.float32), 0.3)
 TURNTABLE_FRAMES = 42
 TURNTABLE_FPS = 14
 TURNTABLE_ELEVATION_DEG = 15.0
@@ -44,7 +44,7 @@ def write_results(
     mesh: Mesh,
     frames: OrbitFrames,
     lit: Mesh | None = None,
-    light: Light = SPOTLIGHT,
+    light: Light = KEY_LIGHT,
     ply_up: Up = "y",
 ) -> list[Path]:
     """The mesh as GLB, OBJ and PLY, sheets of its albedo and normals, turntable videos with its own colours and under a
@@ -58,8 +58,8 @@ def write_results(
         paths.append(directory / name)
         return paths[-1]
 
-    looks = show_colors, relit(light, TURNTABLE_FRAMES), show_normals
-    albedo, relighted, normals = turntable(mesh, frames, looks)
+    shaders = show_colors, relit(light, TURNTABLE_FRAMES), show_normals
+    albedo, relighted, normals = turntable(mesh, frames, shaders)
     video = available_format("mp4")
     shown_mesh, turning = mesh, albedo
     if lit is not None:
@@ -96,7 +96,7 @@ def write_stage(directory: Path, stage: str, mesh: Mesh, frames: OrbitFrames, pl
 def write_mesh(path: Path, mesh: Mesh, ply_up: Up = "y") -> None:
     """Write a mesh in the format that the suffix names, a PLY with this axis up and all others with y up.
 
-    Its shading has no seams where its texture has some.
+    Normals are continuous across UV seams.
     """
     normals = smooth_normals(mesh)
     match path.suffix.lower():
@@ -135,22 +135,22 @@ def show_normals(view: int, colors: np.ndarray, normals: np.ndarray) -> np.ndarr
     return 0.5 + 0.5 * normals
 
 
-def relit(light: Light, num_views: int) -> Shading:
+def relit(light: Light, num_views: int) -> Shader:
     """Colours under a light that circles the vertical once in `num_views`, clockwise seen from above."""
 
-    def look(view, colors, normals):
+    def shader(view, colors, normals):
         angle = 2 * np.pi * view / num_views
         cos, sin = np.cos(angle), np.sin(angle)
         light_from_world = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]], np.float32)
         return colors * np.asarray(light.shade(normals @ light_from_world.T))[..., None]
 
-    return look
+    return shader
 
 
 def turntable(
-    mesh: Mesh, frames: OrbitFrames, looks: Sequence[Shading] = (show_colors,)
-) -> UInt8[np.ndarray, "looks f h w 3"]:
-    """Pictures of the mesh in each of the looks as it turns once around the vertical, starting at the input view."""
+    mesh: Mesh, frames: OrbitFrames, shaders: Sequence[Shader] = (show_colors,)
+) -> UInt8[np.ndarray, "shaders f h w 3"]:
+    """Pictures of the mesh with each of the shaders as it turns once around the vertical, from the input view on."""
     side = max(MIN_VIDEO_SIDE, *frames.images.shape[1:3])
     low, high = mesh.vertices.min(axis=0), mesh.vertices.max(axis=0)
     center, radius = (low + high) / 2, np.linalg.norm(high - low) / 2
@@ -162,7 +162,7 @@ def turntable(
     poses[:, :3, 3] += center
     focal = np.full((TURNTABLE_FRAMES, 2), 0.5 * side * np.sqrt(4.0**2 - 1))
     middle = np.full((TURNTABLE_FRAMES, 2), side / 2)
-    return render_looks(mesh, poses, focal, middle, side, side, looks)
+    return render_shaded(mesh, poses, focal, middle, side, side, shaders)
 
 
 def comparison(mesh: Mesh, frames: OrbitFrames) -> np.ndarray:
@@ -186,28 +186,28 @@ def render_mesh(
     width: int,
 ) -> UInt8[np.ndarray, "f h w 3"]:
     """Colours of a closed mesh over white, several points to a pixel."""
-    return render_looks(mesh, camera_to_world, focal_px, center_px, height, width, (show_colors,))[0]
+    return render_shaded(mesh, camera_to_world, focal_px, center_px, height, width, (show_colors,))[0]
 
 
-def render_looks(
+def render_shaded(
     mesh: Mesh,
     camera_to_world: np.ndarray,
     focal_px: np.ndarray,
     center_px: np.ndarray,
     height: int,
     width: int,
-    looks: Sequence[Shading],
-) -> UInt8[np.ndarray, "looks f h w 3"]:
-    """Pictures of a closed mesh over white in each of the looks, several points to a pixel."""
+    shaders: Sequence[Shader],
+) -> UInt8[np.ndarray, "shaders f h w 3"]:
+    """Pictures of a closed mesh over white with each of the shaders, several points to a pixel."""
     surface = {"vertices": mesh.vertices.astype(np.float32), "faces": mesh.faces}
     surface |= {"normals": smooth_normals(mesh).astype(np.float32)}
-    surface = jax.tree.map(jnp.asarray, surface | {"look": appearance_of(mesh)})
-    pictures = np.empty((len(looks), len(camera_to_world), height, width, 3), np.uint8)
+    surface = jax.tree.map(jnp.asarray, surface | {"appearance": appearance_of(mesh)})
+    pictures = np.empty((len(shaders), len(camera_to_world), height, width, 3), np.uint8)
     for view, camera in enumerate(zip(camera_to_world, focal_px, center_px, strict=True)):
         camera = [jnp.asarray(value, jnp.float32)[None] for value in camera]
         hit, *seen = (np.asarray(x) for x in _seen_points(surface, *camera, height=height, width=width))
-        for number, look in enumerate(looks):
-            color = np.clip(np.where(hit, look(view, *seen), 1.0), 0.0, 1.0)
+        for number, shader in enumerate(shaders):
+            color = np.clip(np.where(hit, shader(view, *seen), 1.0), 0.0, 1.0)
             blocks = color.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3).mean((1, 3))
             pictures[number, view] = np.round(255 * blocks)
     return pictures
@@ -220,6 +220,6 @@ def _seen_points(surface, pose, focal, center, *, height, width):
     screen = project(surface["vertices"], pose, focal * SUPERSAMPLE, center * SUPERSAMPLE)
     face_id = visible_faces(screen, faces, height * SUPERSAMPLE, width * SUPERSAMPLE, cull_back=True)
     fragments = Fragments(face_id, *surface_points(screen, faces, face_id))
-    colors, _ = seen_colors(surface["look"], faces, face_id, fragments.barycentrics)
+    colors, _ = seen_colors(surface["appearance"], faces, face_id, fragments.barycentrics)
     normals = seen_shading_normals(surface["normals"], faces, fragments)
     return (face_id >= 0)[0, ..., None], colors[0], normals[0]

@@ -56,7 +56,8 @@ class FitHooks:
     preview: Preview | None = None
     """is given the state now and then"""
     before_call: Callable[[FitState, PRNGKeyArray], FitState] | None = None
-    """changes the state at the start of each call, as a part of the compiled program; a stage's own, as the next two"""
+    """changes the state at the start of each call, as a part of the compiled program; set by the stage, like
+    `choose_step` and `retry`"""
     choose_step: Callable[[FitState], Step] | None = None
     """gives the step of the next call, where it depends on the state, such as on sizes of arrays; equal steps must be
     the same object, or each is compiled"""

@@ -85,7 +85,8 @@ class InputView(NamedTuple):
 def make_guide(pipeline: "Pipeline", views: Views, input_frame: int, num_orbits: int, seed: int) -> Guide:
     """A guide conditioned on the picture of one view, with `num_orbits` random orbits that end there.
 
-    Raises WeightsError for a model without cameras, CameraError where the input view is not one that it knows.
+    Raises WeightsError for a model without cameras, CameraError where the input view is not like those it was
+    trained on.
     """
     config, view = pipeline.config, input_view(views, input_frame)
     check_model(config)
@@ -119,7 +120,7 @@ def make_guide(pipeline: "Pipeline", views: Views, input_frame: int, num_orbits:
 
 
 def check_model(config: ModelConfig) -> None:
-    """Refuse a model that cannot show what the reference orbit does not."""
+    """Refuse a model without camera conditioning, or whose input frame is not the last."""
     if config.family.input_frame != "last":
         raise WeightsError(
             f"{config.name} begins its orbits at the input view: score distillation draws orbits that end there",
@@ -134,7 +135,7 @@ def check_model(config: ModelConfig) -> None:
 
 
 def input_view(views: Views, index: int) -> InputView:
-    """The view that the model is given. Raises CameraError where it is not one as the model knows them.
+    """The view that the model is given. Raises CameraError where it is not like those the model was trained on.
 
     Those are square and upright, z being up, and look at the middle of the box.
     """
@@ -147,8 +148,8 @@ def input_view(views: Views, index: int) -> InputView:
     is_centred = height == width and np.allclose(views.center_px[index], width / 2, atol=0.01 * width)
     if not (is_level and is_centred):
         raise CameraError(
-            f"frame {index}, the input view, is not one as the orbit model knows them: square, upright, z being up,"
-            " and looking at the point that all views turn around",
+            f"frame {index}, the input view, is not a view like those the model was trained on: square, upright,"
+            " z being up, and looking at the point that all views turn around",
             hint="score distillation needs an orbit as sv3d orbit or sv3d data render writes it",
         )
     return InputView(

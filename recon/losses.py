@@ -15,7 +15,7 @@ CHROMATICITY_PARTNERS = 4  # pixels that each pixel is compared with
 
 
 def photometric_loss(rendered: Float[Array, "*n d"], target: Float[Array, "*n d"]) -> Scalar:
-    """Mean squared error of colours over the background."""
+    """Mean squared error of composited colours."""
     return jnp.mean(jnp.square(rendered - target))
 
 
@@ -42,9 +42,10 @@ def distortion_loss(
 
 
 def nearness_loss(weights: Float[Array, "n s"], depths: Float[Array, "n s"]) -> Scalar:
-    """Mean over rays of the distance from the first sample, where a ray enters the hull, to what it sees.
+    """Mean over rays of the distance from the first sample to the expected termination depth.
 
-    In places of uniform colour the views agree with any surface inside the hull; this prefers the hull.
+    The first sample is where a ray enters the hull, and once the occupancy is refreshed, where it first meets an
+    occupied cell. In places of uniform colour the views agree with any surface inside the hull; this prefers the hull.
     """
     return jnp.mean(jnp.sum(weights * (depths - depths[:, :1]), axis=-1))
 
@@ -94,7 +95,7 @@ def illumination_loss(
 
 
 class PaintPairs(NamedTuple):
-    """Random pairs of pixels: the quantities that separate light and albedo."""
+    """Per random pixel pair, the log-differences that the priors on albedo and light need."""
 
     ratio: Float[Array, "n"]  # difference of log brightness over light
     light: Float[Array, "n"]  # difference of the log of the light
@@ -125,8 +126,8 @@ def paint_pairs(
     return PaintPairs(step[:, 0], step[:, 1], alike, (pixels[:, 5] * partners[..., 5]).ravel())
 
 
-def one_paint_share(pairs: PaintPairs) -> Scalar:
-    """The probability that two random places have the same chromaticity: 1 for an object of one paint."""
+def same_chromaticity_probability(pairs: PaintPairs) -> Scalar:
+    """The probability that two random pixels have the same chromaticity: 1 for an object of one paint."""
     return _mean(pairs.alike, pairs.valid)
 
 
@@ -151,9 +152,10 @@ def evenness_loss(pairs: PaintPairs) -> Scalar:
 def bilateral_loss(
     normals: Float[Array, "*f h w 3"], images: Float[Array, "*f h w 3"], valid: Float[Array, "*f h w"]
 ) -> Scalar:
-    """Mean of exp(-3 |grad I|) sqrt(1 + |grad n|): normals n may change where the picture I does (SV3D, appendix).
+    """Edge-aware smoothness of normals: they may change where the picture does (SV3D, appendix).
 
-    |grad n| is the norm of the forward differences of all components.
+    Mean of exp(-3 |grad I|) sqrt(1 + |grad n|) of picture I and normals n, where |grad n| is the norm of the forward
+    differences of all components.
     """
     here, right, below = _with_neighbours(jnp.moveaxis(normals, -1, 0))
     squared = jnp.sum(jnp.square(right - here) + jnp.square(below - here), axis=0)

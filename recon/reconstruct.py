@@ -87,7 +87,7 @@ def reconstruct(
     the same result. `stage` ends the run early; after `coarse` or `fine` the mesh has its colours at the vertices and
     is neither simplified nor textured. `pictures` says where to put pictures of the fits. `normals` is called once, for
     the normals of all frames, which the fine stage then fits too. `sds` is an orbit model that completes what the orbit
-    does not show, given the orbit's input view. `method` takes the place of `config.method`, and may be a `Method` that
+    does not show, given the orbit's input view. `method` is used instead of `config.method`, and may be a `Method` that
     is not registered.
 
     Raises InputError for frames, settings or a method that cannot be used, and for weights of LPIPS, normals or a model

@@ -1,8 +1,8 @@
 """What a stage of the reconstruction makes: a representation of the object, whatever its form.
 
 The field of the coarse stage (`recon/nerf/representation.py`) and the textured surface of the fine stage
-(`recon/dmtet/representation.py`) are two of them. A third needs the methods below, and nothing else: previews, results
-of `--stage` and baking use these alone.
+(`recon/dmtet/representation.py`) are two of them. A third needs the methods below: besides pictures it must give a
+mesh, and colours at points of it. Previews, results of `--stage` and baking use nothing else.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class Representation(Protocol):
 
     @property
     def light(self) -> Light | None:
-        """The light that the views were taken in, as far as it is told from the colours; else None."""
+        """The light that the views were taken in, if separated from albedo; else None."""
         ...
 
     def render(self, cameras: Cameras, size: tuple[int, int]) -> Float[Array, "f h w 3"]:

@@ -21,7 +21,7 @@ ABSENT = object()  # in place of a kept result, which may be None
 
 
 def run_stages(context: Context, stages: Sequence[Stage]) -> State:
-    """The state after the last stage, whose mesh has colours if there is anything to tell them.
+    """The state after the last stage; its mesh is coloured if a representation or texture is available.
 
     With `context.scratch` what a stage packs is kept there, and a run that finds it goes on from it. What the next
     stage is given is always read back from the file, so that a resumed run computes with the same numbers.

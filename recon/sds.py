@@ -95,7 +95,7 @@ def visibility_mask(
 def random_orbit(
     rng: np.random.Generator, input_elevation_deg: float, num_frames: int = NUM_FRAMES
 ) -> CameraPath:
-    """A smooth orbit like those of training, ending at the input view; every second one goes far up and down.
+    """A smooth orbit like those of training, ending at the input view; with probability 1/2 it goes far up and down.
 
     Elevation is a sum of sines of one to five whole periods, kept within 89 degrees; azimuths increase in slightly
     uneven steps. Raises CameraError for an input view beyond 89 degrees.

@@ -33,7 +33,7 @@ class State:
     representation: "Representation | None" = None
     mesh: "Mesh | None" = None
     lit: "Mesh | None" = None
-    """the same surface in the colours that the views show, where light and albedo are told apart"""
+    """the same surface in the colours that the views show, light included; None without a model of light"""
     log: "tuple[FitInfo, ...]" = ()
     """of all fits so far"""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -50,9 +50,11 @@ class Stage:
     pack: Callable[[State], Any] | None = None
     """the part of the state after the stage that is kept: arrays, numbers and texts in dicts, lists and tuples"""
     unpack: "Callable[[Context, State, Any], State] | None" = None
-    """from the state before and what `pack` returned to the state after; NamedTuples come back as plain tuples"""
+    """rebuilds the state after the stage from the state before it and what `pack` returned, in which NamedTuples have
+    become plain tuples"""
     stop: str | None = ""
-    """the value of `--stage` that ends a run after this stage: its name where empty, None where there is no mesh yet"""
+    """value of `--stage` that stops after this stage. '' (default): the stage's name; None: cannot stop here, there is
+    no mesh yet"""
     is_fit: bool = False
     """it fits by steps: the runner's progress shows them, after a stage `compile`"""
     is_used: "Callable[[Recipe], bool]" = lambda recipe: True

@@ -177,6 +177,7 @@ SV3D = Method(
     "sv3d",
     (
         Stage("coarse", fit_coarse, pack_coarse, unpack_coarse, stop=None, is_fit=True),
+        # The mesh of the coarse fit, so `--stage coarse` stops here: the fit alone leaves a field, which is no mesh.
         Stage("surface", extract_surface, pack_surface, unpack_surface, stop="coarse"),
         Stage(
             "fine",

@@ -13,10 +13,10 @@ PADDING = 6  # texels between charts; leaves two or more around each, even where
 
 
 def unwrap(mesh: Mesh, texture_size: int = 2048) -> tuple[Mesh, Int[np.ndarray, "v"]]:
-    """The mesh with uv, made by xatlas, and the vertex of `mesh` that each of its vertices is a copy of.
+    """The mesh with uv, made by xatlas, and, for each new vertex, its index in `mesh`.
 
-    Faces stay as they are and in their order. Vertices are copied where charts meet, bit by bit, so a closed
-    surface stays closed for all who merge vertices at one place. `texture_size` is what the gaps between charts
+    Faces stay as they are and in their order. Seam vertices are exact duplicates, so merging coincident
+    vertices restores a closed mesh. `texture_size` is what the gaps between charts
     are made for. The same mesh gives the same uv. Raises InputError for sizes that no picture can have.
     """
     import xatlas

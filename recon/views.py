@@ -23,9 +23,9 @@ MAX_OUTSIDE = 2e-3  # share of the object's pixels whose rays may miss the box
 MASK_MARGIN = 1.05  # of a box that is taken from the masks
 RAYS_PER_SIDE = 96  # pixels of a side that rays are taken from
 SMALLEST_BALL = 1e-9  # radius of what the cameras see
-MAX_ASIDE = 100  # of the principal point, in sizes of the picture
-FOCAL_RANGE = (1e-3, 1e4)  # in sizes of the picture: 179.9 degrees to 20 seconds of arc
-MIN_SPREAD_DEG = 10.0  # between the views that are farthest apart, below which nothing tells depth
+MAX_ASIDE = 100  # of the principal point, in image sizes
+FOCAL_RANGE = (1e-3, 1e4)  # in image sizes: 179.77 degrees to 20 seconds of arc
+MIN_SPREAD_DEG = 10.0  # between the views that are farthest apart, below which depth is unconstrained
 
 
 class Cameras(NamedTuple):
@@ -41,7 +41,7 @@ class Views(NamedTuple):
 
     images: Float[Array, "f h w 3"]
     masks: Float[Array, "f h w"]  # coverage in [0, 1]
-    mask_weights: Float[Array, "f h w"]  # 0 where the coverage is not known, little where it is doubtful
+    mask_weights: Float[Array, "f h w"]  # of masks from white: 0 at silhouettes, HOLE_WEIGHT in holes; else 1
     camera_to_box: Float[Array, "f 4 4"]
     focal_px: Float[Array, "f 2"]
     center_px: Float[Array, "f 2"]
@@ -89,7 +89,7 @@ def usable_frames(frames: OrbitFrames) -> OrbitFrames:
     forward = -frames.camera_to_world[:, :3, 2]
     if (forward @ forward.T).min() > np.cos(np.deg2rad(MIN_SPREAD_DEG)):
         warnings.warn(
-            f"nothing tells depth: {len(forward)} view{'s'[: len(forward) > 1]} from about one side;"
+            f"depth is unconstrained: {len(forward)} view{'s'[: len(forward) > 1]} from about one side;"
             " the mesh will look right from there and can be anything behind",
             CoverageWarning,
             stacklevel=3,
@@ -241,7 +241,7 @@ def _check_arrays(frames: OrbitFrames) -> None:
     aside = np.abs(frames.center_px) / [width, height]
     narrow = frames.focal_px / [width, height]
     for is_bad, what in (
-        ((aside > MAX_ASIDE).any(axis=1), f"a principal point more than {MAX_ASIDE} pictures away"),
+        ((aside > MAX_ASIDE).any(axis=1), f"a principal point more than {MAX_ASIDE} image sizes away"),
         (((narrow < FOCAL_RANGE[0]) | (narrow > FOCAL_RANGE[1])).any(axis=1), "an impossible focal length"),
     ):
         if is_bad.any():

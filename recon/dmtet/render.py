@@ -59,9 +59,9 @@ def render_surface(
         return flat.reshape(*is_covered.shape, *values.shape[1:])
 
     albedo = picture(color(params["field"], point))
-    shading, bent = (picture(values) for values in _shadings(params["light"], normal))
+    shading, gradient_only = (picture(values) for values in _shadings(params["light"], normal))
     covered = is_covered.astype(jnp.float32)
-    buffers = jnp.concatenate([albedo * (shading + bent)[..., None], covered[..., None]], axis=-1)
+    buffers = jnp.concatenate([albedo * (shading + gradient_only)[..., None], covered[..., None]], axis=-1)
     buffers = antialias(buffers, fragments, screen, faces, edges)
     lit, opacity = buffers[..., :3], buffers[..., 3]
     image = lit + 1.0 - opacity[..., None]
@@ -70,14 +70,13 @@ def render_surface(
 
 
 def _shadings(light: SGLight | None, normals: Float[Array, "n 3"]) -> tuple[Array, Array]:
-    """Shading without gradient in the normals, and zeros whose gradient in the normals is that of the shading.
+    """Returns (shading detached from normals, a zero-valued straight-through term that carries d shading/d normals).
 
     Their sum is the shading with its full gradient, for the losses on pictures. The losses on the light take the first
-    alone: what they take for shading may be albedo, and must not bend the surface.
+    alone: what they take for shading may be albedo, and must not change the surface.
     """
     if light is None:
         return jnp.ones(len(normals)), jnp.zeros(len(normals))
-    bent = jax.checkpoint(jax.lax.stop_gradient(light).shade)(
-        normals
-    )  # computing it again is faster than keeping it
-    return light.shade(jax.lax.stop_gradient(normals)), bent - jax.lax.stop_gradient(bent)
+    # Computing it again is faster than keeping it.
+    shading = jax.checkpoint(jax.lax.stop_gradient(light).shade)(normals)
+    return light.shade(jax.lax.stop_gradient(normals)), shading - jax.lax.stop_gradient(shading)

@@ -17,7 +17,7 @@ from sv3d_jax.recon.views import Cameras
 from sv3d_jax.render.antialias import mesh_edges
 from sv3d_jax.render.lighting import SGLight
 
-FULLY_LIT = 0.95  # share of the vertices that are darker than what counts as the brightest place
+FULLY_LIT = 0.95  # quantile of vertex shading taken as full light
 
 
 @dataclass(frozen=True, eq=False)

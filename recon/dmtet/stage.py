@@ -38,9 +38,7 @@ SPARE_PIXELS = 1.1  # capacity for pixels, over what the masks cover
 WORLD_TO_BOX = BOX_HALF_SIZE / 0.6  # box units to a unit of SV3D's world, in which the paper gives lengths
 NEARBY_STD = 0.01 * WORLD_TO_BOX  # of the points that the albedo is compared with (SV3D)
 NEARBY_POINTS = 4096  # of each step
-MANY_PAINTS = (
-    4  # exponent: the prior on the light counts as far as so many random places differ in paint from one
-)
+MANY_PAINTS = 4  # L_illum is scaled by P(two random pixels differ in chromaticity)^MANY_PAINTS
 
 
 class Lattice(NamedTuple):
@@ -148,7 +146,7 @@ def start_light(config: MeshConfig) -> SGLight | None:
 
 
 def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
-    """The part of the grid near the coarse surface; the fit cannot move the surface farther than that.
+    """The part of the grid near the coarse surface; the surface cannot leave this band.
 
     Raises SV3DError where no vertex of the grid is inside the surface.
     """
@@ -164,8 +162,11 @@ def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
     return jax.tree.map(jnp.asarray, Lattice(part, sdf[rows], at_rim))
 
 
-def image_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dict[str, Array]:
-    """The losses of SV3D's appendix that compare or smooth pictures, by name; `vgg` are the weights of LPIPS."""
+def view_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dict[str, Array]:
+    """The losses of SV3D's appendix on what views show (colours, coverage, depth, normals, shading), by name.
+
+    `vgg` are the weights of LPIPS.
+    """
     valid = losses.eroded(views.masks) * losses.eroded(seen.covered)
     if vgg is None:
         perceptual = losses.perceptual_loss(seen.image, views.images)
@@ -259,7 +260,7 @@ def _loss(
     edges = closed_mesh_edges(surface.faces, sizes.vertices)
     render = partial(render_surface, color, params, surface.vertices, surface.faces, edges)
     seen = render(some.cameras, views.masks.shape[1:], sizes.pixels)
-    parts = image_losses(seen, some, vgg) | _surface_losses(color, params, surface, edges, seen, point_key)
+    parts = view_losses(seen, some, vgg) | _surface_losses(color, params, surface, edges, seen, point_key)
     if params["light"] is None:
         del parts["illumination"]
     else:
@@ -288,7 +289,7 @@ def light_losses(seen: Rendered, views: Views, illumination: Scalar, key: PRNGKe
     light is preferred unless places of the same chromaticity differ in brightness.
     """
     pairs = losses.paint_pairs(seen.shading, views.images, seen.covered * views.masks, key)
-    many = (1.0 - losses.one_paint_share(pairs)) ** MANY_PAINTS
+    many = (1.0 - losses.same_chromaticity_probability(pairs)) ** MANY_PAINTS
     return {
         "illumination": many * illumination,
         "evenness": (1.0 - many) * losses.evenness_loss(pairs),

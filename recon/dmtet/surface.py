@@ -131,8 +131,8 @@ def signed_distance(
 ) -> Float[np.ndarray, "n"]:
     """Distance to a closed mesh, negative inside, cut off at `truncate` on both sides (float32).
 
-    `grid_vertices` are those of a grid, all of them, scaled and shifted as one likes. Exact up to rounding. Inside is
-    where the faces' winding number is not 0, so parts may overlap and either orientation will do.
+    `grid_vertices` are all vertices of a `kuhn_grid`, under any axis-aligned affine map. Exact up to rounding. Inside
+    is where the faces' winding number is not 0, so parts may overlap and either orientation will do.
     """
     side = round(len(grid_vertices) ** (1 / 3))
     points = np.asarray(grid_vertices, np.float64)
@@ -144,7 +144,7 @@ def signed_distance(
 
 
 def _enumerate(counts: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Whose is each of the first `size` items and its number there, if owner i has counts[i], one after the other.
+    """Expands counts to (owner, index within owner) for the first `size` items (`repeat` with static size).
 
     Also the running sum of the counts. By binary search, which beats a scatter from all owners by far.
     """

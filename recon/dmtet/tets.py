@@ -77,7 +77,7 @@ def band(
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:
-    """The rows, padded with zeros to the next of few sizes (four to each doubling)."""
+    """The rows, padded with zeros to the next bucket size (four to each doubling)."""
     step = max(2 ** (len(rows).bit_length() - 3), 1)
     return np.concatenate([rows, np.zeros((-len(rows) % step, *rows.shape[1:]), rows.dtype)])
 

@@ -14,9 +14,8 @@ from sv3d_jax.recon.nerf.hash_grid import HashGrid, encode, init_tables
 from sv3d_jax.recon.views import BOX_HALF_SIZE
 
 MAX_LOG_DENSITY = 8.0
-MAX_ALBEDO = (
-    4.0  # above 1, because light and albedo share a factor: a bright paint among dark ones exceeds the light
-)
+# The albedo/light scale is ambiguous, so a bright albedo may exceed 1 before it is normalised.
+MAX_ALBEDO = 4.0
 NORMAL_STEP = 0.01 / 0.6 * BOX_HALF_SIZE  # 0.01 in SV3D's world, as threestudio has it
 
 

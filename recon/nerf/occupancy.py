@@ -21,7 +21,9 @@ class Occupancy(NamedTuple):
     """Running density of the cells of a cubic grid over the box, x slowest; 0 outside the hull."""
 
     density: Float[Array, "r r r"]
-    core: Float[Array, "r r r"]  # least density of a cell and its neighbours: what certainly blocks a ray
+    core: Float[
+        Array, "r r r"
+    ]  # eroded density: minimum over the 3x3x3 neighbourhood; what certainly blocks a ray
     hull: Float[Array, "r r r"]  # 1 in cells that masks allow
 
 
@@ -36,7 +38,8 @@ class Samples(NamedTuple):
 def visual_hull(views: Views, resolution: int, tolerance: float) -> Bool[np.ndarray, "r r r"]:
     """Cells that most views see, and all of these in the foreground but for a share `tolerance`.
 
-    A cell counts as seen in the foreground if any of it may be: masks grow by a cell's radius.
+    A cell counts as seen in the foreground if any of it may be: masks grow by the radius that a cell has in the picture
+    at the distance of the box's centre.
     """
     centers = _cell_centers(resolution)
     cell_radius = np.sqrt(3) * BOX_HALF_SIZE / resolution
@@ -102,7 +105,7 @@ def march(
     total = counts[:, -1:]
     stride = jnp.maximum(total, budget) / budget
     ranks = jnp.floor((jnp.arange(budget) + stride_jitter * (stride > 1)) * stride)  # n s
-    # The candidate of rank r is preceded by all that have at most r fitting ones up to themselves.
+    # The index of the r-th useful candidate is the number of candidates whose running count is <= r.
     chosen = jnp.sum(counts[:, None, :] <= ranks[:, :, None], axis=-1)
     depths = near[:, None] + step[:, None] * (chosen + jitter)
     lengths = jnp.where(ranks < total, step[:, None] * stride, 0.0)

@@ -51,7 +51,7 @@ def _cell_opacity(config: NerfConfig, density: np.ndarray) -> np.ndarray:
 
 
 def _density_grid(config: NerfConfig, params: Params, hull: np.ndarray) -> np.ndarray:
-    """Density at cell centres (x y z), 0 outside the hull."""
+    """Density at cell centres, indexed [x, y, z]; 0 outside the hull."""
     resolution = config.surface_resolution
     index = (2 * np.arange(resolution) + 1) * len(hull) // (2 * resolution)
     in_hull = hull[np.ix_(index, index, index)]

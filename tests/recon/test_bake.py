@@ -95,7 +95,7 @@ def test_charts_lie_apart_inside_the_square(cut_ball):
     a, b, c = np.moveaxis(mesh.uv[mesh.faces].astype(np.float64), 1, 0)
     areas = np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]) / 2
     large = 1024
-    covered = (bake._seen_faces(mesh, large)[0] >= 0).sum() / large**2
+    covered = (bake._faces_at_texels(mesh, large)[0] >= 0).sum() / large**2
     assert abs(areas.sum() / covered - 1) < 2e-3  # overlaps would cover less than the sum of the areas
 
 
@@ -179,7 +179,7 @@ def test_both_sides_of_every_seam_have_one_colour(painted):
 def test_gutter_repeats_the_nearest_texel_and_the_rest_is_mean(cut_ball):
     mesh, _ = cut_ball
     texture = bake_texture(mesh, ball_colors, SIZE, gutter=3)
-    covered = bake._seen_faces(mesh, SIZE)[0] >= 0
+    covered = bake._faces_at_texels(mesh, SIZE)[0] >= 0
     inside = np.argwhere(covered)
     mean = texture[covered].mean(axis=0)
     kinds = set()
@@ -196,7 +196,7 @@ def test_gutter_repeats_the_nearest_texel_and_the_rest_is_mean(cut_ball):
 def test_charts_have_two_texels_of_gutter_each_at_least(cut_ball):
     from scipy import ndimage
 
-    labels, count = ndimage.label(bake._seen_faces(cut_ball[0], SIZE)[0] >= 0, np.ones((3, 3)))
+    labels, count = ndimage.label(bake._faces_at_texels(cut_ball[0], SIZE)[0] >= 0, np.ones((3, 3)))
     assert count > 1 and PADDING >= 4
     for chart in range(1, count + 1):
         to_others = ndimage.distance_transform_edt((labels == 0) | (labels == chart))

@@ -16,7 +16,7 @@ from sv3d_jax.recon import export
 from sv3d_jax.recon.bake import textured
 from sv3d_jax.recon.export import (
     relit,
-    render_looks,
+    render_shaded,
     show_normals,
     with_vertex_colors,
     write_mesh,
@@ -54,14 +54,14 @@ def small(monkeypatch):
     monkeypatch.setattr(export, "TURNTABLE_FRAMES", 6)
 
 
-def seen_from(direction, mesh: Mesh, looks, size: int = 16) -> np.ndarray:
-    """Pictures (looks h w 3, in [0, 1]) of a mesh of radius 9, far away along an axis of the world."""
+def seen_from(direction, mesh: Mesh, shaders, size: int = 16) -> np.ndarray:
+    """Pictures (shaders h w 3, in [0, 1]) of a mesh of radius 9, far away along an axis of the world."""
     from sv3d_jax.cameras.pose import look_at
 
     azimuth, elevation = direction
     pose = look_at(np.array([azimuth]), np.array([elevation]), 900.0)
     focal, middle = np.full((1, 2), 50.0 * size), np.full((1, 2), size / 2)
-    return render_looks(mesh, pose, focal, middle, size, size, looks)[:, 0] / 255
+    return render_shaded(mesh, pose, focal, middle, size, size, shaders)[:, 0] / 255
 
 
 @pytest.mark.parametrize("suffix", ["glb", "obj", "ply"])
@@ -230,9 +230,9 @@ def test_normals_towards_the_viewer_have_the_colour_of_their_axis(baked, directi
 
 
 def test_a_texture_is_drawn_as_the_colours_it_holds(baked):
-    looks = [export.show_colors]
-    texture = seen_from((30.0, 20.0), baked, looks)
-    vertices = seen_from((30.0, 20.0), with_vertex_colors(baked), looks)
+    shaders = [export.show_colors]
+    texture = seen_from((30.0, 20.0), baked, shaders)
+    vertices = seen_from((30.0, 20.0), with_vertex_colors(baked), shaders)
     assert np.abs(texture - vertices).mean() < 0.01
 
 

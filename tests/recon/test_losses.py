@@ -24,11 +24,11 @@ from sv3d_jax.recon.losses import (
     normal_consistency_loss,
     normal_loss,
     normals_in_camera,
-    one_paint_share,
     opaque_loss,
     orientation_loss,
     paint_pairs,
     perceptual_loss,
+    same_chromaticity_probability,
     sdf_sign_loss,
 )
 
@@ -145,7 +145,7 @@ def test_the_share_of_one_paint_is_the_chance_that_two_places_have_it():
     light, valid = 0.4 + 0.6 * pictures(25, 1, 32, 32), np.ones((1, 32, 32), np.float32)
     one = light[..., None] * np.float32([0.9, 0.3, 0.2])
     shares = [
-        float(one_paint_share(paint_pairs(light, images, valid, jax.random.key(3))))
+        float(same_chromaticity_probability(paint_pairs(light, images, valid, jax.random.key(3))))
         for images in (one, two_paints(light))
     ]
     assert shares == pytest.approx([1.0, 0.5], abs=0.03)  # 4096 pairs

@@ -113,7 +113,7 @@ def test_few_views_give_a_surface_that_looks_right_from_there(count):
     arrays = "images", "alphas", "camera_to_world", "focal_px", "center_px", "azimuths_deg", "elevations_deg"
     some = {name: getattr(frames, name)[:count] for name in arrays}
     frames = replace(frames, **some, files=frames.files[:count], input_frame=0)
-    with nullcontext() if count == 2 else pytest.warns(CoverageWarning, match="nothing tells depth"):
+    with nullcontext() if count == 2 else pytest.warns(CoverageWarning, match="depth is unconstrained"):
         result = reconstruct(frames, replace(CONFIG, nerf=TINY | {"num_steps": 128}))
     rendered = render_mesh(result.mesh, frames.camera_to_world, frames.focal_px, frames.center_px, 32, 32)
     silhouette = (rendered < 250).any(axis=-1)

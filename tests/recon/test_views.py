@@ -236,7 +236,7 @@ def test_views_from_one_side_tell_no_depth(count):
     some = replace(
         frames, **{name: getattr(frames, name)[:count] for name in arrays}, files=frames.files[:count]
     )
-    with pytest.warns(CoverageWarning, match=f"nothing tells depth: {count} view"):
+    with pytest.warns(CoverageWarning, match=f"depth is unconstrained: {count} view"):
         usable_frames(some)
 
 

@@ -92,12 +92,12 @@ def seen(views):
 
 
 def test_the_estimated_normals_are_those_of_the_cameras_axes(views, seen):
-    assert "normal" not in stage.image_losses(seen, views[0])
+    assert "normal" not in stage.view_losses(seen, views[0])
     towards = np.linalg.inv(views[0].camera_to_box)[:, :3, :3]
     in_camera = np.einsum("fij,fhwj->fhwi", towards, seen.normals)
     assert in_camera[:, 16, 16, 2].min() > 0.9  # towards the viewer
-    same = stage.image_losses(seen, views[0]._replace(normals=in_camera))["normal"]
-    other = stage.image_losses(seen, views[0]._replace(normals=in_camera * np.float32([1, 1, -1])))["normal"]
+    same = stage.view_losses(seen, views[0]._replace(normals=in_camera))["normal"]
+    other = stage.view_losses(seen, views[0]._replace(normals=in_camera * np.float32([1, 1, -1])))["normal"]
     assert abs(same) < 0.01 and other > 0.5
 
 
