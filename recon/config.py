@@ -201,6 +201,8 @@ class ReconstructConfig:
     """fields of NerfConfig that differ from the preset; in a TOML file the table [nerf]"""
     mesh: Annotated[dict[str, Any], HIDDEN] = field(default_factory=dict)
     """fields of MeshConfig, likewise"""
+    recipe: Annotated[dict[str, Any], HIDDEN] = field(default_factory=dict)
+    """fields of the other tables of a method's recipe, by table; in a TOML file [recipe.TABLE]"""
 
     def __post_init__(self):
         check_range("seed", self.seed, 0, 2**32 - 1)
@@ -243,31 +245,37 @@ class ReconstructConfig:
         Raises InputError for an unknown method, preset or field.
         """
         method = method or find_method(self.method)
-        return load_config(Recipe, method.preset_file(self.preset), self._changes())
+        return load_config(method.recipe or Recipe, method.preset_file(self.preset), self._changes(method))
 
-    def _changes(self) -> dict[str, dict[str, Any]]:
-        """What was set on top of the preset, by table of `Recipe`."""
+    def _changes(self, method: Method) -> dict[str, dict[str, Any]]:
+        """What was set on top of the preset, by table of the method's recipe."""
+        given = {"nerf": self.nerf, "mesh": self.mesh, **self.recipe}
+        changes = {table: dict(values) for table, values in given.items() if values}
         flags = {
-            "nerf": {"num_steps": self.steps},
-            "mesh": {"num_steps": self.fine_steps},
-            "bake": {"texture_size": self.texture_size, "max_faces": self.faces},
+            "steps": ("nerf", "num_steps"),
+            "fine_steps": ("mesh", "num_steps"),
+            "texture_size": ("bake", "texture_size"),
+            "faces": ("bake", "max_faces"),
         }
-        changes = {"nerf": dict(self.nerf), "mesh": dict(self.mesh), "bake": {}}
-        for table, values in flags.items():
-            changes[table] |= {name: value for name, value in values.items() if value is not None}
+        tables = {table.name for table in fields(method.recipe or Recipe)}
+        for flag, (table, name) in flags.items():
+            if (value := getattr(self, flag)) is not None:
+                if table not in tables:
+                    raise InputError(f"--{flag.replace('_', '-')}: method {method.name} has no such setting")
+                changes.setdefault(table, {})[name] = value
         return changes
 
     def _why_left_out(self, option: str, stage: Stage, method: Method) -> tuple[str, str]:
         """The message and the hint for an option that needs a stage which the settings leave out."""
-        changes = self._changes()
-        changes["mesh"].pop("num_steps", None)
+        changes, recipe = self._changes(method), method.recipe or Recipe
+        changes.get("mesh", {}).pop("num_steps", None)
         file = method.preset_file(self.preset)
         presets = [
             name
             for name, other in method.presets.items()
-            if stage.is_used(load_config(Recipe, other, changes))
+            if stage.is_used(load_config(recipe, other, changes))
         ]
-        if stage.is_used(load_config(Recipe, file, changes)):
+        if stage.is_used(load_config(recipe, file, changes)):
             setting = "num_steps = 0 under [mesh]" if self.fine_steps is None else "--fine-steps 0"
             cause, hint = f"with {setting}", "a number above 0, or none"
         elif presets:
@@ -319,6 +327,8 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
         )  # the digest of the cameras covers it
         if self.method == SV3D.name:  # so that folders from before there were methods can be continued
             del settings["method"]
+        if not self.recipe:
+            del settings["recipe"]
         if not self.sds:
             del settings["weights"], settings["variant"]
         return settings

@@ -8,7 +8,10 @@ A method from outside the package is a list of functions:
     register_method(Method("hull", (Stage("hull", hull),)))
     reconstruct(orbit, ReconstructConfig(method="hull"))
 
-or, without a name in the table, `reconstruct(orbit, method=Method("hull", ...))`.
+or, without a name in the table, `reconstruct(orbit, method=Method("hull", ...))`. A method with settings of its own has
+a dataclass for them, `Method.recipe`, and with presets it has to be registered:
+
+    ReconstructConfig(method="hull", recipe={"hull": {"resolution": 64}})
 """
 
 from sv3d_jax.config import nearest

@@ -60,7 +60,8 @@ class Stage:
     is_used: "Callable[[Recipe], bool]" = lambda recipe: True
     """whether a recipe has this stage at all"""
     uses: tuple[Extra, ...] = ()
-    """what it takes from the context (`guide`, `vgg`, `views.normals`) where it is given; others are refused"""
+    """what it takes from the context (`guide`, `vgg`, `views.normals`) where it is given; others are refused.
+    With "sds", the recipe has `mesh.sds`"""
 
     def __post_init__(self):
         if (self.pack is None) != (self.unpack is None):
@@ -74,11 +75,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Method:
-    """A named list of stages, and its presets: TOML files with differences from the defaults of `Recipe`."""
+    """A named list of stages, and its presets: TOML files with differences from the defaults of its recipe."""
 
     name: str
     stages: tuple[Stage, ...]
     presets: Mapping[str, Path] = field(default_factory=dict)
+    """by name; one of them is "fast", which is the default"""
+    recipe: type | None = None
+    """a frozen dataclass of tables, each a frozen dataclass of settings, which stages find in `context.recipe`.
+    None: `recon.config.Recipe`. Flags such as `--steps` set fields of its tables `nerf`, `mesh` and `bake`, where there
+    are any"""
 
     def __post_init__(self):
         if not self.stages:

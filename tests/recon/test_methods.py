@@ -1,6 +1,6 @@
 """Methods from outside the package, and the runner with made-up stages."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +83,40 @@ def test_what_a_method_does_not_have_is_refused_with_what_it_has(registered, tmp
         reconstruct(ball_orbit(), ReconstructConfig(lpips=tmp_path / "vgg.safetensors"), method=HULL)
     with pytest.raises(ValueError, match="a reconstruction method hull already"):
         register_method(replace(HULL, stages=(*HULL.stages, Stage("more", carve))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarveConfig:
+    resolution: int = RESOLUTION
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarveRecipe:
+    carve: CarveConfig = CarveConfig()
+
+
+def test_a_method_has_settings_and_presets_of_its_own(monkeypatch, tmp_path):
+    (tmp_path / "fast.toml").write_text("[carve]\nresolution = 12\n")
+    seen = []
+
+    def carve_as_told(context: Context, state: State) -> State:
+        seen.append(context.recipe.carve.resolution)
+        return carve(context, state)
+
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    presets = {"fast": tmp_path / "fast.toml"}
+    register_method(Method("carve", (Stage("carve", carve_as_told),), presets, CarveRecipe))
+    for recipe in ({}, {"carve": {"resolution": 16}}):
+        reconstruct(ball_orbit(), ReconstructConfig(method="carve", recipe=recipe))
+    assert seen == [12, 16]
+    settings = {"method": "carve", "orbit_dir": tmp_path, "output": tmp_path}
+    assert ReconstructVerbConfig(**settings).settings()["carve"] == {"resolution": 12}
+    with pytest.raises(InputError, match="--steps: method carve has no such setting"):
+        ReconstructConfig(method="carve", steps=5)
+    with pytest.raises(InputError, match="carve: unknown key resolutoin"):
+        ReconstructConfig(method="carve", recipe={"carve": {"resolutoin": 3}})
+    with pytest.raises(InputError, match="unknown key carve"):
+        ReconstructConfig(recipe={"carve": {"resolution": 3}})
 
 
 def test_the_stages_of_sv3d_are_those_of_the_paper():
