@@ -110,7 +110,7 @@ class OrbitSampler:
         return plan
 
 
-def _devices(config: OrbitConfig) -> list[jax.Device]:
+def _devices(config: OrbitConfig) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     """The devices that pictures are divided over: at most one for each picture, or the one named by --device.
 
     Score distillation samples one orbit at a time, so it uses one device.

@@ -25,7 +25,7 @@ from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline
-from sv3d_jax.plan import check_size, memory_advice, plan_orbit, require_accelerator
+from sv3d_jax.plan import checked_size, memory_advice, plan_orbit, require_accelerator
 from sv3d_jax.progress import Progress
 from sv3d_jax.runner import ComputeConfig
 from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser
@@ -40,14 +40,13 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
     """Median seconds of `--rounds` calls of every stage after two to warm up, compile time, and peak memory."""
     progress.stages = STAGES
     model = ModelConfig.named(config.model) if config.model else read_model_config(config.weights)
-    size, frames = config.size or model.native_size, config.frames or model.num_frames
-    check_size(model, size)
+    size, frames = checked_size(model, config.size), config.frames or model.num_frames
     compute = ComputeConfig(
         dtype=config.dtype, low_memory=config.low_memory, quantize=config.quantize
     ).resolve()
     plan = plan_orbit(
         model,
-        frames,
+        num_frames=frames,
         size=size,
         batch=config.batch,
         dtype_bytes=compute.itemsize,

@@ -18,7 +18,7 @@ from sv3d_jax.io.images import read_mask, read_picture
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
-from sv3d_jax.plan import check_size
+from sv3d_jax.plan import checked_size
 from sv3d_jax.preprocess import PreparedImage, prepare_for
 from sv3d_jax.progress import Progress
 from sv3d_jax.recon.config import ReconstructConfig
@@ -72,8 +72,7 @@ def _run(
     from sv3d_jax.weights.hub import read_model_config
 
     model = read_model_config(config.weights, config.variant)
-    size = config.size or model.native_size
-    check_size(model, size)
+    size = checked_size(model, config.size)
     if sds:
         from sv3d_jax.recon.guide import check_model
 

@@ -29,7 +29,7 @@ from sv3d_jax.orbit import Orbit, StepInfo, check_output_type, make_orbits
 from sv3d_jax.plan import (
     Plan,
     check_decode_chunk,
-    check_size,
+    checked_size,
     default_decode_chunk,
     memory_advice,
     plan_orbit,
@@ -133,21 +133,19 @@ class Pipeline:
         mask: white where the object is, as a path, a PIL image, a `Mask`, uint8 or bool (h, w).
         box: x0, y0, x1, y1 in pixels of the upright picture. For a list of pictures, one mask or box per picture.
         decode_chunk: frames decoded at a time. output_type: "pil", "np", "jax" or "latent".
-        callback: gets a `StepInfo` after every step; may raise `Cancelled`.
-        progress: shows the stages. With `callback` or `progress`, steps run in a host loop, not in one compiled scan.
+        callback: gets a `StepInfo` after every step; may raise `Cancelled`. progress: shows the stages. With either,
+        steps run in a host loop, not in one compiled scan.
         """
         sampling = one_config(SamplingConfig, sampling, renamed(options)).resolve(self.config)
         pictures = PictureBatch.of(image, seed, mask, box)
         check_output_type(output_type)
-        size = self.config.native_size if size is None else size
-        check_size(self.config, size)
+        size = checked_size(self.config, size)
         cameras = self._cameras(cameras, azimuths_deg, elevations_deg, num_frames)
         shape = {"num_frames": len(cameras), "size": size}
         plan = self.plan(len(pictures.images), decode_chunk=decode_chunk, sampling=sampling, **shape)
         stages = TimedProgress(progress or NullProgress())
         if plan.is_full_size:
             stages.note(str(plan))
-
         stages.stage("preprocess", total=len(pictures.images))
         prepared = pictures.prepare(self.config, size, background, frame_ratio, self.remover, stages.advance)
         pixels = np.stack([picture.pixels for picture in prepared]).astype(np.float32) / 255 * 2 - 1

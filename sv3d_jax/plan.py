@@ -123,13 +123,15 @@ def default_decode_chunk(config: ModelConfig, size: int, dtype_bytes: int, frame
     return max(1, min(frames, DECODE_BUDGET // _decoder_bytes(config, size, dtype_bytes)))
 
 
-def check_size(config: ModelConfig, size: int) -> None:
-    """Raise InputError for a size that the networks cannot halve often enough."""
+def checked_size(config: ModelConfig, size: int | None) -> int:
+    """The side of the frames, by default the model's own. Raises InputError if the networks cannot halve it."""
+    size = config.native_size if size is None else size
     multiple = config.vae.downsampling * 2 ** (len(config.unet.channel_mult) - 1)
     if size < multiple or size % multiple:
         raise InputError(
             f"--size {size}: {config.name} needs a multiple of {multiple}, its own is {config.native_size}"
         )
+    return size
 
 
 def check_decode_chunk(chunk: int | None) -> None:
