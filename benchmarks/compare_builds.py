@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -206,7 +207,9 @@ def content(path: Path) -> str:
     """A hash of the content of a file; for records of a run, the record without times, versions and paths."""
     if path.suffix == ".json":
         return json.dumps(without_changing(json.loads(path.read_text())), sort_keys=True)
-    if path.name == "metrics.jsonl":
+    if path.suffix == ".toml":  # a model's description tells how long it was trained
+        return json.dumps(without_changing(tomllib.loads(path.read_text())), sort_keys=True)
+    if path.suffix == ".jsonl":
         records = [json.loads(line) for line in path.read_text().splitlines()]
         return json.dumps([without_changing(record) for record in records], sort_keys=True)
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -227,7 +230,7 @@ def is_time(key: str) -> bool:
 
 def how_different(old: Path, new: Path) -> str:
     """The largest difference of the arrays in two files, or for text the first field that differs."""
-    if old.suffix in (".json", ".jsonl"):
+    if old.suffix in (".json", ".jsonl", ".toml"):
         texts = [json.loads(content(path)) for path in (old, new)]
         return "; ".join(field_differences(*texts)[:8])
     read = READERS.get(old.suffix)
