@@ -7,7 +7,7 @@ Every item is a command line that both checkouts must understand. It runs in a p
 to the checkout, and each checkout has its own cache of compiled programs, empty at the start.
 
 bits: runs each item once on both sides and compares all output files. Exits with 1 if anything differs.
-time: runs each item once on both sides to compile, then A B A B, and reports the medians and their ratio.
+time: runs each item once on both sides to compile, then A B B A, and reports the medians and their ratio.
 """
 
 import argparse
@@ -289,15 +289,17 @@ READERS: dict[str, Callable[[Path], dict]] = {
 
 
 def compare_times(item: str, sides: list[Checkout], inputs: Inputs, rounds: int) -> None:
-    """Alternate the sides after one run of each that compiles; print medians and the ratio new / old."""
+    """Alternate the sides and their order, after one run of each to compile; print medians and the ratio new / old."""
     seconds: list[list[float]] = [[], []]
     with ExitStack() as stack:
         runs = [timed_run(item, side, inputs, stack) for side in sides]
         for run in runs:
             run()
+        pairs = list(zip(seconds, runs, strict=True))
         for _ in range(rounds):
-            for times, run in zip(seconds, runs, strict=True):
+            for times, run in pairs:
                 times.append(run())
+            pairs.reverse()  # what runs second may be slower for that alone
     old, new = (statistics.median(times) for times in seconds)
     print(f"{item:24} old {old:.3f} s, new {new:.3f} s, new / old {new / old:.3f}", flush=True)
 
