@@ -1,7 +1,17 @@
-"""`python -m sv3d_jax` is the `sv3d` command."""
+"""The `sv3d` command, also as `python -m sv3d_jax`."""
 
 import sys
 
-from sv3d_jax.cli import main
+from sv3d_jax import signals
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line of this process; returns its exit code."""
+    signals.install()  # before the slower imports
+    from sv3d_jax.cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

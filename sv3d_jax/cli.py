@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sv3d_jax import signals
 from sv3d_jax.config import build, nearest, read_settings, to_plain
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError, is_out_of_memory
 
@@ -180,6 +181,7 @@ def _run(words: list[str]) -> int:
             if config.compile_cache:
                 enable_compile_cache()
         result = _named(verb.run)(config, progress)
+        signals.check()  # one that arrived after the last step
     if lead and (config.json or not verb.prints):
         _print_result(result, config.json)
     return 0 if result.get("ok", True) else 1

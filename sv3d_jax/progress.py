@@ -1,9 +1,14 @@
-"""Progress on stderr: live bars on a terminal, otherwise plain lines at most every ten seconds."""
+"""Progress on stderr: live bars on a terminal, otherwise plain lines at most every ten seconds.
+
+Every step that is shown is a place where a run can be stopped.
+"""
 
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, TextIO
+
+from sv3d_jax import signals
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -51,6 +56,7 @@ class Progress:
 
     def stage(self, name: str, total: int | None = None) -> None:
         """Begin the stage `name` of `total` steps (None: not counted in steps)."""
+        signals.check()
         self._complete()
         self._name, self._total, self._done = name, total, 0
         self._place = self._next_place(name)
@@ -62,6 +68,7 @@ class Progress:
 
     def advance(self, steps: int = 1) -> None:
         """Count `steps` more steps of the current stage as done."""
+        signals.check()
         self._done += steps
         if self._live is not None:
             self._live.update(self._task, advance=steps)
@@ -112,10 +119,10 @@ class NullProgress(Progress):
         return self
 
     def stage(self, name: str, total: int | None = None) -> None:
-        pass
+        signals.check()
 
     def advance(self, steps: int = 1) -> None:
-        pass
+        signals.check()
 
     def note(self, text: str) -> None:
         pass

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pty
-import signal
 import subprocess
 import sys
 import warnings
@@ -16,7 +15,6 @@ import sv3d_jax.doctor
 from sv3d_jax import cli, cutout, errors, progress
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cli import VERBS, Verb, main
-from sv3d_jax.io.outputs import OutputFolder
 
 ROOT = Path(__file__).parents[1]
 SV3D = [sys.executable, "-m", "sv3d_jax"]
@@ -245,39 +243,6 @@ def test_a_reader_that_leaves_early_is_no_error():
         f"{sys.executable} -m sv3d_jax cameras --frames 128 | head -1", shell=True, capture_output=True
     )
     assert b"frame" in done.stdout and b"Traceback" not in done.stderr and b"Exception" not in done.stderr
-
-
-CTRL_C = """
-import signal, sys, time, sv3d_jax.doctor
-from sv3d_jax.cli import VERBS, Verb, main
-from sv3d_jax.io.outputs import OutputFolder, write_atomic
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell hands on SIGINT ignored
-def run(config, progress):
-    with OutputFolder(sys.argv[1], {"verb": "toy"}) as folder:
-        write_atomic(folder.path("orbit.bin"), "whole")
-        folder.finish_stage("orbit", ["orbit.bin"])
-        progress.note("sampling")
-        while True:
-            time.sleep(0.05)
-sv3d_jax.doctor.run_toy = run
-VERBS["toy"] = Verb("", "doctor:DoctorConfig", "doctor:run_toy", uses_jax=False)
-sys.exit(main(["toy"]))
-"""
-
-
-def test_ctrl_c_keeps_finished_files_and_ends_with_130(tmp_path):
-    with subprocess.Popen(
-        [sys.executable, "-c", CTRL_C, tmp_path / "out"], stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stderr.readline() == "sampling\n"
-            process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=60) == 130
-        finally:
-            process.kill()
-        assert process.stderr.read() == "sv3d: stopped; finished files are kept\n"
-    with OutputFolder(tmp_path / "out", {"verb": "toy"}) as folder:  # the lock is free
-        assert folder.stage_done("orbit") and not folder.done
 
 
 # Devices

@@ -15,6 +15,7 @@ LEVELS = (
         "arrays",
         "colors",
         "errors",
+        "signals",
         "config",
         "progress",
         "devices",

@@ -2,9 +2,8 @@
 
 import functools
 import shutil
-import signal
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sv3d_jax import signals
 from sv3d_jax.arrays import Array, Params
 from sv3d_jax.cost import step_flop_counter
 from sv3d_jax.devices import keep_freed_memory
@@ -82,7 +82,7 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     with (
         _output_folder(config, settings) as folder,
         Checkpoints(_checkpoint_folder(config)) as checkpoints,
-        _StopSignal(checkpoints) as stop,
+        ExitStack() as running,
     ):
         optimizer = make_optimizer(config.optimizer, config.max_steps)
         state = _first_state(config, trainable.initial, optimizer, mesh, checkpoints, settings)
@@ -90,8 +90,8 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         # The trained parameters are now in the state.
         trainable = trainable._replace(initial={}, frozen=frozen)
         with Watch(config, int(state.step), is_lead()) as watch:
-            saver = _Saver(checkpoints, settings, progress)
-            state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, stop, progress)
+            saver = _Saver(checkpoints, settings, progress, running)
+            state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, progress)
         if folder is not None:
             folder.write_run_json(
                 objective=config.objective, model=objective.model.to_dict(), **objective.data_report()
@@ -112,7 +112,6 @@ def _train(
     mesh: Mesh,
     saver: "_Saver",
     watch: Watch,
-    stop: "_StopSignal",
     progress: Progress,
 ) -> TrainState:
     key = jax.random.key(config.seed)
@@ -137,6 +136,7 @@ def _train(
         metrics = jax.device_get(metrics)
         if index == first:
             keep_freed_memory()
+            saver.defer_sigterm()
         watch.end(images=objective.batch_images(batch), samples=rows, flop=step_flop(batch))
         progress.advance()
         done, last = index + 1, index + 1 == config.max_steps
@@ -154,7 +154,7 @@ def _train(
             sheet, score = objective.sheet(whole(state.ema))
             watch.write(done, sample_psnr=score)
             watch.sheet(done, sheet)
-        stopping = stop.asked(done)
+        stopping = saver.stop_asked(done)
         if done % config.save_every == 0 or last or stopping:
             saver.save(done, state, must=last or stopping)
         if stopping and not last:
@@ -263,9 +263,20 @@ def _output_folder(config: TrainConfig, settings: dict[str, Any]) -> Any:
 class _Saver:
     """Saves checkpoints and tolerates failures: the next interval tries again, until MAX_FAILED_SAVES in a row."""
 
-    def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any], progress: Progress):
+    def __init__(
+        self, checkpoints: Checkpoints, settings: dict[str, Any], progress: Progress, running: ExitStack
+    ):
         self._checkpoints, self._settings, self._progress = checkpoints, settings, progress
+        self._running = running
         self._failed = 0
+
+    def defer_sigterm(self) -> None:
+        """Let SIGTERM wait for the end of a step until the run ends; before the first step there is nothing to save.
+
+        Several processes must stop at the same step: jax's runtime then handles SIGTERM and agrees on a step.
+        """
+        if not jax.distributed.is_initialized():
+            self._running.enter_context(signals.finishing())
 
     def save(self, step: int, state: TrainState, must: bool) -> None:
         """Start a save; with `must`, wait until it is on disk and raise CheckpointError if it is not."""
@@ -280,35 +291,11 @@ class _Saver:
             if must or self._failed == MAX_FAILED_SAVES:
                 raise
 
-
-class _StopSignal:
-    """Whether SIGTERM has arrived; a second SIGTERM has its usual effect.
-
-    Several processes must stop at the same step: the distributed runtime then handles the signal and agrees on a step.
-    """
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-        self._raised = False
-
-    def __enter__(self) -> "_StopSignal":
-        if not jax.distributed.is_initialized():
-            self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if not jax.distributed.is_initialized():
-            signal.signal(signal.SIGTERM, self._previous)
-
-    def asked(self, step: int) -> bool:
-        """Whether to stop after this step."""
-        return self._raised or (
-            jax.distributed.is_initialized() and self._checkpoints.reached_preemption(step)
-        )
-
-    def _note(self, number: int, frame: object) -> None:
-        self._raised = True
-        signal.signal(number, self._previous)
+    def stop_asked(self, step: int) -> bool:
+        """Whether SIGTERM asks the run to stop after this step, the same one in all processes."""
+        if jax.distributed.is_initialized():
+            return self._checkpoints.reached_preemption(step)
+        return signals.asked()
 
 
 def _give_up(config: TrainConfig, index: int, report: dict[str, Any], rows: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
+from sv3d_jax import signals
 from sv3d_jax.errors import InputError, OutputError, WeightsError
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import NullProgress, Progress
@@ -184,7 +185,7 @@ def staged(output: Path) -> Iterator[Path]:
     staging = output.absolute().parent / f".{output.name}.tmp"
     try:
         staging.mkdir(exist_ok=True)
-        with FileLock(staging / "lock", timeout=0):
+        with FileLock(staging / "lock", timeout=0), signals.temporary(staging):
             for left in staging.iterdir():
                 if left.name != "lock":
                     _remove(left)
@@ -196,11 +197,7 @@ def staged(output: Path) -> Iterator[Path]:
     except Timeout:
         raise OutputError(f"another run is writing {output}", hint="wait for it to end") from None
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise OutputError(f"cannot write {output}: {error}", hint="is the disk full or read-only?") from error
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _remove(path: Path) -> None:

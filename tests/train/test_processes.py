@@ -16,7 +16,7 @@ import pytest
 
 from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
 from tests.test_imports import ROOT
-from tests.tiny_model import CONFIG
+from tests.train.tiny_run import write_tiny_recipe
 
 STEPS = 24
 KILLS = 20
@@ -28,21 +28,7 @@ HALF_WRITTEN = "*.orbax-checkpoint-tmp"
 def folder(tmp_path_factory):
     """Settings of a small run, its rendered orbits and its compiled programs, shared by all runs of this file."""
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "model.toml").write_text(CONFIG.to_toml())
-    (folder / "train.toml").write_text(
-        f"""
-        objective = "tower"
-        model = "{folder}/model.toml"
-        data_dir = "{folder}/data"
-        batch_size = 4
-        max_steps = {STEPS}
-        validate_every = 1000
-        log_every = 1
-        data = {{objects = 8, size = 32, num_frames = 5}}
-        optimizer = {{warmup_steps = 2}}
-        diffusion = {{frames_per_sample = 3}}
-        """
-    )
+    write_tiny_recipe(folder, STEPS)
     return folder
 
 

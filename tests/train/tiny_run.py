@@ -32,6 +32,28 @@ def tiny_config(folder: Path, output: str = "run", **changes) -> TrainConfig:
     return load_config(TrainConfig, None, values | changes)
 
 
+def write_tiny_recipe(folder: Path, max_steps: int, save_every: int = 500) -> Path:
+    """Write the recipe of a run of the image encoder, for `sv3d train --config`; it renders its data to folder/data."""
+    (folder / "model.toml").write_text(CONFIG.to_toml())
+    path = folder / "train.toml"
+    path.write_text(
+        f"""
+        objective = "tower"
+        model = "{folder}/model.toml"
+        data_dir = "{folder}/data"
+        batch_size = 4
+        max_steps = {max_steps}
+        validate_every = 1000
+        save_every = {save_every}
+        log_every = 1
+        data = {{objects = 8, size = 32, num_frames = 5}}
+        optimizer = {{warmup_steps = 2}}
+        diffusion = {{frames_per_sample = 3}}
+        """
+    )
+    return path
+
+
 def train(folder: Path, output: str = "run", **changes) -> dict:
     """Run it to its end."""
     return run_train(tiny_config(folder, output, **changes), NullProgress())

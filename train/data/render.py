@@ -8,7 +8,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from sv3d_jax import signals
 from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_orbit
 from sv3d_jax.errors import InputError, OutOfMemory, SV3DError, is_out_of_memory
 from sv3d_jax.geometry.mesh import Mesh, moved, object_to_world
@@ -26,6 +27,7 @@ from sv3d_jax.render.orbit import Light, render_orbit
 from sv3d_jax.train.data.config import RenderConfig
 
 FOLDERS = ("frames", "alphas")  # folders inside an orbit folder
+POLL_S = 0.2  # between looks at signals, while workers render
 
 
 def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[str, Any]:
@@ -162,18 +164,24 @@ def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, d
         config.workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config,)
     )
     try:
-        futures = {pool.submit(_attempt, config, task): task for task in tasks}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        with signals.interrupt_blocked():
+            futures = {pool.submit(_attempt, config, task): task for task in tasks}
+        while futures:
+            for future in wait(futures, POLL_S, FIRST_COMPLETED).done:
+                yield futures.pop(future), future.result()
+            signals.check()
     except BrokenProcessPool:
+        signals.check()  # a signal to the whole group has ended the workers as well
         raise SV3DError(
             "a worker process died, perhaps out of memory", hint="run again with fewer --workers"
         ) from None
     finally:
+        signals.end_children()  # none is left running if the run ends early
         pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(config: RenderConfig) -> None:
+    signals.end_with_parent()
     from sv3d_jax.devices import enable_compile_cache, select_device
 
     select_device(config.device)

@@ -6,6 +6,7 @@ any rows, the number of threads or workers does not change the result, and a run
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass
 from functools import cached_property, lru_cache, partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sv3d_jax import signals
 from sv3d_jax.errors import InputError
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.latents import EncodedOrbits, draw_views, gather_views, whole_orbits
@@ -99,10 +101,13 @@ class ShardBatches:
         dataset = dataset.to_iter_dataset(options)
         if self._workers:
             dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2)
+                grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=2),
+                worker_init_fn=_start_worker,
             )
         with contextlib.closing(iter(dataset)) as batches:
-            for videos, batch, damaged in batches:
+            with signals.interrupt_blocked():
+                first = next(batches)  # starts the workers
+            for videos, batch, damaged in itertools.chain([first], batches):
                 self._count(len(batch.latents), damaged)
                 yield videos, batch
 
@@ -208,6 +213,11 @@ class ShardSampler:
             f"{self.shards.directory}: {MAX_TRIES} records read in a row are damaged",
             hint=f"sv3d data check {self.shards.directory} lists them all",
         )
+
+
+def _start_worker(index: int, count: int) -> None:
+    """What grain calls first in a worker process; by itself it leaves workers running when their parent is killed."""
+    signals.end_with_parent()
 
 
 class _ShardFile:

@@ -1,5 +1,10 @@
 """Batches of packed orbits: the same for any process, worker and start, and what damaged data do."""
 
+import os
+import subprocess
+import sys
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +14,7 @@ from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.data import shards as module
 from sv3d_jax.train.data.records import read_index
 from sv3d_jax.train.data.shards import OrbitShards, ShardBatches, ShardSampler, check_encoder, epoch_order
+from tests.soak import ROOT, running_in_session
 from tests.train.data.packed import flip_byte_of_record, numbered_record, write_shards
 
 VIEWS, NUM_FRAMES, BATCH, FRAMES = 20, 5, 4, 3
@@ -89,6 +95,39 @@ def test_worker_processes_give_the_same_batches(packed):
         for batch in take(source(packed, workers=2).batches(2, every_row), 3)
     ]
     assert equal(workers, threads)
+
+
+READ_ON = """
+import sys
+from pathlib import Path
+from tests.train.data.test_shards import every_row, source
+if __name__ == "__main__":
+    batches = source(Path(sys.argv[1]), workers=2).batches(0, every_row)
+    next(batches)
+    print("ready", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.slow
+def test_worker_processes_end_when_their_parent_is_killed(packed, tmp_path):
+    (tmp_path / "read_on.py").write_text(READ_ON)
+    process = subprocess.Popen(
+        [sys.executable, tmp_path / "read_on.py", packed],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    assert sum("spawn_main" in words for words in running_in_session(process.pid)) == 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while running_in_session(process.pid):
+        assert time.monotonic() < deadline, "worker processes are left"
+        time.sleep(0.05)
 
 
 def test_samples_are_every_fourth_view_from_any_start_and_hold_their_input_last(packed):
