@@ -179,3 +179,17 @@ def test_two_processes_end_at_one_step_when_one_is_asked_to(folder):
     finish(*pair, code=75)
     steps = checkpoint_steps(folder / "asked" / "checkpoints")
     assert len(steps) == 1 and 3 <= steps[0] < 100000
+
+
+@pytest.mark.slow
+def test_a_process_whose_peer_is_killed_ends_and_the_same_commands_go_on(folder):
+    output = "peer"
+    pair = start_pair(folder, output, "--save-every", "2")
+    wait_for_step(folder, output, 5, pair[0])
+    pair[1].send_signal(signal.SIGKILL)
+    for process in pair:
+        process.communicate(timeout=DEADLINE_S)
+        assert process.returncode != 0
+    assert checkpoint_steps(folder / output / "checkpoints")
+    finish(*start_pair(folder, output))
+    assert checkpoint_steps(folder / output / "checkpoints")[-1] == STEPS
