@@ -6,15 +6,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from sv3d_jax.cameras.config import PathConfig
-from sv3d_jax.config import POSITIONAL, CommonConfig, check_range, short
-from sv3d_jax.diffusion.config import GuidanceName, SamplingConfig, SolverName
+from sv3d_jax.cameras.config import MAX_FRAMES, Frames, PathConfig
+from sv3d_jax.config import POSITIONAL, CommonConfig, short, within
+from sv3d_jax.diffusion.config import ChurnAmount, GuidanceName, SamplingConfig, SolverName
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.families import Model, Variant
 
 if TYPE_CHECKING:
     from sv3d_jax.cameras.orbit import CameraPath
     from sv3d_jax.runner import ComputeConfig
+
+Side = Annotated[int, within(8, 4096)]
+Pixel = Annotated[int, within(0, 1_000_000)]
+Batch = Annotated[int, within(1, 1024)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,25 +40,25 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
     constant is --cfg-max"""
     solver: SolverName = "euler"
     """euler is SV3D's own; dpmpp_2m is of second order, which does not help mini"""
-    churn: float = 0.0
+    churn: ChurnAmount = 0.0
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
     quantize: Literal["int8", "fp8"] | None = None
     """compute linear layers of the UNet in 8 bits (default: in --dtype); faster on accelerators with 8-bit products"""
-    size: int | None = None
+    size: Side | None = None
     """side of the frames in pixels (default: the model's own; 576 for SV3D)"""
     background: Literal["auto", "alpha", "remove", "keep"] = "auto"
     """auto: alpha, else a plain border, else rembg; alpha: only alpha; remove: only rembg; keep: unchanged picture"""
     mask: tuple[Path, ...] = ()
     """a mask for each picture: of the same size, white where the object is"""
-    box: tuple[int, int, int, int] | None = None
+    box: tuple[Pixel, Pixel, Pixel, Pixel] | None = None
     """bounding box of the object in pixels of the upright picture: x0 y0 x1 y1 (needs OpenCV: the extra photos)"""
-    frame_ratio: float | None = None
+    frame_ratio: Annotated[float | None, within(0.05, 1)] = None
     """longer side of the object as a fraction of the frame, up to 1 (default: the object keeps its size)"""
-    decode_chunk: int | None = None
+    decode_chunk: Annotated[int | None, within(1, MAX_FRAMES)] = None
     """frames decoded at a time (default: as many as fit into 2 GiB)"""
-    batch: int | None = None
+    batch: Batch | None = None
     """pictures sampled at once (default: one per device)"""
     low_memory: bool = False
     """the same orbit in less memory and more time: parts of the model wait on the host, and CFG is sequential"""
@@ -65,15 +69,6 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, low, high in (
-            ("size", 8, 4096),
-            ("frame_ratio", 0.05, 1),
-            ("decode_chunk", 1, 128),
-            ("batch", 1, 1024),
-            ("seed", 0, 2**32 - 1),
-        ):
-            if (value := getattr(self, name)) is not None:
-                check_range(name, value, low, high)
         if self.mask and len(self.mask) != len(self.images):
             raise InputError(
                 f"--mask: got {len(self.mask)} for {len(self.images)} pictures, expected one for each"
@@ -140,19 +135,15 @@ class BenchConfig(CommonConfig):
     """use random weights of this model in place of --weights; the time does not depend on their values"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
-    size: int | None = None
+    size: Side | None = None
     """side of the frames in pixels (default: the model's own)"""
-    frames: int | None = None
+    frames: Frames | None = None
     """frames of an orbit (default: the model's own)"""
-    batch: int = 1
+    batch: Batch = 1
     """orbits sampled at once"""
-    rounds: int = 5
+    rounds: Annotated[int, within(1, 1000)] = 5
     """timed calls of every stage, of which the median is reported"""
     low_memory: bool = False
     """measure with sequential CFG and parts of the model on the host"""
     quantize: Literal["int8", "fp8"] | None = None
     """compute linear layers of the UNet in 8 bits"""
-
-    def __post_init__(self):
-        check_range("batch", self.batch, 1, 1024)
-        check_range("rounds", self.rounds, 1, 1000)

@@ -2,94 +2,77 @@
 
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from sv3d_jax.config import HIDDEN, POSITIONAL, CommonConfig, check_range, load_config, short
+from sv3d_jax.config import HIDDEN, POSITIONAL, CommonConfig, Seed, Settings, load_config, short, within
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.families import Variant
 from sv3d_jax.recon.methods import METHODS, find_method
 from sv3d_jax.recon.stages import Extra, Method, Stage
 from sv3d_jax.recon.sv3d import SV3D
 
-POSITIVE = (1e-9, 1e9)  # range of settings that must be above 0
-MAX_WEIGHT = 1e9  # of a loss
+Positive = Annotated[float, within(1e-9, 1e9)]
+Weight = Annotated[float, within(0, 1e9)]
+Share = Annotated[float, within(0, 1)]
+CoarseSteps = Annotated[int, within(1, 1_000_000)]
+FineSteps = Annotated[int, within(0, 1_000_000)]
+TextureSize = Annotated[int, within(16, 8192)]
+Faces = Annotated[int, within(100, 1_000_000)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class NerfConfig:
+class NerfConfig(Settings):
     """The coarse stage: a hash-grid NeRF that is turned into a surface.
 
     Densities are in field units: per unit length of a box of half-size 2.
     """
 
-    num_levels: int = 8
-    num_features: int = 2
-    table_size: int = 2**16
-    base_resolution: int = 16
-    finest_resolution: int = 160  # cells along the box: about one to a pixel of the frames
-    hidden_width: int = 32
-    hidden_layers: int = 1
-    density_scale: float = 5.0  # density at the start, inside the hull
+    PREFIX: ClassVar[str] = "nerf."
 
-    num_steps: int = 320
-    rays_per_step: int = 4096
-    candidates_per_ray: int = 160
-    samples_per_ray: int = 24
-    learning_rate: float = 0.01  # falls to a tenth along a cosine
-    photometric_weight: float = 10.0
-    mask_weight: float = 5.0
-    distortion_weight: float = 0.2  # at the last step; rises linearly from 0
-    nearness_weight: float = 0.006
-    opaque_weight: float = 0.0
-    orientation_weight: float = 0.0  # above 0 it costs the density at six more points per sample
+    num_levels: Annotated[int, within(2, 32)] = 8
+    num_features: Annotated[int, within(1, 16)] = 2
+    table_size: Annotated[int, within(2**8, 2**24)] = 2**16
+    base_resolution: Annotated[int, within(1, 2**16)] = 16
+    finest_resolution: Annotated[int, within(1, 2**16)] = 160  # cells along the box: about one to a pixel
+    hidden_width: Annotated[int, within(1, 4096)] = 32
+    hidden_layers: Annotated[int, within(0, 16)] = 1
+    density_scale: Positive = 5.0  # density at the start, inside the hull
 
-    occupancy_resolution: int = 64
-    refresh_cells: int = 2**15
-    hull_tolerance: float = 0.05  # carving tolerance: share of views that may see background at the object
+    num_steps: CoarseSteps = 320
+    rays_per_step: Annotated[int, within(1, 2**20)] = 4096
+    candidates_per_ray: Annotated[int, within(2, 4096)] = 160
+    samples_per_ray: Annotated[int, within(1, 1024)] = 24
+    learning_rate: Positive = 0.01  # falls to a tenth along a cosine
+    photometric_weight: Weight = 10.0
+    mask_weight: Weight = 5.0
+    distortion_weight: Weight = 0.2  # at the last step; rises linearly from 0
+    nearness_weight: Weight = 0.006
+    opaque_weight: Weight = 0.0
+    orientation_weight: Weight = 0.0  # above 0 it costs the density at six more points per sample
 
-    surface_resolution: int = 128
+    occupancy_resolution: Annotated[int, within(4, 256)] = 64
+    refresh_cells: Annotated[int, within(1, 2**24)] = 2**15
+    hull_tolerance: Share = 0.05  # carving tolerance: share of views that may see background at the object
+
+    surface_resolution: Annotated[int, within(8, 512)] = 128
     # Candidate iso-levels of density; the one whose silhouettes fit the masks best is taken.
-    surface_levels: tuple[float, ...] = (1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 35.0, 50.0)
-    surface_blur: float = 0.7  # standard deviation in cells
-    min_component: float = 0.01  # share of the faces below which a loose part is removed
+    surface_levels: tuple[Positive, ...] = (1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 35.0, 50.0)
+    surface_blur: Annotated[float, within(0, 64)] = 0.7  # standard deviation in cells
+    min_component: Share = 0.01  # share of the faces below which a loose part is removed
 
     def __post_init__(self):
-        for name, low, high in (
-            ("num_levels", 2, 32),
-            ("num_features", 1, 16),
-            ("table_size", 2**8, 2**24),
-            ("base_resolution", 1, 2**16),
-            ("finest_resolution", self.base_resolution, 2**16),
-            ("hidden_width", 1, 4096),
-            ("hidden_layers", 0, 16),
-            ("density_scale", *POSITIVE),
-            ("learning_rate", *POSITIVE),
-            ("num_steps", 1, 1_000_000),
-            ("rays_per_step", 1, 2**20),
-            ("samples_per_ray", 1, 1024),
-            ("candidates_per_ray", 2, 4096),
-            ("photometric_weight", 0, MAX_WEIGHT),
-            ("mask_weight", 0, MAX_WEIGHT),
-            ("distortion_weight", 0, MAX_WEIGHT),
-            ("nearness_weight", 0, MAX_WEIGHT),
-            ("opaque_weight", 0, MAX_WEIGHT),
-            ("orientation_weight", 0, MAX_WEIGHT),
-            ("occupancy_resolution", 4, 256),
-            ("refresh_cells", 1, 2**24),
-            ("surface_resolution", 8, 512),
-            ("hull_tolerance", 0, 1),
-            ("surface_blur", 0, 64),
-            ("min_component", 0, 1),
-        ):
-            check_range(name, getattr(self, name), low, high)
+        super().__post_init__()
+        if self.finest_resolution < self.base_resolution:
+            raise InputError(
+                f"nerf.finest_resolution {self.finest_resolution}: must not be below nerf.base_resolution"
+                f" {self.base_resolution}"
+            )
         if not self.surface_levels:
-            raise InputError("surface_levels: needs at least one density")
-        for level in self.surface_levels:
-            check_range("surface_levels", level, *POSITIVE)
+            raise InputError("nerf.surface_levels: needs at least one density")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossWeights:
+class LossWeights(Settings):
     """Weights of the fine stage's losses; the paper publishes none.
 
     `perceptual` is for LPIPS where its weights are given, else for structural similarity and absolute errors at several
@@ -97,73 +80,59 @@ class LossWeights:
     `sdf_sign` falls to a twentieth over the first quarter of the steps.
     """
 
-    photometric: float = 10.0
-    mask: float = 5.0
-    perceptual: float = 1.0
-    illumination: float = 0.3
-    chromaticity: float = 1.0
-    evenness: float = 0.25
-    normal: float = 0.1
-    depth: float = 0.1
-    bilateral: float = 0.05
-    albedo: float = 0.1
-    sdf_sign: float = 0.2
-    normal_consistency: float = 0.2
-    laplacian: float = 0.0
+    PREFIX: ClassVar[str] = "mesh.weights."
 
-    def __post_init__(self):
-        for each in fields(self):
-            check_range(each.name, getattr(self, each.name), 0, MAX_WEIGHT)
+    photometric: Weight = 10.0
+    mask: Weight = 5.0
+    perceptual: Weight = 1.0
+    illumination: Weight = 0.3
+    chromaticity: Weight = 1.0
+    evenness: Weight = 0.25
+    normal: Weight = 0.1
+    depth: Weight = 0.1
+    bilateral: Weight = 0.05
+    albedo: Weight = 0.1
+    sdf_sign: Weight = 0.2
+    normal_consistency: Weight = 0.2
+    laplacian: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDSConfig:
+class SDSConfig(Settings):
     """Masked score distillation (SV3D, section 4), where an orbit model is given."""
 
-    weight: float = 1e-3
-    share: float = 0.2  # of the fine stage's steps: the last ones, rounded up to whole calls of the fit
-    num_orbits: int = 16  # drawn at the start; each step takes one of them
-    masked: bool = True  # False: the paper's "naive SDS", which also changes what the orbit shows
+    PREFIX: ClassVar[str] = "mesh.sds."
 
-    def __post_init__(self):
-        check_range("weight", self.weight, 0, MAX_WEIGHT)
-        check_range("share", self.share, 0, 1)
-        check_range("num_orbits", self.num_orbits, 1, 4096)
+    weight: Weight = 1e-3
+    share: Share = 0.2  # of the fine stage's steps: the last ones, rounded up to whole calls of the fit
+    num_orbits: Annotated[int, within(1, 4096)] = 16  # drawn at the start; each step takes one of them
+    masked: bool = True  # False: the paper's "naive SDS", which also changes what the orbit shows
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
+class MeshConfig(Settings):
     """The fine stage: signed distances on a grid of tetrahedra, fitted together with texture and light."""
 
-    num_steps: int = 240
-    cells: int = 64  # cubes along the box, each of six tetrahedra
-    views_per_step: int = 2
-    learning_rate: float = 0.01  # falls to a tenth along a cosine
-    num_lobes: int = 24  # of the light; 0: no model of light, colours are exported as the views show them
+    PREFIX: ClassVar[str] = "mesh."
+
+    num_steps: FineSteps = 240
+    cells: Annotated[int, within(4, 256)] = 64  # cubes along the box, each of six tetrahedra
+    views_per_step: Annotated[int, within(1, 1024)] = 2
+    learning_rate: Positive = 0.01  # falls to a tenth along a cosine
+    # Of the light; 0: no model of light, colours are exported as the views show them.
+    num_lobes: Annotated[int, within(0, 256)] = 24
     weights: LossWeights = LossWeights()
     sds: SDSConfig = SDSConfig()
 
-    def __post_init__(self):
-        for name, low, high in (
-            ("num_steps", 0, 1_000_000),
-            ("cells", 4, 256),
-            ("views_per_step", 1, 1024),
-            ("learning_rate", *POSITIVE),
-            ("num_lobes", 0, 256),
-        ):
-            check_range(name, getattr(self, name), low, high)
-
 
 @dataclass(frozen=True, kw_only=True)
-class BakeConfig:
+class BakeConfig(Settings):
     """What the exported files hold."""
 
-    texture_size: int = 1024
-    max_faces: int = 20_000
+    PREFIX: ClassVar[str] = "bake."
 
-    def __post_init__(self):
-        check_range("texture_size", self.texture_size, 16, 8192)
-        check_range("max_faces", self.max_faces, 100, 1_000_000)
+    texture_size: TextureSize = 1024
+    max_faces: Faces = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,26 +145,26 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReconstructConfig:
+class ReconstructConfig(Settings):
     """How to turn an orbit into a mesh."""
 
     method: str = SV3D.name
     """reconstruction method; sv3d: a NeRF, then tetrahedra with texture and light, as in the paper"""
     preset: str = "fast"
     """of sv3d: preview, a first look in under a minute; fast, minutes on a CPU; quality, for accelerators"""
-    steps: int | None = None
+    steps: CoarseSteps | None = None
     """steps of the coarse fit (default: the preset's)"""
-    fine_steps: int | None = None
+    fine_steps: FineSteps | None = None
     """steps of the fine fit, 0 to leave it out (default: the preset's)"""
-    texture_size: int | None = None
+    texture_size: TextureSize | None = None
     """side of the texture in pixels (default: the preset's)"""
-    faces: int | None = None
+    faces: Faces | None = None
     """most triangles of the mesh (default: the preset's)"""
     ply_up: Literal["y", "z"] = "y"
     """axis of mesh.ply that points up; y: as in the other files, z: as Blender and printers have it"""
     lpips: Path | None = None
     """safetensors file with the weights of LPIPS (VGG16 and heads), for the fine stage to compare pictures by"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of the fits"""
     nerf: Annotated[dict[str, Any], HIDDEN] = field(default_factory=dict)
     """fields of NerfConfig that differ from the preset; in a TOML file the table [nerf]"""
@@ -205,7 +174,7 @@ class ReconstructConfig:
     """fields of the other tables of a method's recipe, by table; in a TOML file [recipe.TABLE]"""
 
     def __post_init__(self):
-        check_range("seed", self.seed, 0, 2**32 - 1)
+        super().__post_init__()
         self.resolve()
         if self.lpips is not None:
             self.require_use("lpips")
@@ -305,12 +274,11 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
     up: Literal["auto", "y", "z"] = "auto"
     """axis of a transforms.json or COLMAP model that points up; auto: z, and for COLMAP what the cameras have in
     common"""
-    picture_every: int = 96
+    picture_every: FineSteps = 96
     """steps between pictures of the fits in progress/, 0 for none"""
 
     def __post_init__(self):
         super().__post_init__()
-        check_range("picture_every", self.picture_every, 0, 1_000_000)
         self.stages_until(self.stage)
         if self.sds:
             self.require_use("sds")

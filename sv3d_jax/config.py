@@ -1,19 +1,21 @@
 """Typed settings: one dataclass serves the command line, the TOML file and Python.
 
-Neither this module nor any `config.py` imports jax, so `sv3d --help` and usage errors appear at once.
+The range of a number stands beside its field and is checked whenever settings are made. Neither this module nor any
+`config.py` imports jax, so `sv3d --help` and usage errors appear at once.
 """
 
 import dataclasses
 import difflib
+import functools
 import reprlib
 import sys
 import tomllib
 import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sv3d_jax.errors import InputError, SV3DError
 
@@ -31,8 +33,61 @@ def short(name: str) -> Any:
     return _tyro_conf.arg(aliases=[name]) if _tyro_conf else name
 
 
+@dataclass(frozen=True)
+class Range:
+    """Lowest and highest value of a number, or of each number of a list."""
+
+    low: int | float
+    high: int | float
+
+    def __str__(self) -> str:
+        ends = (f"{end:g}" if isinstance(end, float) else str(end) for end in (self.low, self.high))
+        return "{} and {}".format(*ends)
+
+    def __call__(self, default: str) -> str:
+        """What `--help` says after the description of a flag."""
+        return f"(between {self}; default: {default})"
+
+
+def within(low: int | float, high: int | float) -> Any:
+    """Annotation of a number, or of a list of them, that lies in [low, high]: `size: Annotated[int, within(8, 4096)]`.
+
+    Settings derived from `Settings` refuse other values, and NaN; `--help` shows the range.
+    """
+    limits = Range(low, high)
+    return _tyro_conf.arg(help_behavior_hint=limits) if _tyro_conf else limits
+
+
+Seed = Annotated[int, within(0, 2**32 - 1)]
+"""Seeds of random numbers, which NumPy's generators and jax's keys take alike."""
+MAX_STEPS = 1_000_000_000  # of a run, or between two of its reports
+
+
+class Settings:
+    """Base of dataclasses of settings: numbers outside the ranges of their fields raise an InputError that names them.
+
+    A class with further checks calls `super().__post_init__()` first.
+    """
+
+    PREFIX: ClassVar[str] = "--"  # what stands before the name of a field in messages
+
+    def __post_init__(self):
+        for name, (limits, is_whole) in _ranges(type(self)).items():
+            value = getattr(self, name)
+            several = isinstance(value, (tuple, list))
+            for index, number in enumerate(value if several else [value]):
+                if number is not None and not dataclasses.is_dataclass(number):
+                    shown = self.flag(f"{name}[{index}]" if several else name)
+                    check_range(shown, number, limits.low, limits.high, is_whole)
+
+    @classmethod
+    def flag(cls, name: str) -> str:
+        """A field as messages name it: its flag, or its place in a TOML file if it has none."""
+        return cls.PREFIX + (name.replace("_", "-") if cls.PREFIX.startswith("--") else name)
+
+
 @dataclass(frozen=True, kw_only=True)
-class CommonConfig:
+class CommonConfig(Settings):
     """Settings of every verb. None of them changes the computed numbers."""
 
     config: Path | None = None
@@ -118,7 +173,7 @@ def build(cls: type[C], values: Mapping[str, Any]) -> C:
                 value = _nested(nested, default, value)
             arguments[field.name] = value
         elif field.default is MISSING and field.default_factory is MISSING:
-            raise InputError(f"{_flag(field.name)} is needed")
+            raise InputError(f"--{field.name.replace('_', '-')} is needed")
     return cls(**arguments)
 
 
@@ -143,10 +198,13 @@ def nearest(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
 
-def check_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
-    """Raise an InputError that names the flag if the value is outside [low, high] or NaN."""
+def check_range(flag: str, value: Any, low: int | float, high: int | float, is_whole: bool = False) -> None:
+    """Raise an InputError that names the flag if a value is no number, NaN, or outside [low, high]."""
+    kind = "__index__" if is_whole else "__float__"
+    if isinstance(value, bool) or not hasattr(value, kind):
+        raise InputError(f"{flag} {_shown(value)}: must be {_EXPECTED[int if is_whole else float]}")
     if not low <= value <= high:
-        raise InputError(f"{_flag(name)} {value}: must lie between {low} and {high}")
+        raise InputError(f"{flag} {_shown(value)}: must lie between {Range(low, high)}")
 
 
 def to_plain(value: Any) -> Any:
@@ -277,7 +335,29 @@ def _shown(value: Any) -> str:
     """A value for a message, cut where it is long or deeply nested."""
     short_repr = reprlib.Repr()
     short_repr.maxstring = short_repr.maxother = 80
+    if isinstance(value, int) and value.bit_length() > 4000:  # Python refuses to print very long numbers
+        return f"a whole number of {value.bit_length()} bits"
     return short_repr.repr(value)
+
+
+@functools.cache
+def _ranges(cls: type) -> dict[str, tuple[Range, bool]]:
+    """The fields of `cls` that have a range, with it and whether they are whole numbers."""
+    found = {}
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        parts = list(_parts(hint))
+        # `within` hands a range over to the parser of flags, which shows it.
+        marks = (getattr(part, "help_behavior_hint", part) for part in parts)
+        if limits := next((mark for mark in marks if isinstance(mark, Range)), None):
+            found[name] = (limits, float not in parts)
+    return found
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """What an annotation is made of: types and marks, to any depth."""
+    yield hint
+    for part in get_args(hint):
+        yield from _parts(part)
 
 
 def _dataclass_of(hint: Any) -> type | None:
@@ -285,7 +365,3 @@ def _dataclass_of(hint: Any) -> type | None:
     if dataclasses.is_dataclass(hint):
         return hint  # type: ignore[return-value]
     return next((found for part in get_args(hint) if (found := _dataclass_of(part))), None)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

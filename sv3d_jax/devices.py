@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 import time
 import warnings
@@ -29,7 +30,7 @@ def select_device(name: str | None) -> None:
     import jax
 
     platform, _, index = (name or "").partition(":")
-    if platform not in ("", "cpu", "gpu", "cuda", "rocm", "tpu") or not (index or "0").isdigit():
+    if platform not in ("", "cpu", "gpu", "cuda", "rocm", "tpu") or not re.fullmatch("[0-9]{0,4}", index):
         raise InputError(
             f"--device {name}: unknown", hint="cpu, gpu, tpu, or one of several, for example gpu:1"
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sv3d_jax.config import check_range
 from sv3d_jax.cutout import Remover
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import Mask, Picture, read_mask, read_picture
@@ -29,17 +30,17 @@ class PictureBatch:
         several = isinstance(image, list)
         images = image if several else [image]
         count = len(images)
-        seeds = [int(seed)] * count if np.ndim(seed) == 0 else [int(value) for value in seed]  # type: ignore
+        seeds: list[int] = [seed] * count if np.ndim(seed) == 0 else list(seed)  # type: ignore
         if not count:
             raise InputError("no picture was given")
         if len(seeds) != count:
             raise InputError(f"got {len(seeds)} seeds for {count} pictures")
-        if bad := [seed for seed in seeds if not 0 <= seed < 2**32]:
-            raise InputError(f"a seed lies between 0 and {2**32 - 1}, got {bad[0]}")
+        for each in seeds:
+            check_range("seed", each, 0, 2**32 - 1, is_whole=True)
         masks, boxes = (
             _one_each(what, given, count, several) for what, given in (("masks", mask), ("boxes", box))
         )
-        return cls(images, seeds, masks, boxes)
+        return cls(images, [int(each) for each in seeds], masks, boxes)
 
     def prepare(
         self,

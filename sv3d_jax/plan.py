@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from sv3d_jax.config import check_range
 from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import InputError, OutOfMemory, is_out_of_memory
 from sv3d_jax.models.config import ModelConfig
@@ -22,6 +23,7 @@ QUANTIZED_BYTES = 0.28  # bytes per weight of the UNet that copies in 8 bits tak
 DECODER_FEATURES = 4  # live activations of a decoded frame, as a multiple of its features at full size
 SV3D_FLOP = 69.16e12  # one guided step of SV3D: 21 frames of 72x72 latents
 CPU_FLOPS_PER_CORE = 75e9
+MAX_CHUNK = 2**20  # frames decoded at a time
 DECODE_BUDGET = 2 << 30  # bytes of activations that one decoded chunk may take
 
 
@@ -123,21 +125,22 @@ def default_decode_chunk(config: ModelConfig, size: int, dtype_bytes: int, frame
     return max(1, min(frames, DECODE_BUDGET // _decoder_bytes(config, size, dtype_bytes)))
 
 
-def checked_size(config: ModelConfig, size: int | None) -> int:
+def checked_size(config: ModelConfig, size: int | None, flag: str = "--size") -> int:
     """The side of the frames, by default the model's own. Raises InputError if the networks cannot halve it."""
     size = config.native_size if size is None else size
     multiple = config.vae.downsampling * 2 ** (len(config.unet.channel_mult) - 1)
-    if size < multiple or size % multiple:
+    check_range(flag, size, 1, 1_000_000, is_whole=True)
+    if size % multiple:
         raise InputError(
-            f"--size {size}: {config.name} needs a multiple of {multiple}, its own is {config.native_size}"
+            f"{flag} {size}: {config.name} needs a multiple of {multiple}, its own is {config.native_size}"
         )
     return size
 
 
 def check_decode_chunk(chunk: int | None) -> None:
     """Raise InputError for a number of frames that cannot be decoded together; None stands for the default."""
-    if chunk is not None and chunk < 1:
-        raise InputError(f"--decode-chunk {chunk}: must be at least 1")
+    if chunk is not None:
+        check_range("--decode-chunk", chunk, 1, MAX_CHUNK, is_whole=True)
 
 
 def require_accelerator(plan: Plan, platform: str, device: str | None) -> None:

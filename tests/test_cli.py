@@ -70,7 +70,7 @@ USAGE_ERRORS = {
     "no output": ("orbit x.png", ["--output"]),
     "no picture": ("orbit -o y", ["IMAGES", "needed"]),
     "an absent picture": ("orbit absent.png -o y", ["absent.png"]),
-    "one frame": ("generate README.md -o y --frames 1", ["frames", "2", "128", "got 1"]),
+    "one frame": ("generate README.md -o y --frames 1", ["--frames 1", "between 2 and 128"]),
     "too few elevations": ("cameras --elevation 1 2 3", ["21", "3"]),
     "an absent settings file": ("cameras --config absent.toml", ["absent.toml"]),
     "settings in YAML": ("cameras --config x.yaml", ["x.yaml", "TOML"]),

@@ -4,17 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import pytest
 
-from sv3d_jax.config import POSITIONAL, CommonConfig, check_range, load_config, short
+from sv3d_jax.config import POSITIONAL, CommonConfig, Settings, check_range, load_config, short, within
 from sv3d_jax.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LevelsConfig:
+class LevelsConfig(Settings):
     RENAMED: ClassVar[dict[str, str]] = {"steps": "num_steps"}
+    PREFIX: ClassVar[str] = "--levels."
 
-    num_steps: int = 50
+    num_steps: Annotated[int, within(1, 1000)] = 50
     sigma_max: float = 700.0
 
 
@@ -26,9 +28,6 @@ class ExampleConfig(CommonConfig):
     azimuths: tuple[float, ...] | None = None
     elevation: float | tuple[float, ...] = 10.0
     levels: LevelsConfig = field(default_factory=lambda: LevelsConfig(num_steps=25))
-
-    def __post_init__(self):
-        check_range("levels.num_steps", self.levels.num_steps, 1, 1000)
 
 
 @pytest.fixture
@@ -123,10 +122,24 @@ def test_an_absent_file_is_named(tmp_path):
         load_config(ExampleConfig, tmp_path / "absent.toml")
 
 
-@pytest.mark.parametrize("value", [-1, 11, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "value", [-1, 11, float("nan"), float("inf"), 10**400, pytest.param(10**5000, id="long")]
+)
 def test_a_range_refuses_what_is_outside_and_nan(value):
     with pytest.raises(InputError, match=r"--cfg-max .*: must lie between 0 and 10"):
-        check_range("cfg_max", value, 0, 10)
+        check_range("--cfg-max", value, 0, 10)
+
+
+@pytest.mark.parametrize("value", ["1", True, None, 1j, (1,)])
+def test_a_range_refuses_what_is_no_number(value):
+    with pytest.raises(InputError, match="--cfg-max .*: must be a number"):
+        check_range("--cfg-max", value, 0, 10)
+
+
+def test_whole_numbers_are_told_from_others():
+    check_range("--frames", np.int64(3), 2, 128, is_whole=True)
+    with pytest.raises(InputError, match="--frames 3.0: must be a whole number"):
+        check_range("--frames", 3.0, 2, 128, is_whole=True)
 
 
 def test_settings_are_what_decides_the_result_as_plain_values():

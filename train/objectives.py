@@ -20,6 +20,7 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.parallel.devices import whole_on_host
+from sv3d_jax.plan import checked_size
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
 from sv3d_jax.train.data.latents import (
@@ -75,6 +76,7 @@ def make_objective(config: TrainConfig, progress: Progress) -> Objective:
     model = read_model(config.model)
     if config.data.shards:
         return _packed_unet(config, model, config.data.shards, progress)
+    check_picture_size(config, model)
     pool = render_pool(config.data_dir or config.output / "data", config.data, progress)
     if config.objective == "autoencoder":
         return _autoencoder(config, model, pool)
@@ -97,6 +99,12 @@ def read_model(name: str) -> ModelConfig:
         return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
     except WeightsError as error:
         raise WeightsError(f"{path}: {error.message}", hint=error.hint) from None
+
+
+def check_picture_size(config: TrainConfig, model: ModelConfig) -> None:
+    """Raise InputError for pictures of a size that the model's networks cannot halve."""
+    if not config.data.shards:
+        checked_size(model, config.data.size, "--data.size")
 
 
 def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params:

@@ -18,7 +18,7 @@ from sv3d_jax.parallel.rules import tree_specs
 from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.losses import OrbitBatch
-from sv3d_jax.train.objectives import init_params, make_loss, read_model
+from sv3d_jax.train.objectives import check_picture_size, init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer
 from sv3d_jax.weights.hub import find_weights
 
@@ -100,6 +100,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
     if config.objective == "unet":
         find_weights(config.weights)
     data = config.data
+    check_picture_size(config, read_model(config.model))
     return plan_run(config) | {
         "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
         "checkpoints": checkpoint_steps(config.output / CHECKPOINTS),
@@ -108,7 +109,7 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
 
 def asked_mesh(text: str) -> dict[str, int]:
     """Sizes of the axes in `--mesh`; an axis that is not named has size 1."""
-    return mesh_shape(text, math.prod(map(int, re.findall(r"=\s*(\d+)", text))))
+    return mesh_shape(text, math.prod(map(int, re.findall(r"=\s*([0-9]{1,6})", text))))
 
 
 def sharded_bytes(tree: Any, mesh: Mapping[str, int]) -> int:

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sv3d_jax.config import CommonConfig, short
+from sv3d_jax.config import CommonConfig, Seed, Settings, short, within
 from sv3d_jax.errors import InputError
 
 if TYPE_CHECKING:
     from sv3d_jax.cameras.orbit import CameraPath
     from sv3d_jax.progress import Progress
 
+MIN_FRAMES, MAX_FRAMES = 2, 128
+Frames = Annotated[int, within(MIN_FRAMES, MAX_FRAMES)]
+Elevation = Annotated[float, within(-90, 90)]
+Azimuth = Annotated[float, within(-sys.float_info.max, sys.float_info.max)]  # taken modulo 360
+
 
 @dataclass(frozen=True, kw_only=True)
-class PathConfig:
+class PathConfig(Settings):
     """The camera path of an orbit; its last view is the input view."""
 
     orbit: Literal["static", "sine", "dynamic"] = "static"
     """static: one elevation; sine: elevation swings by 30 degrees; dynamic: random and smooth, by the seed"""
-    elevation: float | tuple[float, ...] = 10.0
+    elevation: Elevation | tuple[Elevation, ...] = 10.0
     """degrees above the object's horizon, absolute, up positive: one value, or one for each frame"""
-    azimuths: tuple[float, ...] | None = None
+    azimuths: tuple[Azimuth, ...] | None = None
     """degrees relative to the last one, the input view; counter-clockwise seen from above (default: even steps)"""
-    frames: int | None = None
+    frames: Frames | None = None
     """number of views (default: as many as the model is trained on; 21 for SV3D)"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of random choices"""
 
     def camera_path(self, trained_frames: int = 21) -> CameraPath:

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sv3d_jax.cameras.config import MAX_FRAMES, MIN_FRAMES
 from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, look_at
 from sv3d_jax.errors import CameraError
 
 NUM_FRAMES = 21  # what SV3D is trained on
-MIN_FRAMES, MAX_FRAMES = 2, 128
 ORBIT_KINDS = ("static", "sine", "dynamic")
 DYNAMIC_SAMPLES = 84
 
@@ -214,6 +214,8 @@ def check_num_frames(num_frames: int) -> None:
 
 
 def _relative_to(azimuths_deg: np.ndarray, frame: int) -> np.ndarray:
+    # Those beyond a turn are reduced first, so that no difference of two overflows; the others keep their bits.
+    azimuths_deg = np.where(np.abs(azimuths_deg) > 360.0, azimuths_deg % 360.0, azimuths_deg)
     relative = (azimuths_deg - azimuths_deg[frame]) % 360.0
     return np.where(relative == 360.0, 0.0, relative)  # -1e-17 % 360 rounds up to 360
 

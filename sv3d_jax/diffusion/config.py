@@ -6,9 +6,9 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from sv3d_jax.config import check_range
+from sv3d_jax.config import Settings, within
 from sv3d_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,15 +27,21 @@ GuidanceName = Literal["triangular", "linear", "constant"]
 SolverName = Literal["euler", "dpmpp_2m"]
 """Solvers by name; the objects are in `solvers.SOLVERS`."""
 
+GuidanceScale = Annotated[float, within(0, 100)]
+NoiseLevel = Annotated[float, within(0, 1e9)]
+ChurnAmount = Annotated[float, within(0, 1000)]
+
 
 @dataclass(frozen=True, kw_only=True)
-class Churn:
+class Churn(Settings):
     """Noise that is added back before a step (EDM, algorithm 2, with its names); SV3D uses none."""
 
-    s_churn: float = 0.0
-    s_tmin: float = 0.0
-    s_tmax: float = math.inf
-    s_noise: float = 1.0
+    PREFIX: ClassVar[str] = ""
+
+    s_churn: ChurnAmount = 0.0
+    s_tmin: NoiseLevel = 0.0
+    s_tmax: Annotated[float, within(0, math.inf)] = math.inf
+    s_noise: Annotated[float, within(0, 10)] = 1.0
 
 
 class StepKind(NamedTuple):
@@ -50,7 +56,7 @@ class StepKind(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Settings):
     """How an orbit is sampled. None means the model's default, which `resolve` fills in.
 
     guidance: "triangular", "linear", "constant", or a function of (num_frames, cfg_min, cfg_max).
@@ -67,35 +73,25 @@ class SamplingConfig:
 
     RENAMED: ClassVar[dict[str, str]] = {"steps": "num_steps"}  # names of version 0.1, taken with a note
 
-    num_steps: int | None = None
+    num_steps: Annotated[int | None, within(1, 1000)] = None
     """sampling steps (default: the model's own; 50 for SV3D)"""
     guidance: str | GuidanceCurve | None = None
     """how the guidance scale runs over the frames (default: the model's own, for SV3D triangular)"""
-    cfg_min: float | None = None
+    cfg_min: GuidanceScale | None = None
     """lowest guidance scale (default: the model's own; 1 for SV3D)"""
-    cfg_max: float | None = None
+    cfg_max: GuidanceScale | None = None
     """highest guidance scale (default: the model's own; 2.5 for SV3D)"""
-    guidance_interval: tuple[float, float] | None = None
+    guidance_interval: tuple[NoiseLevel, NoiseLevel] | None = None
     """lowest and highest noise level with guidance (default: all); steps outside cost half"""
-    cache_interval: int = 1
+    cache_interval: Annotated[int, within(1, 1000)] = 1
     """run the full UNet every so many steps and reuse its cached features in between"""
     solver: str | Solver = "euler"
     """euler is SV3D's own; dpmpp_2m is of second order, which is no gain for mini"""
-    churn: float | Churn = 0.0
+    churn: ChurnAmount | Churn = 0.0
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
 
     def __post_init__(self):
-        for name, low, high in (
-            ("num_steps", 1, 1000),
-            ("cfg_min", 0, 100),
-            ("cfg_max", 0, 100),
-            ("cache_interval", 1, 1000),
-        ):
-            if (value := getattr(self, name)) is not None:
-                if name in ("num_steps", "cache_interval") and not _is_whole(value):
-                    raise InputError(f"{name} must be a whole number, got {value!r}")
-                check_range(name, value, low, high)
-        check_range("churn", self.churn_options.s_churn, 0, 1000)
+        super().__post_init__()
         if self.guidance is not None and not callable(self.guidance) and self.guidance not in GUIDANCE_NAMES:
             raise InputError(
                 f"guidance must be one of {', '.join(GUIDANCE_NAMES)}, or a function, got {self.guidance!r}"
@@ -140,11 +136,6 @@ class SamplingConfig:
             whole = "off" if self.cache_interval == 1 else "store"
             kinds.append(StepKind(is_guided, whole if is_due else "reuse"))
         return kinds
-
-
-def _is_whole(value: Any) -> bool:
-    """Whether a value is a whole number, Python's or NumPy's; True and False are none."""
-    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 GUIDANCE_NAMES, SOLVER_NAMES = get_args(GuidanceName), get_args(SolverName)

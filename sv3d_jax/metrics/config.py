@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sv3d_jax.config import CommonConfig, check_range, short
+from sv3d_jax.config import CommonConfig, Seed, short, within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +38,13 @@ class EvalMeshConfig(CommonConfig):
     """rendered orbit of the target, whose cameras.json has the target's transform to the world"""
     up: Literal["y", "z"] = "y"
     """up axis of the target's file; not used with --orbit"""
-    points: int = 100_000
+    points: Annotated[int, within(1, 10_000_000)] = 100_000
     """points sampled on each surface"""
-    threshold: float = 0.01
+    threshold: Annotated[float, within(1e-9, 1e9)] = 0.01
     """distance threshold of the F-score"""
-    voxels: int = 128
+    voxels: Annotated[int, within(2, 512)] = 128
     """resolution of the grid for the overlap of volumes"""
-    seed: int = 0
+    seed: Seed = 0
     """seed of the sampled points"""
     output: Annotated[Path | None, short("-o")] = None
     """file for the result as JSON"""
-
-    def __post_init__(self):
-        check_range("points", self.points, 1, 10_000_000)
-        check_range("threshold", self.threshold, 1e-9, 1e9)
-        check_range("voxels", self.voxels, 2, 512)
-        check_range("seed", self.seed, 0, 2**32 - 1)

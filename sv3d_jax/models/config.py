@@ -9,10 +9,11 @@ import json
 import re
 import tomllib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from sv3d_jax.config import build, checked
-from sv3d_jax.errors import WeightsError
+from sv3d_jax.cameras.config import Frames
+from sv3d_jax.config import Settings, build, checked, within
+from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.models.families import FAMILIES, ModelFamily
 
 METADATA_KEY = "sv3d_jax.model"
@@ -21,24 +22,33 @@ METADATA_KEY = "sv3d_jax.model"
 # the table `tower` of a model, the part `image_tower` of a parameter tree, and the objective `tower` of a training run.
 _STORED_NAMES = {"image_encoder": "tower"}
 
+Width = Annotated[int, within(1, 2**16)]
+Count = Annotated[int, within(1, 256)]
+Side = Annotated[int, within(1, 4096)]
+Positive = Annotated[float, within(1e-9, 1e9)]
+GuidanceScale = Annotated[float, within(0, 100)]
+
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig:
+class UNetConfig(Settings):
     """Widths of the spatio-temporal UNet. The middle block always has a transformer."""
 
-    model_channels: int = 320
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    attention_levels: tuple[int, ...] = (0, 1, 2)
-    head_width: int = 64
-    context_width: int = 1024
-    vector_width: int = 1280  # conditioning noise and camera; 256 in sv3d_u, which is told no camera
-    in_channels: int = 8  # those of the noisy latents, then those of the conditioning latents
-    out_channels: int = 4
-    ff_mult: int = 4
-    norm_groups: int = 32
+    PREFIX: ClassVar[str] = "unet."
+
+    model_channels: Width = 320
+    channel_mult: tuple[Count, ...] = (1, 2, 4, 4)
+    num_res_blocks: Count = 2
+    attention_levels: tuple[Annotated[int, within(0, 256)], ...] = (0, 1, 2)
+    head_width: Width = 64
+    context_width: Width = 1024
+    vector_width: Width = 1280  # conditioning noise and camera; 256 in sv3d_u, which is told no camera
+    in_channels: Width = 8  # those of the noisy latents, then those of the conditioning latents
+    out_channels: Width = 4
+    ff_mult: Count = 4
+    norm_groups: Width = 32
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.channel_mult or min(self.channel_mult) < 1:
             raise ValueError(
                 f"channel_mult needs one positive value per level of the UNet, got {self.channel_mult}"
@@ -55,17 +65,20 @@ class UNetConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEConfig:
+class VAEConfig(Settings):
     """Widths of the autoencoder; the decoder has one residual block per level more than the encoder."""
 
-    channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
-    num_res_blocks: int = 2
-    latent_channels: int = 4
-    norm_groups: int = 32
+    PREFIX: ClassVar[str] = "vae."
+
+    channels: Width = 128
+    channel_mult: tuple[Count, ...] = (1, 2, 4, 4)
+    num_res_blocks: Count = 2
+    latent_channels: Width = 4
+    norm_groups: Width = 32
     post_quant_conv: bool = False  # the decoder begins with a 1x1 convolution, as Stable Diffusion's own does
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.channel_mult or min(self.channel_mult) < 1:
             raise ValueError(
                 f"channel_mult needs one positive value per level of the autoencoder, got {self.channel_mult}"
@@ -78,16 +91,18 @@ class VAEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEncoderConfig:
+class ImageEncoderConfig(Settings):
     """The OpenCLIP vision transformer that turns the picture into one context token."""
 
-    image_size: int = 224
-    patch: int = 14
-    width: int = 1280
-    layers: int = 32
-    head_width: int = 80
-    output_width: int = 1024
-    mlp_ratio: int = 4
+    PREFIX: ClassVar[str] = "tower."
+
+    image_size: Side = 224
+    patch: Side = 14
+    width: Width = 1280
+    layers: Count = 32
+    head_width: Width = 80
+    output_width: Width = 1024
+    mlp_ratio: Count = 4
 
     @property
     def num_tokens(self) -> int:
@@ -96,27 +111,30 @@ class ImageEncoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """One image-to-orbit model: networks, latent scale, noise range and default guidance."""
+
+    PREFIX: ClassVar[str] = ""
 
     name: str = "sv3d_p"
     variant: str = "p"  # of `families.FAMILIES`
     unet: UNetConfig = UNetConfig()
     vae: VAEConfig = VAEConfig()
     image_encoder: ImageEncoderConfig = ImageEncoderConfig()
-    latent_factor: tuple[float, ...] = (0.18215,)  # one for all latent channels, or one each
-    native_size: int = 576
-    num_frames: int = 21
-    sigma_min: float = 0.002
-    sigma_max: float = 700.0
-    rho: float = 7.0
-    num_steps: int = 50
-    cfg_min: float = 1.0
-    cfg_max: float = 2.5
-    cond_aug: float = 1e-5
+    latent_factor: tuple[Positive, ...] = (0.18215,)  # one for all latent channels, or one each
+    native_size: Side = 576
+    num_frames: Frames = 21
+    sigma_min: Positive = 0.002
+    sigma_max: Positive = 700.0
+    rho: Annotated[float, within(0.1, 1000)] = 7.0
+    num_steps: Annotated[int, within(1, 1000)] = 50
+    cfg_min: GuidanceScale = 1.0
+    cfg_max: GuidanceScale = 2.5
+    cond_aug: Annotated[float, within(0, 1e3)] = 1e-5
     training: dict[str, Any] = field(default_factory=dict, compare=False)  # record of how it was trained
 
     def __post_init__(self):
+        super().__post_init__()
         if self.variant not in FAMILIES:
             known = ", ".join(f'"{variant}"' for variant in FAMILIES)
             raise ValueError(f"variant is one of {known}, got {self.variant!r}")
@@ -166,7 +184,7 @@ class ModelConfig:
         checked_values = checked(cls, values, "model", WeightsError, _STORED_NAMES)
         try:
             return build(cls, checked_values)
-        except ValueError as error:
+        except (ValueError, InputError) as error:
             raise WeightsError(f"model: {error}") from None
 
     def to_toml(self) -> str:

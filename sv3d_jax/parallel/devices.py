@@ -1,6 +1,7 @@
 """The processes of a run and the mesh of all their devices."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ def mesh_shape(text: str, devices: int) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in filter(None, text.replace(" ", "").split(",")):
         name, _, size = part.partition("=")
-        if name not in AXES or not size.isdigit() or int(size) < 1 or name in sizes:
+        if name not in AXES or not re.fullmatch("[1-9][0-9]{0,5}", size) or name in sizes:
             raise InputError(
                 f"--mesh {text}: {part} is not an axis with its size", hint="--mesh data=2,fsdp=4,tensor=1"
             )

@@ -22,7 +22,7 @@ def test_shipped_settings_name_a_model_and_the_command_that_takes_them(file):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"diffusion": {"token_dropout": 1.5}}, "token-dropout 1.5: must lie between 0.0 and 1.0"),
+        ({"diffusion": {"token_dropout": 1.5}}, "token-dropout 1.5: must lie between 0 and 1"),
         ({"diffusion": {"near_power": -1}}, "near-power -1.0: must lie between"),
         ({"trainable": {"rank": 0}}, "rank 0: must lie between 1 and"),
         ({"data": {"orbits_per_object": 0}}, "orbits-per-object 0: must lie between 1 and"),

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sv3d_jax.config import POSITIONAL, CommonConfig, check_range, short
+from sv3d_jax.cameras.config import Elevation, Frames
+from sv3d_jax.config import POSITIONAL, CommonConfig, check_range, short, within
 from sv3d_jax.errors import InputError
 
 
@@ -14,16 +15,12 @@ class ObjectsConfig(CommonConfig):
 
     output: Annotated[Path, short("-o")]
     """folder for the meshes"""
-    seed: int = 0
+    seed: Annotated[int, within(0, 2**62)] = 0
     """seed of the first object, the next ones count up; from 10000000 up they are for evaluation"""
-    count: int = 1
+    count: Annotated[int, within(1, 1_000_000)] = 1
     """how many objects"""
     family: Literal["figures", "mixed"] = "figures"
     """figures: what the shipped small model was trained on; mixed: many shapes, poses, colours and patterns"""
-
-    def __post_init__(self):
-        check_range("seed", self.seed, 0, 2**62)
-        check_range("count", self.count, 1, 1_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +33,15 @@ class RenderConfig(CommonConfig):
     """folder for the results"""
     orbit: Literal["static", "sine", "dynamic"] = "sine"
     """static: one elevation; sine: elevation swings by 30 degrees; dynamic: random and smooth, by the seed"""
-    frames: int = 21
+    frames: Frames = 21
     """number of views; SV3D uses 21, training uses every fourth of 84"""
-    size: int = 576
+    size: Annotated[int, within(16, 4096)] = 576
     """side of the pictures in pixels"""
-    elevation: float = 10.0
+    elevation: Elevation = 10.0
     """degrees above the object's horizon, up positive"""
-    elevation_max: float | None = None
+    elevation_max: Elevation | None = None
     """upper end: each mesh gets a random elevation between the two, from its seed"""
-    seed: int = 0
+    seed: Annotated[int, within(0, 2**31)] = 0
     """seed of light, elevation and dynamic orbit; increases by one from file to file, and by a hash of the name for
     meshes of folders and lists"""
     up: Literal["y", "z"] = "y"
@@ -55,15 +52,13 @@ class RenderConfig(CommonConfig):
     """Radiance .hdr files in place of the light: each mesh is lit by one of them, rotated at random"""
     background: Literal["white", "transparent"] = "white"
     """background of the frames: white, with alpha in separate files, or transparent, with alpha in the frames"""
-    workers: int = 0
+    workers: Annotated[int, within(0, 1024)] = 0
     """worker processes that render in parallel (0: this process renders)"""
 
     def __post_init__(self):
-        check_range("size", self.size, 16, 4096)
-        check_range("seed", self.seed, 0, 2**31)
-        check_range("workers", self.workers, 0, 1024)
+        super().__post_init__()
         if self.elevation_max is not None:
-            check_range("elevation_max", self.elevation_max, self.elevation, 90.0)
+            check_range("--elevation-max", self.elevation_max, self.elevation, 90)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,23 +86,21 @@ class PackConfig(CommonConfig):
     """orbits for validation, not trained on (default: one in ten of the orbits, at most 16)"""
     weights: str = "mini"
     """weights of the autoencoder and image encoder: mini, a folder, a .safetensors file, a hub id"""
-    size: int | None = None
+    size: Annotated[int | None, within(8, 4096)] = None
     """side in pixels that frames are resized to (default: the model's)"""
     backgrounds: tuple[Literal["white", "random"], ...] = ("white",)
     """backgrounds, one record per orbit for each; random: one colour per orbit, needs frames with alpha"""
-    seed: int = 0
+    seed: Annotated[int, within(0, 2**31)] = 0
     """seed of random colours and of the choice of validation orbits"""
     dtype: Literal["float32", "float16"] = "float32"
     """type of the stored latents and tokens"""
-    shard_orbits: int = 64
+    shard_orbits: Annotated[int, within(1, 1_000_000)] = 64
     """orbits per shard"""
-    batch_size: int = 21
+    batch_size: Annotated[int, within(1, 4096)] = 21
     """views encoded at once"""
 
     def __post_init__(self):
-        check_range("shard_orbits", self.shard_orbits, 1, 1_000_000)
-        check_range("batch_size", self.batch_size, 1, 4096)
-        check_range("seed", self.seed, 0, 2**31)
+        super().__post_init__()
         if not self.backgrounds or len(set(self.backgrounds)) < len(self.backgrounds):
             raise InputError(
                 f"--backgrounds {' '.join(self.backgrounds)}: give white, random or both, once each"

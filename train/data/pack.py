@@ -19,6 +19,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.io.cameras_file import CAMERAS_FILE, read_cameras
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
+from sv3d_jax.plan import checked_size
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.config import PackConfig
 from sv3d_jax.train.data.latents import OrbitEncoder
@@ -35,7 +36,7 @@ from sv3d_jax.train.data.records import (
     write_index,
     write_shard,
 )
-from sv3d_jax.weights.hub import load_weights
+from sv3d_jax.weights.hub import load_weights, read_model_config
 
 CAMERA_TOLERANCE = 0.01  # tolerance before a warning, as a fraction of the side and of the focal length
 VALIDATION_SHARE, MAX_VALIDATION_ORBITS = 0.1, 16
@@ -44,6 +45,7 @@ VALIDATION_SHARE, MAX_VALIDATION_ORBITS = 0.1, 16
 def run_pack(config: PackConfig, progress: Progress | NullProgress) -> dict[str, Any]:
     """The verb `data pack`: writes the shards, then the index. Orbits that cannot be read are skipped and reported."""
     import_grain()
+    checked_size(read_model_config(config.weights), config.size)
     training, validation = find_orbits(config.orbits), find_orbits(config.validation)
     if both := sorted(training.keys() & validation.keys()):
         raise InputError(f"a training orbit and a validation orbit have the same name: {both[0]}")

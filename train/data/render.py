@@ -221,7 +221,9 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
         with folder:
             if folder.done:
                 return folder.stage_facts("render")
-    mesh = read_mesh(task.mesh, config.up)  # before the folder is created, so that a damaged mesh leaves none
+    # Before the folder is created, so that impossible cameras and damaged meshes leave none.
+    _cameras(config, task.seed)
+    mesh = read_mesh(task.mesh, config.up)
     facts = {"faces": len(mesh.faces), "remarks": list(mesh.remarks)}
     if not config.dry_run:
         matrix = object_to_world(mesh)
