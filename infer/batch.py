@@ -28,10 +28,17 @@ class OrbitSampler:
     With --auto-fit, when memory runs out it tries the next of the settings that save memory, and keeps them afterwards.
     """
 
-    def __init__(self, config: OrbitConfig, model: ModelConfig, cameras: "CameraPath", progress: Progress):
+    def __init__(
+        self,
+        config: OrbitConfig,
+        model: ModelConfig,
+        cameras: "CameraPath",
+        progress: Progress,
+        num_pictures: int,
+    ):
         self._asked, self._model, self._cameras, self._progress = config, model, cameras, progress
         self._attempts = _attempts(config)
-        self._devices = _devices(config)
+        self._devices = _devices(config, num_pictures)
         self.pictures_at_once = config.batch or len(self._devices)
         self.plan = self._plan()
 
@@ -110,15 +117,14 @@ class OrbitSampler:
         return plan
 
 
-def _devices(config: OrbitConfig) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+def _devices(config: OrbitConfig, num_pictures: int) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
     """The devices that pictures are divided over: at most one for each picture, or the one named by --device.
 
     Score distillation samples one orbit at a time, so it uses one device.
     """
     if (config.device and ":" in config.device) or (isinstance(config, GenerateConfig) and config.sds):
         return jax.local_devices()[:1]
-    at_once = min(len(config.images), config.batch or len(config.images))
-    return jax.local_devices()[:at_once]
+    return jax.local_devices()[: min(num_pictures, config.batch or num_pictures)]
 
 
 def _attempts(config: OrbitConfig) -> list[OrbitConfig]:

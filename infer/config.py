@@ -26,9 +26,12 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
     """Pictures of objects to orbits: frames, cameras.json, a video and a contact sheet, in DIR or in DIR/<name>."""
 
     images: Annotated[tuple[Path, ...], POSITIONAL]
-    """pictures of one object each: cut out (with alpha) or on a plain background; for others see --background"""
+    """pictures of one object each, or folders of them: cut out (with alpha) or on a plain background; for others see
+    --background"""
     output: Annotated[Path, short("-o")]
-    """folder of the results; with several pictures, each gets a subfolder of its name"""
+    """folder of the results; with several pictures, or a folder of them, each gets a subfolder of its name"""
+    skip_broken: bool = False
+    """leave out pictures that cannot be used and report them at the end; always so for those in folders"""
     weights: str = "mini"
     """mini (shipped: upright figures, small), a folder, a .safetensors file, or a hub id"""
     variant: Variant = "auto"

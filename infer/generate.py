@@ -1,25 +1,25 @@
 """The `orbit` and `generate` verbs: pictures to orbits and meshes. A repeated run skips finished stages."""
 
 import hashlib
-from collections import Counter
+import json
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sv3d_jax.cutout import Remover
+from sv3d_jax.config import to_plain
+from sv3d_jax.devices import open_device
 from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import InputError
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
-from sv3d_jax.io.images import read_mask, read_picture
-from sv3d_jax.io.outputs import OutputFolder
+from sv3d_jax.infer.pictures import RunPicture, prepare_pictures
+from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.outputs import RUN_FILE, OutputFolder, check_output_parent, write_json
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.plan import checked_size
-from sv3d_jax.preprocess import PreparedImage, prepare_for
 from sv3d_jax.progress import Progress
 from sv3d_jax.recon.config import ReconstructConfig
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sv3d_jax.infer.batch import OrbitSampler
     from sv3d_jax.pipeline import Pipeline
 
-NOT_IN_RESULT = ("batch", "low_memory", "auto_fit")  # settings that do not change the result
+NOT_IN_RESULT = ("batch", "low_memory", "auto_fit", "skip_broken")  # settings that do not change the result
 ORBIT_STAGES = ["load", "preprocess", "compile", "sample", "decode", "write"]
 MINI_NOTE = (
     "mini is a small model for trying things out: it knows one kind of object, upright figures on a white ground,"
@@ -55,8 +55,7 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
 class _Job:
     """One picture and the folder of its results."""
 
-    image: Path
-    prepared: PreparedImage
+    picture: RunPicture
     folder: OutputFolder
 
 
@@ -67,8 +66,7 @@ def _run(
     progress: Progress,
     sds: bool = False,
 ) -> dict[str, Any]:
-    """Check all inputs first, then process the pictures in groups that are sampled together."""
-    from sv3d_jax.infer.batch import OrbitSampler
+    """Check all inputs, before jax starts; then process the pictures in groups that are sampled together."""
     from sv3d_jax.weights.hub import read_model_config
 
     model = read_model_config(config.weights, config.variant)
@@ -77,32 +75,84 @@ def _run(
         from sv3d_jax.recon.guide import check_model
 
         check_model(model)
-    family = model.family
-    cameras = config.camera_path(model.num_frames).with_input(family.input_frame)
+    cameras = config.camera_path(model.num_frames).with_input(model.family.input_frame)
     settings = _settings(verb, config, model, cameras, reconstruction)
-    jobs = _jobs(config, model, settings, size)
-    sampler = OrbitSampler(config, model, cameras, progress)
+    check_output_parent(config.output)
+    pictures, left_out = prepare_pictures(config, model, size, progress)
+    jobs = [_Job(picture, _folder(config, picture, settings)) for picture in pictures]
+    batch = _BatchRecord(config.output, settings, jobs, left_out) if pictures[0].folder else None
+
+    open_device(config.device, config.compile_cache)
+    from sv3d_jax.infer.batch import OrbitSampler
+
+    sampler = OrbitSampler(config, model, cameras, progress, len(jobs))
     if config.weights == "mini":
         progress.note(MINI_NOTE.format(size=size))
     elif reconstruction is not None and model.family.has_cameras and not np.ptp(cameras.elevations_deg):
         progress.note(SINE_NOTE)
+    reported = {"left_out": left_out} if left_out else {}
     if config.dry_run:
         places = [str(job.folder.directory) for job in jobs]
-        return {"dry_run": True, "model": model.name, "plan": str(sampler.plan), "directories": places}
+        plan = str(sampler.plan)
+        return {"dry_run": True, "model": model.name, "plan": plan, "directories": places} | reported
 
+    if batch is not None:
+        batch.begin()
+    _process(sampler, jobs, config, reconstruction, progress, sds)
+    if batch is not None:
+        batch.finish()
+    names = (job.picture.folder or job.picture.path.stem for job in jobs)
+    return {name: _results(job.folder.directory) for name, job in zip(names, jobs, strict=True)} | reported
+
+
+def _process(
+    sampler: "OrbitSampler",
+    jobs: list[_Job],
+    config: OrbitConfig,
+    reconstruction: ReconstructConfig | None,
+    progress: Progress,
+    sds: bool,
+) -> None:
+    """Orbits, and meshes if wanted, of all jobs; those that are done already are left as they are."""
     video = "png" if config.format == "png" else available_format(config.format)
-
     for start in range(0, len(jobs), sampler.pictures_at_once):
         group = jobs[start : start + sampler.pictures_at_once]
         with ExitStack() as held:
             for job in group:
                 held.enter_context(job.folder)
                 if len(jobs) > 1 and not job.folder.done:
-                    progress.note(f"{job.image} -> {job.folder.directory}")
+                    progress.note(f"{job.picture.path} -> {job.folder.directory}")
             _sample(sampler, [job for job in group if not job.folder.done], video, progress)
             for job in group:
                 _finish(job.folder, reconstruction, progress, sampler, sds)
-    return {job.image.stem: _results(job.folder.directory) for job in jobs}
+
+
+class _BatchRecord:
+    """The `run.json` of a folder with a subfolder for each picture: which there are, and what was left out.
+
+    Raises InputError where the folder holds the results of a single picture.
+    """
+
+    def __init__(self, directory: Path, settings: dict[str, Any], jobs: list[_Job], left_out: list[str]):
+        self._file = directory / RUN_FILE
+        folders = [job.picture.folder for job in jobs]
+        record = {"config": {**settings, "images": None}, "pictures": folders, "left_out": left_out}
+        self._record = json.loads(json.dumps(to_plain(record)))
+        self._earlier = read_json(self._file) if self._file.is_file() else None
+        if self._earlier is not None and "pictures" not in self._earlier:
+            raise InputError(
+                f"{directory} holds the results of a single picture", hint="choose another folder with -o"
+            )
+
+    def begin(self) -> None:
+        """Remove the record of an earlier run with other pictures, so that the folder does not count as complete."""
+        if self._earlier != self._record:
+            self._file.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Write the record, unless it is there already."""
+        if not self._file.exists():
+            write_json(self._file, self._record)
 
 
 def _settings(
@@ -145,39 +195,18 @@ def _finish(
     folder.write_run_json()
 
 
-def _jobs(config: OrbitConfig, model: ModelConfig, settings: dict[str, Any], size: int) -> list[_Job]:
-    """One job per picture, with the picture prepared and the folder checked.
-
-    The settings and a hash of the picture identify a run. Raises InputError if two pictures have the same name.
-    """
-    several = len(config.images) > 1
-    counts = Counter(image.stem for image in config.images)
-    if twice := [stem for stem, count in counts.items() if count > 1]:
-        raise InputError(
-            f"several pictures are named {twice[0]}, so their folders would have the same name",
-            hint="rename one, or run the pictures one by one",
-        )
-    jobs, remover = [], Remover()
-    for image, mask in zip_longest(config.images, config.mask):
-        prepared = prepare_for(
-            model,
-            read_picture(image),
-            size,
-            config.background,
-            config.frame_ratio,
-            None if mask is None else read_mask(mask),
-            config.box,
-            remover,
-        )
-        own = {**settings, "images": [str(image)], "picture_sha256": _digest(image)}
-        if mask is not None:
-            own |= {"mask": [str(mask)], "mask_sha256": _digest(mask)}
-        directory = config.output / image.stem if several else config.output
-        folder = OutputFolder(
-            directory, own, config.overwrite, parents=several, renamed=SamplingConfig.RENAMED
-        )
-        jobs.append(_Job(image, prepared, folder))
-    return jobs
+def _folder(config: OrbitConfig, picture: RunPicture, settings: dict[str, Any]) -> OutputFolder:
+    """The checked folder of a picture's results; the settings and a hash of the picture identify the run in it."""
+    own = {**settings, "images": [str(picture.path)], "picture_sha256": _digest(picture.path)}
+    if picture.mask is not None:
+        own |= {"mask": [str(picture.mask)], "mask_sha256": _digest(picture.mask)}
+    return OutputFolder(
+        config.output / picture.folder,
+        own,
+        config.overwrite,
+        parents=bool(picture.folder),
+        renamed=SamplingConfig.RENAMED,
+    )
 
 
 def _digest(file: Path) -> str:
@@ -190,7 +219,7 @@ def _sample(sampler: "OrbitSampler", jobs: list[_Job], video: str, progress: Pro
     if not jobs:
         return
     progress.stages = ORBIT_STAGES
-    orbits = sampler([job.prepared for job in jobs])
+    orbits = sampler([job.picture.prepared for job in jobs])
     progress.stage("write")
     for job, orbit in zip(jobs, orbits, strict=True):
         facts = {

@@ -29,7 +29,7 @@ class Verb:
     config: str
     run: str
     inputs: tuple[str, ...] = ()
-    uses_jax: bool = True
+    uses_jax: bool = True  # from its first line on; others import it themselves when their inputs are checked
     prints: bool = False  # prints its result itself, except with --json
     processes: bool = False  # may run as several processes, of which the first prints
     waits: bool = False  # waits for each program of the device before it starts the next
@@ -41,12 +41,14 @@ VERBS = {
         "infer.config:GenerateConfig",
         "infer.generate:run_generate",
         inputs=("images", "mask"),
+        uses_jax=False,
     ),
     "orbit": Verb(
         "pictures to orbits: frames, cameras and a video",
         "infer.config:OrbitConfig",
         "infer.generate:run_orbit",
         inputs=("images", "mask"),
+        uses_jax=False,
     ),
     "bench": Verb(
         "measure how fast a model samples on this device", "infer.config:BenchConfig", "infer.bench:run_bench"
@@ -173,13 +175,11 @@ def _run(words: list[str]) -> int:
         _check_inputs(verb, config)
         # Worker processes open the device themselves; opening it here too would only take memory from them.
         if verb.uses_jax and not getattr(config, "workers", 0):
-            from sv3d_jax.devices import enable_compile_cache, run_in_calling_thread, select_device
+            from sv3d_jax.devices import open_device, run_in_calling_thread
 
             if verb.waits:
                 run_in_calling_thread()
-            select_device(config.device)
-            if config.compile_cache:
-                enable_compile_cache()
+            open_device(config.device, config.compile_cache)
         result = _named(verb.run)(config, progress)
         signals.check()  # one that arrived after the last step
     if lead and (config.json or not verb.prints):

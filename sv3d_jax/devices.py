@@ -21,6 +21,13 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 SCATTER_LIMIT_S = 0.05  # native, `scatter_seconds` is about a millisecond; as a retry loop, half a second
 
 
+def open_device(name: str | None, keep_programs: bool) -> None:
+    """Make `name` the default device (None: the best one), with compiled programs on disk if they are to be kept."""
+    select_device(name)
+    if keep_programs:
+        enable_compile_cache()
+
+
 def select_device(name: str | None) -> None:
     """Make `name` (cpu, gpu, tpu, gpu:1) the default device; None takes the best one.
 

@@ -37,6 +37,21 @@ _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 _WHITES = (1, 255, 65535, 2**24 - 1, 2**31 - 1, 2**32 - 1)
 # None of these decoders runs another program. MPO files of phones are opened as JPEG.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF", "JPEG2000", "PPM", "TGA")
+PICTURE_SUFFIXES = (
+    ".png",
+    ".webp",
+    ".avif",
+    ".tif",
+    ".tiff",
+    ".tga",
+    ".jpg",
+    ".jpeg",
+    ".heic",
+    ".heif",
+    ".bmp",
+)
+PICTURE_SUFFIXES += (".gif", ".jp2", ".j2k", ".ppm", ".pgm")
+"""Suffixes of pictures in a folder; those of formats with an alpha channel, which may be cut out, come first."""
 
 
 @dataclass(frozen=True)

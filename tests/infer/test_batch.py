@@ -112,7 +112,7 @@ def test_auto_fit_loads_again_where_a_second_copy_of_the_weights_is_too_much(mon
     monkeypatch.setattr(Pipeline, "computing", exhausted)
     monkeypatch.setattr(Pipeline, "decode", exhausted)
     config = OrbitConfig(images=(Path("box.png"),), output=Path("out"), auto_fit=True)
-    sampler = OrbitSampler(config, CONFIG, config.camera_path(CONFIG.num_frames), NullProgress())
+    sampler = OrbitSampler(config, CONFIG, config.camera_path(CONFIG.num_frames), NullProgress(), 1)
     rgba = picture()
     prepared = prepare_for(CONFIG, Picture(rgba[..., :3], rgba[..., 3]), CONFIG.native_size)
     with pytest.raises(OutOfMemory):

@@ -23,8 +23,8 @@ from tests.tiny_model import CONFIG, SIZE, picture
 
 
 def test_several_pictures_get_a_folder_of_their_name_each(made):
-    assert sorted(folder.name for folder in made.iterdir()) == ["ball", "box"]
-    for folder in made.iterdir():
+    assert sorted(folder.name for folder in made.iterdir()) == ["ball", "box", "run.json"]
+    for folder in (made / "ball", made / "box"):
         assert {"orbit.gif", "contact.png", "input.png", "cameras.json", "run.json"} <= {
             file.name for file in folder.iterdir()
         }

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sv3d_jax import cutout
 from sv3d_jax.cutout import Remover
-from sv3d_jax.infer import generate
+from sv3d_jax.infer import pictures
 from sv3d_jax.io.images import read_mask, read_picture
 from sv3d_jax.preprocess import prepare_for
 from tests.infer.runs import orbit
@@ -98,7 +98,7 @@ def test_one_session_of_rembg_serves_all_pictures_of_a_run(place, photos, tmp_pa
             return np.asarray(image)
 
     monkeypatch.setattr(cutout, "has_rembg", lambda: True)
-    monkeypatch.setattr(generate, "Remover", Session)
+    monkeypatch.setattr(pictures, "Remover", Session)
     assert orbit(place, photos / "cat.png", photos / "dog.png", "-o", tmp_path / "out", "--dry-run") == 0
     assert len(made) == 1
 

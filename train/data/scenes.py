@@ -39,7 +39,9 @@ def run_import(config: ImportConfig, progress: Progress | NullProgress) -> dict[
             left_out.append(error.message if str(source) in error.message else f"{source}: {error.message}")
             progress.note(f"left out: {left_out[-1]}")
         progress.advance()
-    return {"imported": imported, "left_out": left_out, "ok": bool(imported)}
+    if not imported:
+        raise InputError(f"none of {len(sources)} orbits can be imported", hint=left_out[0])
+    return {"imported": imported, "left_out": left_out}
 
 
 def scene_orbit(scene: Scene, up: Up = "auto") -> tuple[CameraPath, np.ndarray, np.ndarray]:

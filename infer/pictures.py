@@ -1,0 +1,139 @@
+"""The pictures of a run: those that are named and those in folders, prepared for a model; unusable ones told apart."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from sv3d_jax.cutout import Remover
+from sv3d_jax.errors import InputError
+from sv3d_jax.infer.config import OrbitConfig
+from sv3d_jax.io.cameras_file import CAMERAS_FILE
+from sv3d_jax.io.images import PICTURE_SUFFIXES, read_mask, read_picture
+from sv3d_jax.io.outputs import RUN_FILE
+from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.preprocess import PreparedImage, prepare_for
+from sv3d_jax.progress import Progress
+
+
+@dataclass(frozen=True)
+class FoundPicture:
+    """A picture file, and whether it was found in a folder rather than named."""
+
+    path: Path
+    in_folder: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of its results among those of others: its own without the suffix, unless that has a meaning."""
+        stem = self.path.stem
+        return stem if stem.strip(".") and stem != RUN_FILE else self.path.name
+
+
+@dataclass(frozen=True)
+class RunPicture:
+    """A picture of a run as the model sees it. `folder` is below the output folder: empty for a single picture."""
+
+    path: Path
+    mask: Path | None
+    folder: str
+    prepared: PreparedImage
+
+
+def prepare_pictures(
+    config: OrbitConfig, model: ModelConfig, size: int, progress: Progress
+) -> tuple[list[RunPicture], list[str]]:
+    """The pictures of a run, and why others are left out: unusable ones of folders, or all such with --skip-broken.
+
+    Raises an InputError that says of every other unusable picture what is wrong with it, or of all if none is usable.
+    """
+    found, left_out = find_pictures(config.images)
+    _check_one_each(config, found)
+    several = len(found) > 1 or found[0].in_folder or bool(left_out)
+    if len(found) > 1:
+        progress.stage("read", total=len(found))
+    usable, refused, remover = [], [], Remover()
+    for picture, mask in zip_longest(found, config.mask):
+        try:
+            prepared = _prepared(config, model, size, picture.path, mask, remover)
+            usable.append(RunPicture(picture.path, mask, picture.name if several else "", prepared))
+        except InputError as error:
+            if len(found) == 1:
+                raise
+            refused.append(error) if not (picture.in_folder or config.skip_broken) else left_out.append(
+                error.message
+            )
+        progress.advance()
+    if refused or not usable:
+        reasons = [error.message for error in refused] + left_out
+        raise InputError(
+            "\n  ".join([f"{len(reasons)} of {len(found)} pictures cannot be used:", *reasons]),
+            hint="--skip-broken goes on with the others"
+            if usable
+            else "none is left: see what is wrong with each",
+        )
+    for reason in left_out:
+        progress.note(f"left out: {reason}")
+    return usable, left_out
+
+
+def find_pictures(given: Sequence[Path]) -> tuple[list[FoundPicture], list[str]]:
+    """The picture files that paths stand for, and why some of a folder are left out: another has the same name.
+
+    A folder stands for the pictures directly inside, sorted by name; hidden files are no pictures. Raises InputError
+    for a folder without pictures, or if two results would have the same name.
+    """
+    found: dict[str, FoundPicture] = {}
+    left_out = []
+    for path in given:
+        for picture in _in_folder(path) if path.is_dir() else [FoundPicture(path)]:
+            other = found.setdefault(picture.name, picture)
+            if other is picture:
+                continue
+            if picture.in_folder and other.path.parent == picture.path.parent:
+                left_out.append(f"{picture.path}: {other.path.name} is taken, which has the same name")
+                continue
+            raise InputError(
+                f"several pictures are named {picture.name}, so their folders would have the same name:"
+                f" {other.path} and {picture.path}",
+                hint="rename one, or run the pictures one by one",
+            )
+    return list(found.values()), left_out
+
+
+def _in_folder(folder: Path) -> Iterator[FoundPicture]:
+    """The pictures directly inside a folder, by name; of the same name the suffix that comes first in the list."""
+    files = [
+        file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] != "."
+    ]
+    if not files:
+        is_orbit = (folder / CAMERAS_FILE).is_file()
+        raise InputError(
+            f"{folder} is a folder without pictures",
+            hint=f"it holds an orbit: sv3d reconstruct {folder} -o DIR"
+            if is_orbit
+            else f"pictures end in {', '.join(PICTURE_SUFFIXES)}",
+        )
+    for file in sorted(
+        files, key=lambda file: (file.stem, PICTURE_SUFFIXES.index(file.suffix.lower()), file.name)
+    ):
+        yield FoundPicture(file, in_folder=True)
+
+
+def _check_one_each(config: OrbitConfig, found: list[FoundPicture]) -> None:
+    """Raise InputError for a box or masks that cannot belong to the pictures that were found."""
+    flag = "--mask" if config.mask else "--box" if config.box else ""
+    if flag and any(picture.in_folder for picture in found):
+        raise InputError(
+            f"{flag} is for pictures that are named, {found[0].path.parent} is a folder",
+            hint="name the pictures; or save them with a transparent background",
+        )
+
+
+def _prepared(
+    config: OrbitConfig, model: ModelConfig, size: int, path: Path, mask: Path | None, remover: Remover
+) -> PreparedImage:
+    """The picture as the model sees it. Raises InputError where it cannot be used."""
+    given = None if mask is None else read_mask(mask)
+    how = (config.background, config.frame_ratio, given, config.box, remover)
+    return prepare_for(model, read_picture(path), size, *how)
