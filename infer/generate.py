@@ -16,7 +16,7 @@ from sv3d_jax.errors import InputError
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.infer.pictures import RunPicture, prepare_pictures
 from sv3d_jax.io.documents import read_json
-from sv3d_jax.io.outputs import RUN_FILE, OutputFolder, check_output_parent, write_json
+from sv3d_jax.io.outputs import RUN_FILE, OutputFolder, check_output_parent, require_space, write_json
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.plan import checked_size
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sv3d_jax.pipeline import Pipeline
 
 NOT_IN_RESULT = ("batch", "low_memory", "auto_fit", "skip_broken")  # settings that do not change the result
+LEAST_SHARE = 0.1  # of the bytes of raw frames that an orbit takes on disk, at least
 ORBIT_STAGES = ["load", "preprocess", "compile", "sample", "decode", "write"]
 MINI_NOTE = (
     "mini is a small model for trying things out: it knows one kind of object, upright figures on a white ground,"
@@ -81,6 +82,10 @@ def _run(
     pictures, left_out = prepare_pictures(config, model, size, progress)
     jobs = [_Job(picture, _folder(config, picture, settings)) for picture in pictures]
     batch = _BatchRecord(config.output, settings, jobs, left_out) if pictures[0].folder else None
+
+    todo = sum(not (job.folder.directory / RUN_FILE).exists() for job in jobs)
+    raw = todo * len(cameras) * size**2 * 3
+    require_space(config.output, int(LEAST_SHARE * raw), f"{todo} orbits of {len(cameras)} frames")
 
     open_device(config.device, config.compile_cache)
     from sv3d_jax.infer.batch import OrbitSampler

@@ -283,6 +283,17 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
         if self.sds:
             self.require_use("sds")
 
+    def check_inputs(self) -> None:
+        """Raise an SV3DError for a folder without cameras, an unwritable output, or absent weights."""
+        from sv3d_jax.io.outputs import check_output_parent
+        from sv3d_jax.io.scenes import check_views
+        from sv3d_jax.weights.hub import find_weights
+
+        check_views(self.orbit_dir)
+        check_output_parent(self.output)
+        if self.sds:
+            find_weights(self.weights, self.variant)
+
     def settings(self) -> dict[str, Any]:
         """What decides the result: the values of the preset too, so that a changed preset counts as other settings."""
         from sv3d_jax.config import to_plain

@@ -157,6 +157,7 @@ def _run(words: list[str]) -> int:
     name, rest = _split_verb(words)
     verb = VERBS[name]
     config = parse(name, rest)
+    _check_inputs(verb, config)
 
     lead = True
     if verb.processes:
@@ -172,7 +173,8 @@ def _run(words: list[str]) -> int:
                 progress.note(f"warning: {message}")
 
         warnings.showwarning = say_once
-        _check_inputs(verb, config)
+        if hasattr(config, "camera_path"):
+            config.camera_path()
         # Worker processes open the device themselves; opening it here too would only take memory from them.
         if verb.uses_jax and not getattr(config, "workers", 0):
             from sv3d_jax.devices import open_device, run_in_calling_thread
@@ -209,6 +211,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     file = _config_file(arguments)
     with _warnings_as_notes():
         settings = read_settings(cls, file) if file else {}
+    _check_output_given(name, cls, arguments, settings)
     with _respect_no_color():
         config = tyro.cli(
             cls,
@@ -224,6 +227,27 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         if needed and getattr(config, field.name) == ():
             raise InputError(f"{field.name.upper()} is needed, at least one", hint=f"sv3d {name} --help")
     return config
+
+
+def _check_output_given(name: str, cls: type, arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Raise InputError where the folder of the results is not given, as the command with it in its place."""
+    needed = any(f.name == "output" and f.default is dataclasses.MISSING for f in dataclasses.fields(cls))
+    is_given = any(word.startswith(("-o", "--output", "-h", "--help")) for word in arguments)
+    if not needed or is_given or "output" in settings or name == "convert":
+        return
+    words = list(arguments)
+    if len(words) == 2 and not any(
+        word.startswith("-") for word in words
+    ):  # a folder without its flag, on either side
+        first, second = words
+        words = (
+            [second, "-o", first]
+            if os.path.isfile(second) and not os.path.isfile(first)
+            else [first, "-o", second]
+        )
+    else:
+        words += ["-o", "DIR"]
+    raise InputError("-o DIR is needed, the folder of the results", hint=" ".join(["sv3d", name, *words]))
 
 
 def _with_current_names(cls: type, arguments: Sequence[str]) -> list[str]:
@@ -371,9 +395,7 @@ def _optional_without_none() -> Any:
 
 
 def _check_inputs(verb: Verb, config: Any) -> None:
-    """Raise InputError for an input file that does not exist or invalid cameras, before anything slow starts."""
-    if hasattr(config, "camera_path"):
-        config.camera_path()
+    """Raise an SV3DError for files that are absent or cannot be what they should, before anything slow starts."""
     for name in verb.inputs:
         value = getattr(config, name)
         for path in value if isinstance(value, tuple) else (value,):
@@ -381,6 +403,7 @@ def _check_inputs(verb: Verb, config: Any) -> None:
                 beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
                 hint = nearest(path.name, beside)
                 raise InputError(f"there is no {path}", hint=hint if hint.startswith("did") else None)
+    config.check_inputs()
 
 
 def _explained(error: Exception) -> SV3DError:

@@ -107,6 +107,9 @@ class CommonConfig(Settings):
     compile_cache: bool = True
     """keep compiled programs under the user's cache directory for the next start"""
 
+    def check_inputs(self) -> None:
+        """Raise an SV3DError for files that cannot be what the verb needs; called before jax starts."""
+
     def settings(self) -> dict[str, Any]:
         """The settings that decide the result, as plain JSON values; `run.json` stores them to recognise a run."""
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_SETTINGS}

@@ -67,7 +67,7 @@ USAGE_ERRORS = {
     "a word for a number": ("orbit x.png -o y --num-steps many", ["--num-steps", "many", "INT"]),
     "a number out of range": ("orbit x.png -o y --num-steps 0", ["--num-steps 0", "between 1 and 1000"]),
     "a wrong choice": ("orbit x.png -o y --orbit spiral", ["--orbit", "spiral", "static", "sine", "dynamic"]),
-    "no output": ("orbit x.png", ["--output"]),
+    "no output": ("orbit x.png", ["-o DIR is needed", "sv3d orbit x.png -o DIR"]),
     "no picture": ("orbit -o y", ["IMAGES", "needed"]),
     "an absent picture": ("orbit absent.png -o y", ["absent.png"]),
     "one frame": ("generate README.md -o y --frames 1", ["--frames 1", "between 2 and 128"]),

@@ -214,5 +214,24 @@ class TrainConfig(CommonConfig):
             )
         if self.objective != "unet" and self.trainable.layers != "all":
             raise InputError(f"trainable.layers {self.trainable.layers}: only the UNet is trained in part")
+        self._check_resume()
+
+    def check_inputs(self) -> None:
+        """Raise an SV3DError for absent weights or shards, or a folder of the run that cannot be written."""
+        from sv3d_jax.io.outputs import check_output_parent
+        from sv3d_jax.weights.hub import find_weights
+
+        if self.plan or self.export:
+            return
+        check_output_parent(self.output)
+        if self.objective == "unet":
+            find_weights(self.weights)
+        if self.data.shards and not self.data.shards.is_dir():
+            raise InputError(
+                f"--data.shards {self.data.shards}: there is no such folder",
+                hint="sv3d data pack ORBITS -o DIR makes one",
+            )
+
+    def _check_resume(self) -> None:
         if self.resume not in ("auto", "never") and not re.fullmatch("[0-9]{1,9}", self.resume):
             raise InputError(f"--resume {self.resume}: expected auto, never or the number of a step")

@@ -14,6 +14,7 @@ from sv3d_jax.io.atlas import merge_parts
 from sv3d_jax.io.gltf import write_glb
 from sv3d_jax.io.gltf_data import parse_document, split_glb
 from sv3d_jax.io.gltf_scene import read_gltf
+from sv3d_jax.io.images import PICTURE_SUFFIXES
 from sv3d_jax.io.obj import write_obj
 from sv3d_jax.io.obj_reader import read_obj
 from sv3d_jax.io.ply import stated_axes, write_ply
@@ -47,9 +48,7 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
     to files outside their own folder.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in MESH_SUFFIXES:
-        raise InputError(f"{path} is not a mesh file", hint=f"known: {', '.join(MESH_SUFFIXES)}")
+    suffix = check_mesh_file(path)
     try:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
@@ -70,6 +69,25 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
         raise InputError(
             f"{path} is damaged: it does not follow its format", hint="-v shows where"
         ) from error
+
+
+def check_mesh_file(path: Path) -> str:
+    """The suffix of a mesh file, in lower case. Raises InputError for another kind of file."""
+    suffix = path.suffix.lower()
+    if suffix not in MESH_SUFFIXES:
+        hint = f"known: {', '.join(MESH_SUFFIXES)}"
+        if suffix in PICTURE_SUFFIXES:
+            hint += f"; sv3d orbit {path} -o DIR makes an orbit of a picture"
+        raise InputError(f"{path} is not a mesh file", hint=hint)
+    return suffix
+
+
+def mesh_files(folder: Path) -> list[Path]:
+    """All mesh files below a folder, sorted. Raises InputError if there is none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
+    if not files:
+        raise InputError(f"{folder} holds no mesh", hint=f"known: {', '.join(MESH_SUFFIXES)}")
+    return files
 
 
 def world_from_mesh_file(path: str | Path, up: Up = "y") -> np.ndarray:

@@ -20,6 +20,7 @@ RUN_FILE = "run.json"
 STAGES_FILE = ".stages.json"
 SCRATCH_FOLDER = ".work"
 LOCK_FILE = ".lock"
+LEAST_SPACE = 1_000_000  # bytes of the smallest results
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
@@ -47,10 +48,16 @@ def write_json(path: Path | str, value: Any) -> None:
 
 
 def check_output_parent(directory: Path | str) -> None:
-    """Raise OutputError if `directory` cannot be created or written; to be called before long work."""
+    """Raise OutputError if `directory` cannot be created or written, InputError if it is a file.
+
+    To be called before long work.
+    """
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
-        raise OutputError(f"{directory} is a file, not a folder")
+        raise InputError(
+            f"{directory} is a file, not a folder for results",
+            hint="after -o goes a folder, a new one or an earlier run's",
+        )
     parent = directory if directory.exists() else directory.absolute().parent
     if not parent.is_dir():
         raise OutputError(
@@ -58,6 +65,7 @@ def check_output_parent(directory: Path | str) -> None:
         )
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent} cannot be written", hint="choose another folder with -o")
+    require_space(directory, LEAST_SPACE, "a run")
 
 
 class OutputFolder:
@@ -248,6 +256,15 @@ def platform_facts() -> dict[str, Any]:
         peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
         facts["device_peak_memory_bytes"] = [peak for peak in peaks if peak is not None]
     return facts
+
+
+def require_space(path: Path, needed: int, what: str) -> None:
+    """Raise OutputError if the disk where `path` lies or will lie has fewer than `needed` bytes free."""
+    if (free := free_bytes(path)) < needed:
+        raise OutputError(
+            f"{what} takes at least {needed / 1e6:.3g} MB, but {free / 1e6:.3g} MB are free where {path} lies",
+            hint="free some space, or choose a folder on another disk",
+        )
 
 
 def free_bytes(path: Path) -> int:

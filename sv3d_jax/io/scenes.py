@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +13,7 @@ from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.cameras_file import CAMERAS_FILE
 from sv3d_jax.io.colmap import find_colmap, read_colmap
-from sv3d_jax.io.images import Picture, over_white
+from sv3d_jax.io.images import PICTURE_SUFFIXES, Picture, over_white
 from sv3d_jax.io.lens import undistorted
 from sv3d_jax.io.names import exists
 from sv3d_jax.io.orbits import Frame, OrbitFrames, read_orbit, stack_frames
@@ -23,6 +24,7 @@ Up = Literal["auto", "y", "z"]
 KNOWN = f"{CAMERAS_FILE}, transforms.json, or a COLMAP model (cameras.txt and images.txt in sparse/0, sparse or openly)"
 # Mean squared distance of the x axes from their best plane, up to which that plane is the horizon.
 SCATTERED = 0.02
+SEARCHED_FOLDERS = 1000  # below a folder without cameras, for the hint
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,7 @@ def read_views(path: str | Path, up: Up = "auto") -> OrbitFrames:
         return read_orbit(path.parent)
     source = find_scene(path)
     if source is None:
-        if path.is_dir() and not exists(path / CAMERAS_FILE):
-            raise InputError(
-                f"{path / CAMERAS_FILE} does not exist", hint=f"a folder needs its cameras: {KNOWN}"
-            )
+        check_views(path)
         return read_orbit(path)
     scene = read_scene(source)
     if scene.absent:
@@ -105,6 +104,27 @@ def find_scene(path: Path) -> Path | None:
         return None
     files = [path / name for name in TRANSFORMS_FILES if exists(path / name)]
     return files[0] if files else find_colmap(path)
+
+
+def check_views(path: Path) -> None:
+    """Raise an InputError if a path holds no cameras, which says what it holds instead. Opens no file."""
+    if path.name == CAMERAS_FILE or exists(path / CAMERAS_FILE) or find_scene(path) is not None:
+        return
+    if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file():
+        hint = f"sv3d generate {path} -o DIR makes an orbit and a mesh of a picture"
+        raise InputError(f"{path} is a picture, not the folder of an orbit", hint=hint)
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder", hint="give a folder of frames with a cameras.json")
+    places = [path.parent, *(Path(folder) for folder, _, _ in islice(os.walk(path), SEARCHED_FOLDERS))]
+    orbits = [place for place in places if exists(place / CAMERAS_FILE) or find_scene(place) is not None]
+    hint = f"a folder needs its cameras: {KNOWN}"
+    if orbits:
+        hint = f"there is an orbit in {orbits[0]}" + (f", and {len(orbits) - 1} more" if orbits[1:] else "")
+    elif any(file.suffix.lower() in PICTURE_SUFFIXES for file in path.iterdir()):
+        hint = (
+            f"pictures without cameras: sv3d generate {path} -o DIR; pictures around one object need {KNOWN}"
+        )
+    raise InputError(f"{path / CAMERAS_FILE} does not exist", hint=hint)
 
 
 def find_scenes(path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Settings of `sv3d convert`."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,3 +25,12 @@ class ConvertConfig(CommonConfig):
     """take the averages (EMA) that a trainer stored beside the weights"""
     verify: bool = False
     """read the result back and compare every value"""
+
+    def check_inputs(self) -> None:
+        """Raise WeightsError for an input that is absent, or a file without weights."""
+        from sv3d_jax.weights.source import open_weights
+
+        if not self.input.is_dir() and self.input != Path("mini"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # remarks are made when the weights are converted
+                open_weights(self.input, ema=self.ema)

@@ -16,7 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from sv3d_jax.config import nearest
-from sv3d_jax.errors import InputError, WeightsError
+from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.config import METADATA_KEY, ModelConfig
 from sv3d_jax.models.families import FAMILIES, family_of_width
 from sv3d_jax.weights.checkpoint import SavedTree
@@ -74,13 +74,15 @@ def open_weights(
 
     `stored` gives fields of the configuration that do not follow from shapes, for a file that does not describe them
     itself; nested as in `ModelConfig.to_dict`. `ema` takes the averages that a trainer stored beside the weights.
-    Raises an InputError if `path` does not exist, a WeightsError if it is not an SV3D model.
+    Raises a WeightsError if `path` does not exist or is not an SV3D model.
     """
     path = Path(path)
     if not path.exists():
         beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, beside)
-        raise InputError(f"there are no weights at {path}", hint=hint if hint.startswith("did") else None)
+        raise WeightsError(
+            f"there are no weights at {path}", hint=hint if hint.startswith("did") else _GET_SV3D
+        )
     if (path / PARAMS_FOLDER).is_dir():
         if ema:
             raise WeightsError(f"{path} holds no averages (EMA) of its weights", hint="leave out --ema")

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sv3d_jax.errors import InputError, OutputError
-from sv3d_jax.io.outputs import OutputFolder, write_atomic
+from sv3d_jax.io.outputs import OutputFolder, require_space, write_atomic
 
 CONFIG = {"verb": "example", "steps": 50, "levels": {"sigma": 700.0}}
 
@@ -27,6 +27,21 @@ def run(directory, config=CONFIG, stages=("orbit", "mesh"), finish=True, **optio
         if finish and not folder.done:
             folder.write_run_json(seeds=[23])
     return worked
+
+
+def test_a_disk_without_the_space_is_told_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("sv3d_jax.io.outputs.free_bytes", lambda path: 4_200_000)
+    require_space(tmp_path, 4_200_000, "an orbit")
+    with pytest.raises(OutputError, match="an orbit takes at least 5 MB, but 4.2 MB are free") as caught:
+        require_space(tmp_path, 5_000_000, "an orbit")
+    assert "free some space" in caught.value.hint
+
+
+def test_a_full_disk_takes_no_output_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("sv3d_jax.io.outputs.free_bytes", lambda path: 0)
+    with pytest.raises(OutputError, match="0 MB are free"):
+        OutputFolder(tmp_path / "out", {})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_written_file_is_whole_and_leaves_no_temporary_one(tmp_path):
@@ -147,7 +162,7 @@ def test_a_parent_that_cannot_be_written_is_found_before_work(tmp_path, monkeypa
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
-    with pytest.raises(OutputError, match="is a file, not a folder"):
+    with pytest.raises(InputError, match="is a file, not a folder"):
         OutputFolder(tmp_path / "out", CONFIG)
 
 

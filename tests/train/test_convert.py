@@ -39,5 +39,5 @@ def test_a_folder_called_mini_goes_before_the_shipped_one(shipped, tmp_path):
 
 
 def test_no_other_name_is_looked_up(shipped, capsys):
-    assert main(["convert", "minni", "out.safetensors"]) == 2
+    assert main(["convert", "minni", "out.safetensors"]) == 3
     assert "there are no weights at minni" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from sv3d_jax.errors import InputError, WeightsError
+from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.families import FAMILIES
 from sv3d_jax.weights.source import cast, inferred_config, open_weights
@@ -158,8 +158,8 @@ def test_model_file_that_cannot_be_read_is_refused_by_its_name(tmp_path, content
         open_weights(tmp_path)
 
 
-def test_absent_path_is_an_input_error(tmp_path):
-    with pytest.raises(InputError, match="no weights at"):
+def test_absent_path_is_a_weights_error(tmp_path):
+    with pytest.raises(WeightsError, match="no weights at"):
         open_weights(tmp_path / "nothing")
 
 

@@ -60,6 +60,18 @@ class RenderConfig(CommonConfig):
         if self.elevation_max is not None:
             check_range("--elevation-max", self.elevation_max, self.elevation, 90)
 
+    def check_inputs(self) -> None:
+        """Raise an SV3DError for an output that cannot be written, a folder without meshes or another kind of file."""
+        from sv3d_jax.io.meshes import check_mesh_file, mesh_files
+        from sv3d_jax.io.outputs import check_output_parent
+
+        check_output_parent(self.output)
+        for path in self.meshes:
+            if path.is_dir():
+                mesh_files(path)
+            elif len(self.meshes) == 1 and path.suffix != ".txt":
+                check_mesh_file(path)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(CommonConfig):

@@ -16,7 +16,7 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.outputs import write_json
+from sv3d_jax.io.outputs import require_space, write_json
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.config import DataConfig
@@ -104,6 +104,8 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
         )
     write_json(index, settings)
     missing = [path for path in _shard_paths(directory, config) if not path.exists()]
+    orbit_bytes = config.num_frames * config.size**2 * 3
+    require_space(directory, len(missing) * SHARD_ORBITS * orbit_bytes, "the rendered data")
     progress.stage("render", total=len(missing))
     for path in missing:
         _render_shard(path, config)

@@ -114,11 +114,9 @@ def _named_meshes(given: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 def _meshes_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
     """The mesh files below a folder; of files with the same name, the format that comes first in MESH_SUFFIXES."""
-    from sv3d_jax.io.meshes import MESH_SUFFIXES
+    from sv3d_jax.io.meshes import MESH_SUFFIXES, mesh_files
 
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in MESH_SUFFIXES)
-    if not files:
-        raise InputError(f"{folder} holds no mesh", hint=f"known: {', '.join(MESH_SUFFIXES)}")
+    files = mesh_files(folder)
     named: dict[str, Path] = {}
     for path in sorted(files, key=lambda path: MESH_SUFFIXES.index(path.suffix.lower())):
         named.setdefault(path.relative_to(folder).with_suffix("").as_posix(), path)
