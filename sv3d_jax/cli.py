@@ -175,13 +175,16 @@ def _run(words: list[str]) -> int:
         warnings.showwarning = say_once
         if hasattr(config, "camera_path"):
             config.camera_path()
-        # Worker processes open the device themselves; opening it here too would only take memory from them.
-        if verb.uses_jax and not getattr(config, "workers", 0):
-            from sv3d_jax.devices import open_device, run_in_calling_thread
+        if verb.uses_jax:
+            from sv3d_jax.devices import enable_compile_cache, open_device, run_in_calling_thread
 
-            if verb.waits:
-                run_in_calling_thread()
-            open_device(config.device, config.compile_cache)
+            # Worker processes open the device themselves; opening it here too would only take memory from them.
+            if not getattr(config, "workers", 0):
+                if verb.waits:
+                    run_in_calling_thread()
+                open_device(config.device, config.compile_cache)
+            elif config.compile_cache:
+                enable_compile_cache()  # says once, and not in each worker, if its folder cannot be used
         result = _named(verb.run)(config, progress)
         signals.check()  # one that arrived after the last step
     if lead and (config.json or not verb.prints):

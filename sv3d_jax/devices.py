@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.ownership import NotOwn, check_own_files, make_own_folder
 
 CACHE_BYTES = 2 << 30
 SLOW_SCATTER = ("0.10.2", "0.11.0")
@@ -62,21 +63,48 @@ def select_device(name: str | None) -> None:
 def enable_compile_cache(directory: Path | None = None) -> None:
     """Keep compiled programs on disk for the next start: one folder per jaxlib version, of limited size.
 
-    If jax has a cache folder already (JAX_COMPILATION_CACHE_DIR), that one is used.
+    If jax has a cache folder already (JAX_COMPILATION_CACHE_DIR), that one is used. Programs are code: a folder that
+    another user could have written to is not used, with a warning. Who may write to a bucket is not looked at.
     """
     import jax
     import jaxlib
 
-    if jax.config.jax_compilation_cache_dir is not None:
+    given = jax.config.jax_compilation_cache_dir
+    if given is not None and (not given or "://" in given):  # none is wanted; a bucket
         return
-    directory = directory or cache_directory() / f"compiled-jaxlib-{jaxlib.__version__}"
+    directory = Path(given or directory or cache_directory() / f"compiled-jaxlib-{jaxlib.__version__}")
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)  # compiled programs are trusted code
-    except OSError:
-        return  # without a writable home folder programs are compiled at each start
+        make_own_folder(directory)
+        check_own_files(directory)
+    except (NotOwn, OSError) as error:  # without a writable home folder programs are compiled at each start
+        if isinstance(error, NotOwn):
+            warn_of_foreign_cache(directory, error)
+        jax.config.update("jax_compilation_cache_dir", None)
+        return
+    _let_jax_check_contents()
+    if given:
+        return
     jax.config.update("jax_compilation_cache_dir", str(directory))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def warn_of_foreign_cache(folder: Path, reason: NotOwn) -> None:
+    """Warn that programs are compiled although there is a folder for them."""
+    warnings.warn(f"programs are compiled and not taken from {folder}: {reason}", stacklevel=3)
+
+
+def _let_jax_check_contents() -> None:
+    """Make jax compress its cache with zlib, whose streams have checksums, also if zstandard is installed.
+
+    As jax calls it, zstandard writes none, and jaxlib 0.10.2 crashes on damaged programs. jax has no setting for it.
+    """
+    try:
+        from jax._src import compilation_cache
+    except ImportError:
+        return
+    for name in ("zstd", "zstandard"):
+        setattr(compilation_cache, name, None)
 
 
 def run_in_calling_thread() -> None:

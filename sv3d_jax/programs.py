@@ -2,8 +2,12 @@
 
 jax's own compilation cache does not save the tracing, which takes seconds for a network. Executables are stored beside
 that cache, if it is in use. We bypass it for these programs: an executable that jax loaded from its own cache may not
-serialize correctly again (jaxlib 0.10.2 on CPU: missing functions on reload). Files are unpickled and executed
-unverified: only the user may have write access.
+serialize correctly again (jaxlib 0.10.2 on CPU: missing functions on reload).
+
+Loading a program runs what is in it. So a file is read only if it and its folders are this user's alone, and loaded
+only if it begins with the SHA-256 of its name and of the rest. `jax.experimental.serialize_executable` pickles
+executables; the trees of arguments and results are pickled too, since jax's other form of trees
+(`PyTreeDef.serialize_using_proto`) has no named tuples.
 """
 
 import dataclasses
@@ -12,6 +16,7 @@ import math
 import os
 import pickle
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cache, partial
@@ -26,11 +31,11 @@ import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.stages import Compiled
 
-from sv3d_jax.devices import CACHE_BYTES
-from sv3d_jax.errors import OutputError
-from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.devices import CACHE_BYTES, warn_of_foreign_cache
+from sv3d_jax.io.ownership import NotOwn, make_own_folder, read_own_file
 
 FOLDER, SUFFIX = "programs", ".program"
+DIGEST_BYTES = hashlib.sha256().digest_size
 ROOT = Path(__file__).parent
 SOURCES = ("*.py", "models/**/*.py", "diffusion/*.py")
 """Files of this package that programs are traced from."""
@@ -128,41 +133,70 @@ def load_or_compile(
 
     The repr of `description` must identify every input to compilation besides this package's code, the versions of jax
     and the device, as that of `describe` does. The compiled module must bear the name, which is unique to the
-    description, so that jax cannot take it from its own cache. A file that cannot be read is written again; if the
-    folder cannot be written, nothing is kept.
+    description, so that jax cannot take it from its own cache. A file that is damaged or cannot be loaded is written
+    again, and so is one that is not this user's alone, with a warning. In a folder that is not, or that cannot be
+    written, nothing is kept.
     """
     cached, device = jax.config.jax_compilation_cache_dir, _device_of(inputs)
-    if cached is None or "://" in cached or device is None or _OPAQUE in repr(description):
+    if not cached or "://" in cached or device is None or _OPAQUE in repr(description):
         return compile_now("program")
     digest = _digest(description, device)
     path = Path(cached) / FOLDER / (digest + SUFFIX)
-    if (program := _load(path, device)) is not None:
+    own = _has_own_folder(path)
+    if own and (program := _load(path, device)) is not None:
         return program
     with _not_kept_by_jax():
         program = compile_now(f"program_{digest[:32]}")
     # What fails here costs the next start its time, not this run its results.
-    with suppress(OSError, OutputError, ValueError, RuntimeError):
-        _keep(path, pickle.dumps(serialize(program)))
+    with suppress(OSError, ValueError, RuntimeError):
+        if own:
+            _keep(path, pickle.dumps(serialize(program)))
     return program
+
+
+def _has_own_folder(path: Path) -> bool:
+    """Whether programs may be read from and kept in the folder of a path, which is made if it is missing."""
+    try:
+        make_own_folder(path.parent.parent)
+        make_own_folder(path.parent)
+    except NotOwn as reason:
+        warn_of_foreign_cache(path.parent, reason)
+        return False
+    except OSError:
+        return False
+    return True
 
 
 def _load(path: Path, device: Any) -> Compiled | None:
     """The program in a file, or None if there is none that can be used; one that is damaged is removed."""
     try:
-        content = path.read_bytes()
+        content = memoryview(read_own_file(path))
+    except NotOwn as reason:
+        warn_of_foreign_cache(path.parent, reason)
+        return None
     except OSError:
         return None
+    payload = content[DIGEST_BYTES:]
     try:
+        if content[:DIGEST_BYTES] != _checksum(path, payload):
+            raise ValueError("damaged")
         program = deserialize_and_load(
-            *pickle.loads(content), backend=device.client, execution_devices=[device]
+            *pickle.loads(payload), backend=device.client, execution_devices=[device]
         )
-    except Exception:  # whatever a damaged file or another machine's program makes pickle and jax say
+    except Exception:  # whatever another machine's program makes pickle and jax say
         with suppress(OSError):
             path.unlink()
         return None
     with suppress(OSError):
         path.touch()  # the least recently used go first
     return program
+
+
+def _checksum(path: Path, payload: bytes | memoryview) -> bytes:
+    """Digest of a program and of the name of its file, so that one under another's name is no program either."""
+    digest = hashlib.sha256(path.name.encode())
+    digest.update(payload)
+    return digest.digest()
 
 
 def _not_kept_by_jax() -> AbstractContextManager[Any]:
@@ -226,13 +260,23 @@ def _cpu_features() -> tuple[str, ...]:
     return tuple(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))}))
 
 
-def _keep(path: Path, content: bytes) -> None:
-    """Write it, then evict least recently used files above the size limit."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    own = path.with_name(f"{path.name}.{os.getpid()}")  # several processes may keep the same program at once
-    write_atomic(own, content)
-    own.replace(path)
-    files = sorted(path.parent.glob("*" + SUFFIX), key=lambda file: file.stat().st_mtime)
+def _keep(path: Path, payload: bytes) -> None:
+    """Write it after its checksum, then evict least recently used files above the size limit."""
+    # Several processes may keep the same program at once, each in a temporary file that is this user's alone.
+    descriptor, temporary = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(_checksum(path, payload))
+            file.write(payload)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    # Temporary files of processes that were killed are among them.
+    files = sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime)
     total = sum(file.stat().st_size for file in files)
     for file in files[:-1]:
         if total <= CACHE_BYTES:

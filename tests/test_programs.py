@@ -20,7 +20,7 @@ from sv3d_jax.diffusion.solvers import Euler
 from sv3d_jax.models.families import FAMILIES
 from sv3d_jax.programs import load_or_compile
 from tests.test_imports import ROOT
-from tests.tiny_model import CONFIG
+from tests.tiny_model import CONFIG, picture, tiny_pipeline
 
 
 @pytest.fixture
@@ -72,6 +72,62 @@ def test_what_decides_a_program_finds_it_no_more(change, folder, monkeypatch):
         load_or_compile("double", never)
 
 
+def flipped(content: bytes, rng: np.random.Generator) -> bytes:
+    """The content with one bit turned over somewhere."""
+    changed = bytearray(content)
+    changed[rng.integers(len(changed))] ^= 1 << rng.integers(8)
+    return bytes(changed)
+
+
+def never_loaded(*_, **__):
+    raise AssertionError("a damaged program was loaded")
+
+
+@pytest.mark.parametrize("trials", [8, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_program_with_a_flipped_bit_is_compiled_again_and_never_loaded(trials, folder, monkeypatch):
+    load_or_compile("double", compiled)
+    [path] = folder.iterdir()
+    rng, names = np.random.default_rng(trials), []
+
+    def compile_now(name):
+        names.append(name)
+        assert not path.exists()
+        return compiled()
+
+    for _ in range(trials):
+        path.write_bytes(flipped(path.read_bytes(), rng))
+        with monkeypatch.context() as patch:
+            patch.setattr("pickle.loads", never_loaded)
+            patch.setattr(programs, "deserialize_and_load", never_loaded)
+            assert result(load_or_compile("double", compile_now)) == [0.0, 2.0, 4.0]
+        assert result(load_or_compile("double", never)) == [0.0, 2.0, 4.0]
+    assert len(names) == trials
+
+
+@pytest.mark.slow
+def test_no_program_of_an_orbit_is_loaded_with_a_flipped_bit(folder, monkeypatch):
+    kept, trials, rng = {}, 200, np.random.default_rng(0)
+
+    def recorded(description, compile_now, inputs):
+        before = set(folder.glob("*"))
+        program = load_or_compile(description, compile_now, inputs)
+        if added := set(folder.glob("*")) - before:
+            kept[added.pop()] = description, program, inputs
+        return program
+
+    monkeypatch.setattr("sv3d_jax.runner.load_or_compile", recorded)
+    tiny_pipeline()(picture())
+    monkeypatch.setattr(programs, "deserialize_and_load", never_loaded)
+    assert len(kept) > 2
+    recompiled = 0
+    for path in [*kept] * (trials // len(kept) + 1):
+        description, program, inputs = kept[path]
+        path.write_bytes(flipped(path.read_bytes(), rng))
+        again = load_or_compile(description, lambda name, program=program: program, inputs)
+        recompiled += again is program
+    assert recompiled >= trials
+
+
 @pytest.mark.parametrize(
     "damage", [lambda content: content[:-100], lambda content: b"", lambda content: b"x" * 50]
 )
@@ -80,6 +136,63 @@ def test_a_damaged_program_is_compiled_and_kept_again(damage, folder):
     [path] = folder.iterdir()
     path.write_bytes(damage(path.read_bytes()))
     assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+    assert result(load_or_compile("double", never)) == [0.0, 2.0, 4.0]
+
+
+def test_a_program_under_the_name_of_another_is_not_loaded(folder):
+    load_or_compile("double", compiled)
+    [double] = folder.iterdir()
+    load_or_compile("triple", lambda name: compiled(name, 3.0))
+    [triple] = set(folder.iterdir()) - {double}
+    triple.replace(double)
+    assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+
+
+def linked(path: Path) -> None:
+    """Move a file or folder and leave a link to it."""
+    path.symlink_to(path.rename(path.with_name(path.name + ".moved")))
+
+
+FAULTS = [
+    (
+        "belongs to another user",
+        lambda path, patch: patch.setattr(os, "getuid", lambda: path.stat().st_uid + 1),
+    ),
+    ("may be written by other users", lambda path, patch: path.chmod(0o720)),
+    ("may be written by other users", lambda path, patch: path.chmod(0o702)),
+    ("is a symbolic link", lambda path, patch: linked(path)),
+]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has neither owners nor these permissions")
+@pytest.mark.parametrize(("reason", "make"), FAULTS)
+@pytest.mark.parametrize("place", ["cache", "folder", "file"])
+def test_what_another_user_could_have_written_is_not_loaded(reason, make, place, folder, monkeypatch):
+    load_or_compile("double", compiled)
+    [file] = folder.iterdir()
+    content = file.read_bytes()
+    with monkeypatch.context() as patch:
+        make({"cache": folder.parent, "folder": folder, "file": file}[place], patch)
+        if place == "file":  # of this user's folders
+            patch.setattr(programs, "make_own_folder", lambda folder: None)
+        patch.setattr("pickle.loads", never_loaded)
+        with pytest.warns(UserWarning, match=f"programs are compiled and not taken from .*{reason}"):
+            assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
+    if place == "file":
+        assert result(load_or_compile("double", never)) == [0.0, 2.0, 4.0]
+        assert not file.is_symlink() and file.stat().st_mode & 0o777 == 0o600
+    else:
+        assert file.read_bytes() == content
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="Windows has no such permissions")
+def test_programs_are_this_users_alone_whatever_the_umask(folder):
+    folder.parent.rmdir()
+    before = os.umask(0)
+    try:
+        load_or_compile("double", compiled)
+    finally:
+        os.umask(before)
     assert result(load_or_compile("double", never)) == [0.0, 2.0, 4.0]
 
 
@@ -241,20 +354,21 @@ def test_a_damaged_program_that_cannot_be_replaced_costs_nothing_else(folder, mo
     def refused(*_, **__):
         raise PermissionError("read-only")
 
-    for name in ("touch", "unlink", "replace"):
+    for name in ("touch", "unlink"):
         monkeypatch.setattr(type(path), name, refused)
+    monkeypatch.setattr(os, "replace", refused)
     assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
     assert path.read_bytes() == b"damaged"
 
 
-@pytest.mark.parametrize("name", ["read_bytes", "mkdir"])
-def test_a_folder_of_somebody_else_costs_nothing_else(folder, monkeypatch, name):
+@pytest.mark.parametrize("name", ["os.open", "pathlib.Path.mkdir"])
+def test_a_folder_that_cannot_be_opened_costs_nothing_else(folder, monkeypatch, name):
     load_or_compile("double", compiled)
 
     def refused(*_, **__):
         raise PermissionError(13, "not yours")
 
-    monkeypatch.setattr(Path, name, refused)
+    monkeypatch.setattr(name, refused)
     assert result(load_or_compile("double", compiled)) == [0.0, 2.0, 4.0]
 
 

@@ -184,7 +184,9 @@ def _start_worker(config: RenderConfig) -> None:
 
     select_device(config.device)
     if config.compile_cache:
-        enable_compile_cache()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the first process has said it
+            enable_compile_cache()
 
 
 def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:
