@@ -45,6 +45,8 @@ class SHLight(NamedTuple):
 
 
 SH_COSINE = np.repeat([1.0, 2.0 / 3.0, 1.0 / 4.0], [1, 3, 5])
+PIXELS_AT_ONCE = 1 << 18
+"""Of an environment map: each takes 200 bytes while its light is computed."""
 
 
 def sh_basis(directions: Float[Any, "*n 3"]) -> Float[Any, "*n 9"]:
@@ -69,13 +71,16 @@ def environment_light(radiance: Float[np.ndarray, "h w 3"], turn_deg: float = 0.
     Scaled to a mean of 1 over all normals, because environment maps differ in exposure by factors of thousands.
     """
     height, width = radiance.shape[:2]
-    polar = (np.arange(height) + 0.5) * np.pi / height
     azimuth = np.pi - (np.arange(width) + 0.5) * 2 * np.pi / width + np.deg2rad(turn_deg)  # seen from inside
-    polar, azimuth = np.meshgrid(polar, azimuth, indexing="ij")
-    directions = [np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), np.cos(polar)]
-    area = np.sin(polar) * (np.pi / height) * (2 * np.pi / width)
-    basis = sh_basis(np.stack(directions, axis=-1))
-    coefficients = np.einsum("hw,hwk,hwc->kc", area, basis, radiance.astype(np.float64))
+    coefficients = np.zeros((9, 3))
+    for rows in np.array_split(np.arange(height), -(-height * width // PIXELS_AT_ONCE)):
+        polar = ((rows + 0.5) * np.pi / height)[:, None]
+        z = np.broadcast_to(np.cos(polar), (len(rows), width))
+        basis = sh_basis(np.stack([np.sin(polar) * np.cos(azimuth), np.sin(polar) * np.sin(azimuth), z], -1))
+        area = np.sin(polar) * (np.pi / height) * (2 * np.pi / width)
+        coefficients += np.tensordot(
+            basis * area[..., None], radiance[rows].astype(np.float64), ((0, 1), (0, 1))
+        )
     return _of_mean_one(coefficients * SH_COSINE[:, None])
 
 

@@ -1,5 +1,7 @@
 """Lights, compared with integrals over the sphere and closed forms."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,6 +147,18 @@ def test_environment_is_seen_from_inside_with_x_ahead_in_its_middle():
     light = environment_light(picture)
     ahead, left = np.asarray(light.shade(np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])))
     assert ahead[0] > 4 * ahead[1] and left[1] > 4 * left[0]
+
+
+def test_a_large_environment_takes_little_memory_besides_itself():
+    height = np.cos((np.arange(1024) + 0.5) * np.pi / 1024)
+    radiance = np.broadcast_to((1.0 + height)[:, None, None], (1024, 1024, 3)).astype(np.float32)
+    tracemalloc.start()
+    light = environment_light(radiance)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * radiance.nbytes  # all at once: 18 times
+    # (1 / pi) integral of (1 + z) max(n . w, 0), up to the width of a row
+    np.testing.assert_allclose(light.shade(np.eye(3)), [[1.0] * 3, [1.0] * 3, [5 / 3] * 3], atol=1e-4)
 
 
 def test_turning_an_environment_turns_its_shading():

@@ -49,7 +49,7 @@ class RenderConfig(CommonConfig):
     light: Literal["soft", "gaussians", "harmonics", "none"] = "soft"
     """soft: an overcast sky; gaussians, harmonics: random lamps and coloured skies; none: the surfaces' own colours"""
     hdr: tuple[Path, ...] = ()
-    """Radiance .hdr files in place of the light: each mesh is lit by one of them, rotated at random"""
+    """environment maps (.hdr, .exr) in place of the light: each mesh is lit by one of them, rotated at random"""
     background: Literal["white", "transparent"] = "white"
     """background of the frames: white, with alpha in separate files, or transparent, with alpha in the frames"""
     workers: Annotated[int, within(0, 1024)] = 0

@@ -20,7 +20,7 @@ from sv3d_jax import signals
 from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_orbit
 from sv3d_jax.errors import InputError, OutOfMemory, SV3DError, is_out_of_memory
 from sv3d_jax.geometry.mesh import Mesh, moved, object_to_world
-from sv3d_jax.io.hdr import read_hdr
+from sv3d_jax.io.environment import read_environment
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
 from sv3d_jax.render.orbit import Light, render_orbit
@@ -36,7 +36,7 @@ def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[
     Of several meshes, those that cannot be rendered are left out and reported. Raises InputError for a single one.
     """
     for path in config.hdr:
-        read_hdr(path)  # damaged ones are refused before any mesh is rendered
+        read_environment(path)  # damaged ones are refused before any mesh is rendered
     if config.frames % NUM_FRAMES:
         make_orbit(config.orbit, config.frames, config.elevation)  # warns about the number of frames
     tasks, twice = _tasks(config)
@@ -247,7 +247,7 @@ def _cameras(config: RenderConfig, seed: int) -> CameraPath:
 def _light(config: RenderConfig, seed: int) -> Light | None:
     if config.hdr:
         rng = np.random.default_rng([seed, 0x4D5])
-        radiance = read_hdr(config.hdr[rng.integers(len(config.hdr))])
+        radiance = read_environment(config.hdr[rng.integers(len(config.hdr))])
         return environment_light(radiance, rng.uniform(0.0, 360.0))
     if config.light == "none":
         return None
