@@ -73,7 +73,7 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
         raise InputError(f"{model / f'images{end}'} holds no image")
     file = model / f"images{end}"
     poses = [_pose(image, f"{file}: {image.name}") for image in images]
-    folder = _picture_folder(model, [image.name for image in images], str(file))
+    scene, folder = _picture_folder(model, [image.name for image in images], str(file))
     views, absent = [], []
     for image, pose in zip(images, poses, strict=True):
         where = f"{file}: {image.name}"
@@ -81,10 +81,10 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
             raise CameraError(
                 f"{where} has camera {image.camera}, which {model / f'cameras{end}'} does not know"
             )
-        if not exists(named_file(folder, image.name, where)):
+        if not exists(path := named_file(folder, image.name, where, within=scene)):
             absent.append(f"{where}: {folder / image.name} does not exist")
             continue
-        picture = _picture(folder, image.name, where)
+        picture = _picture(folder, image.name, path, where)
         height, width = picture.rgb.shape[:2]
         views.append(
             PosedPicture(image.name, picture, pose, lenses[image.camera].fitted(width, height, where))
@@ -110,22 +110,23 @@ def _pose(image: _Image, where: str) -> np.ndarray:
     return rigid_pose(pose @ OPENGL_FROM_OPENCV, where)
 
 
-def _picture_folder(model: Path, names: list[str], where: str) -> Path:
-    """The folder that holds the named pictures: next to the model or above it, in `images` or directly."""
+def _picture_folder(model: Path, names: list[str], where: str) -> tuple[Path, Path]:
+    """The folder of the scene, and that of its pictures: `images` next to the model or above it, or what holds it."""
     bases = [model.absolute(), model.absolute().parent]
     while bases[-1].name in ("sparse", "colmap"):
         bases.append(bases[-1].parent)
     for place in (place for base in bases for place in (base / "images", base)):
-        if any(exists(named_file(place, name, where)) for name in names):
-            return place
+        if any(exists(named_file(place, name, where, within=bases[-1])) for name in names):
+            return bases[-1], place
     looked = ", ".join(str(base / "images") for base in bases)
     raise InputError(f"{where} names {names[0]}, and none of its pictures lies in {looked}")
 
 
-def _picture(folder: Path, name: str, where: str) -> Picture:
-    picture = read_picture(named_file(folder, name, where), min_side=1, upright=False)
+def _picture(folder: Path, name: str, path: Path, where: str) -> Picture:
+    """A picture with the mask of its name, which lies in `masks` beside the folder of the pictures."""
+    picture = read_picture(path, min_side=1, upright=False)
     for mask in (f"{name}.png", str(Path(name).with_suffix(".png"))):
-        if exists(file := named_file(folder.parent / "masks", mask, where)):
+        if exists(file := named_file(folder.parent / "masks", mask, where, within=folder.parent)):
             return masked(picture, file)
     return picture
 

@@ -24,7 +24,8 @@ from sv3d_jax.io.cameras_file import (
     write_cameras,
 )
 from sv3d_jax.io.images import over_white, read_picture, write_png
-from sv3d_jax.io.names import exists, outside_reason
+from sv3d_jax.io.names import exists, not_leading_out, outside_reason
+from sv3d_jax.io.outputs import refuse_links
 
 NOT_WHITE = 8  # 8-bit levels below white from which a pixel counts as object
 MAX_CONTRADICTION = 1e-3  # largest share of a frame's pixels that may be object where its alpha is 0
@@ -67,12 +68,11 @@ def write_orbit(
             f"alphas of shape {alphas.shape} do not fit frames of shape {images.shape}",
             hint="frames (f, h, w, 3) over white have alphas (f, h, w); frames (f, h, w, 4) have their own",
         )
+    refuse_links(directory, {Path(name).parts[0] for name in (frame_file(0), alpha_file(0))})
     pictures = {frame_file(index): image for index, image in enumerate(images)}
     masks = {alpha_file(index): alpha for index, alpha in enumerate(() if alphas is None else alphas)}
     for name, picture in (pictures | masks).items():
-        path = Path(directory) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, picture)
+        write_png(Path(directory) / name, picture)
     write_cameras(
         Path(directory) / CAMERAS_FILE,
         cameras,
@@ -191,6 +191,7 @@ def _alpha_path(directory: Path, frame: dict[str, Any], index: int) -> str | Non
 def _check_inside(directory: Path, file: str, where: str) -> None:
     if outside_reason(file):
         raise InputError(f"{directory / CAMERAS_FILE}: {where} lies outside the folder: {file}")
+    not_leading_out(directory / file, directory, f"{directory / CAMERAS_FILE}: {where}")
 
 
 def _read_alpha(path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io.names import outside_reason
+from sv3d_jax.io.names import leads_out, outside_reason
 
 Up = Literal["y", "z"]
 Wrap = Literal["repeat", "clamp", "mirror"]
@@ -69,19 +69,18 @@ class Source:
         """
         if outside_reason(name):
             raise outside_error(name)
-        folder, file = self.path.parent, self.path.parent / name.replace("\\", "/")
+        file = self.path.parent / name.replace("\\", "/")
+        if leads_out(file, self.path.parent):
+            raise InputError(
+                f"refers to {name[:200]}, a link that leads out of the mesh's folder", hint=_ONLY_BELOW
+            )
         try:
-            if not file.resolve().is_relative_to(folder.resolve()):
-                raise InputError(
-                    f"refers to {name[:200]}, a link that leads out of the mesh's folder",
-                    hint=_ONLY_BELOW,
-                )
             if not file.is_file():
                 raise InputError(f"refers to {name[:200]}, which is not beside it")
             if (size := file.stat().st_size) > MAX_FILE_BYTES:
                 raise InputError(f"refers to {name[:200]} of {size} bytes, more than {MAX_FILE_BYTES}")
             return file.read_bytes()
-        except (OSError, ValueError, RuntimeError):  # impossible file names, cycles of links
+        except (OSError, ValueError):  # impossible file names, cycles of links
             raise InputError(f"refers to {name[:200]}, which cannot be read") from None
 
 

@@ -13,7 +13,7 @@ from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.documents import read_frames
 from sv3d_jax.io.images import Picture, masked, read_picture
 from sv3d_jax.io.lens import Lens, PosedPicture
-from sv3d_jax.io.names import AbsentFile, exists, named_file
+from sv3d_jax.io.names import AbsentFile, exists, named_file, not_leading_out
 
 # In order of preference; only one is read, the others usually hold views for testing.
 TRANSFORMS_FILES = ("transforms.json", "transforms_train.json", "transforms_test.json", "transforms_val.json")
@@ -82,7 +82,7 @@ def _file(folder: Path, frame: dict[str, Any], key: str, where: str) -> Path:
     path = named_file(folder, name, f"{where}: {key}", CLIMB)
     for suffix in SUFFIXES:
         if exists(found := path.with_name(path.name + suffix)):
-            return found
+            return not_leading_out(found, folder.joinpath(*[".."] * CLIMB), f"{where}: {key}")
     raise AbsentFile(f"{where}: {path} does not exist, nor does it with .png, .jpg, .jpeg or .webp")
 
 

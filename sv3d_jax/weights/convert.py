@@ -184,7 +184,11 @@ def staged(output: Path) -> Iterator[Path]:
     """
     staging = output.absolute().parent / f".{output.name}.tmp"
     try:
+        if staging.is_symlink():
+            staging.unlink()  # a folder elsewhere must neither be emptied nor written to
         staging.mkdir(exist_ok=True)
+        if (staging / "lock").is_symlink():
+            (staging / "lock").unlink()
         with FileLock(staging / "lock", timeout=0), signals.temporary(staging):
             for left in staging.iterdir():
                 if left.name != "lock":
@@ -201,4 +205,4 @@ def staged(output: Path) -> Iterator[Path]:
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

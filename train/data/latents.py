@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sv3d_jax.arrays import Params
+from sv3d_jax.io.outputs import replacing
 from sv3d_jax.models.clip_vision import embed_image
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import encode_moments
@@ -78,10 +79,8 @@ def encode_pool(directory: Path, pool: OrbitPool, encoder: OrbitEncoder, progres
     progress.stage("encode", total=len(missing))
     for path, shard in missing:
         latents, tokens = encoder(np.asarray(shard))
-        temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
+        with replacing(path) as file:
             np.savez(file, latents=latents, tokens=tokens)
-        temporary.replace(path)
         progress.advance()
     loaded = [np.load(path) for path in paths]
     latents, tokens = (np.concatenate([part[key] for part in loaded]) for key in ("latents", "tokens"))
