@@ -10,7 +10,7 @@ import numpy as np
 
 from sv3d_jax.cameras.pose import quaternion_rotations, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.io.images import Picture, masked, read_picture
+from sv3d_jax.io.images import check_total_pixels, masked, read_picture
 from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
 
@@ -74,21 +74,26 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
     file = model / f"images{end}"
     poses = [_pose(image, f"{file}: {image.name}") for image in images]
     scene, folder = _picture_folder(model, [image.name for image in images], str(file))
-    views, absent = [], []
+    kept: list[tuple[_Image, np.ndarray, list[Path]]] = []  # with picture and mask
+    absent = []
     for image, pose in zip(images, poses, strict=True):
         where = f"{file}: {image.name}"
         if image.camera not in lenses:
             raise CameraError(
                 f"{where} has camera {image.camera}, which {model / f'cameras{end}'} does not know"
             )
-        if not exists(path := named_file(folder, image.name, where, within=scene)):
+        if exists(path := named_file(folder, image.name, where, within=scene)):
+            kept.append((image, pose, [path, *_mask(folder, image.name, where)]))
+        else:
             absent.append(f"{where}: {folder / image.name} does not exist")
-            continue
-        picture = _picture(folder, image.name, path, where)
+    check_total_pixels([path for _, _, paths in kept for path in paths], file)
+    views = []
+    for image, pose, (path, *mask) in kept:
+        picture = read_picture(path, min_side=1, upright=False)
+        picture = masked(picture, mask[0]) if mask else picture
         height, width = picture.rgb.shape[:2]
-        views.append(
-            PosedPicture(image.name, picture, pose, lenses[image.camera].fitted(width, height, where))
-        )
+        lens = lenses[image.camera].fitted(width, height, f"{file}: {image.name}")
+        views.append(PosedPicture(image.name, picture, pose, lens))
     return views, absent
 
 
@@ -122,13 +127,11 @@ def _picture_folder(model: Path, names: list[str], where: str) -> tuple[Path, Pa
     raise InputError(f"{where} names {names[0]}, and none of its pictures lies in {looked}")
 
 
-def _picture(folder: Path, name: str, path: Path, where: str) -> Picture:
-    """A picture with the mask of its name, which lies in `masks` beside the folder of the pictures."""
-    picture = read_picture(path, min_side=1, upright=False)
-    for mask in (f"{name}.png", str(Path(name).with_suffix(".png"))):
-        if exists(file := named_file(folder.parent / "masks", mask, where, within=folder.parent)):
-            return masked(picture, file)
-    return picture
+def _mask(folder: Path, name: str, where: str) -> list[Path]:
+    """The mask of a picture, if it has one: in `masks` beside the folder of the pictures."""
+    names = f"{name}.png", str(Path(name).with_suffix(".png"))
+    found = [named_file(folder.parent / "masks", mask, where, within=folder.parent) for mask in names]
+    return [path for path in found if exists(path)][:1]
 
 
 def _text_lenses(file: Path) -> Iterator[tuple[int, Lens]]:

@@ -15,7 +15,10 @@ Up = Literal["y", "z"]
 Wrap = Literal["repeat", "clamp", "mirror"]
 
 MAX_FILE_BYTES = 1 << 30
+# Ten million faces, with three vertices each where none are shared: with normals, colours and texture coordinates they
+# take 8 GB while they are read.
 MAX_FACES = 10_000_000
+MAX_VERTICES = 3 * MAX_FACES
 MAX_TEXTURE_PIXELS = 64_000_000  # of a texture that this package makes
 
 # The world's +x, where the camera of the input view stands, becomes +z, the front of an object in glTF and its viewers.
@@ -55,6 +58,7 @@ class Source:
 
     path: Path
     remarks: list[str] = field(default_factory=list)
+    decoded_pixels: int = 0  # of all textures so far
 
     def remark(self, text: str) -> None:
         """Record what was approximated or skipped; the same text only once."""

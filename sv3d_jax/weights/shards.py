@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from sv3d_jax.errors import WeightsError
-from sv3d_jax.weights.safetensors_file import SafetensorsFile, TensorInfo
+from sv3d_jax.weights.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile, TensorInfo
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d+)-of-(?P<count>\d+)\.safetensors")
-_MAX_INDEX = 100_000_000
 _AGAIN = "download the folder again"
 
 
@@ -32,6 +31,8 @@ class TensorFiles:
                         hint="the files belong to different models, or to the same model saved twice: keep one of them",
                     )
                 self._file[name] = file
+            if len(self._file) > MAX_TENSORS:
+                raise WeightsError(f"{path} holds more than {MAX_TENSORS} tensors in its files", hint=_AGAIN)
         self.tensors: Mapping[str, TensorInfo] = {
             name: file.tensors[name] for name, file in self._file.items()
         }
@@ -124,8 +125,8 @@ def _weight_map(index: Path) -> dict[str, str]:
         return found
 
     try:
-        if index.stat().st_size > _MAX_INDEX:
-            raise WeightsError(f"{index} holds more than {_MAX_INDEX} bytes", hint=_AGAIN)
+        if index.stat().st_size > MAX_HEADER_BYTES:
+            raise WeightsError(f"{index} holds more than {MAX_HEADER_BYTES} bytes", hint=_AGAIN)
         document = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)
     except OSError as error:
         raise WeightsError(f"cannot read {index}: {error.strerror}") from None
