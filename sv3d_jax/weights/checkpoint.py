@@ -6,6 +6,7 @@ own metadata and compared when the leaf is read.
 
 import ctypes
 import gc
+import logging
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,9 @@ def save_leaves(directory: Path, leaves: Iterable[tuple[TreePath, np.ndarray]]) 
     """Write (path, leaf) pairs as one checkpoint; `directory` appears once the last one is written."""
     import orbax.checkpoint.experimental.v1 as ocp
 
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # Orbax also logs the traces of errors that it raises
     for batch in _batches(leaves, lambda leaf: leaf[1].nbytes):
         batch = [(path, np.ascontiguousarray(leaf)) for path, leaf in batch]
         checksums = {"/".join(path): _checksum(leaf) for path, leaf in batch}
