@@ -142,6 +142,9 @@ class OutputFolder:
         self.config = json.loads(json.dumps(to_plain(config)))
         self.overwrite = overwrite
         self._below = below
+        inner = None if below is None else self.directory.relative_to(below)
+        if inner is not None and (not inner.parts or ".." in inner.parts):  # of a file "...png", say
+            raise InputError(f"{directory} is no folder inside {below}", hint="rename the input file")
         place = self.directory
         while below is not None and not place.parent.exists():
             place = place.parent

@@ -263,3 +263,11 @@ def test_a_lock_that_is_turned_into_a_link_later_is_refused_as_well(tmp_path, el
     (tmp_path / "out" / ".lock").symlink_to(elsewhere / "kept")
     with pytest.raises(OutputError, match="is a link"), folder:
         pass
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/../..", "../out2"])
+def test_a_folder_that_is_named_after_an_input_lies_inside_the_one_that_the_user_named(tmp_path, name):
+    """The names of a file "...png" and of a file "..png" without their suffixes are ".." and "."."""
+    with pytest.raises(InputError, match="is no folder inside"):
+        OutputFolder(tmp_path / "out" / name, CONFIG, below=tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
