@@ -16,7 +16,7 @@ import numpy as np
 
 from sv3d_jax.errors import WeightsError, is_out_of_memory
 from sv3d_jax.weights.key_map import tree_from_leaves
-from sv3d_jax.weights.safetensors_file import TensorInfo
+from sv3d_jax.weights.safetensors_file import MAX_HEADER_BYTES, TensorInfo
 
 TreePath = tuple[str, ...]
 
@@ -46,6 +46,9 @@ class SavedTree:
         import orbax.checkpoint.experimental.v1 as ocp
 
         self.directory = directory
+        for file in (*directory.glob("_*METADATA"), *directory.glob("*/_*METADATA")):
+            if (size := file.stat().st_size) > MAX_HEADER_BYTES:
+                raise WeightsError(f"{file} has {size} bytes, up to {MAX_HEADER_BYTES} are read")
         try:
             metadata = ocp.metadata(directory.absolute())  # Orbax finds nothing under a relative path
             if not isinstance(metadata.metadata, dict):  # what Orbax returns where it found no arrays
