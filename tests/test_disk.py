@@ -18,11 +18,12 @@ from tests.tiny_model import CONFIG
 from tests.train.tiny_run import DATA
 
 SV3D = (sys.executable, "-m", "sv3d_jax")
-# A conversion that does not ask how much room there is, as when other programs fill the disk while it writes.
+# The command without its questions how much room there is, as when other programs fill the disk while it writes.
 UNASKED = (
     sys.executable,
     "-c",
-    "import sys; from sv3d_jax.weights import convert; convert._check_space = lambda *_: None\n"
+    "import sys; from sv3d_jax.io import outputs; outputs.LEAST_SPACE = 0\n"
+    "from sv3d_jax.weights import convert; convert._check_space = lambda *_: None\n"
     "from sv3d_jax.cli import main; sys.exit(main(sys.argv[1:]))",
 )
 # Runs a command on a disk of $1 bytes at $2, then again when there is room; copies what each leaves to $3.
@@ -89,7 +90,7 @@ needs_mounts = pytest.mark.skipif(not mounts, reason="file systems cannot be mou
 @needs_mounts
 def test_a_render_on_a_full_disk_says_so_and_goes_on_when_there_is_room(tmp_path, on_a_small_disk):
     command = ("data", "render", CASES / "fan.glb", "-o", tmp_path / "disk" / "out", "--frames", "21")
-    ends = on_a_small_disk("60k", *SV3D, *command, "--size", "64", "--quiet")
+    ends = on_a_small_disk("60k", *UNASKED, *command, "--size", "64", "--quiet")
     check(ends, "out/run.json", "out/frames/020.png", "out/contact.png")
     whole = {path.name: path.read_bytes() for path in (ends.whole / "out" / "frames").iterdir()}
     kept = [*(ends.left / "out" / "frames").iterdir()]
@@ -119,7 +120,7 @@ def test_a_run_that_cannot_save_says_so_and_is_trained_when_there_is_room(tmp_pa
         "[diffusion]\nframes_per_sample = 3\n[watch]\nsamples_every = 0\n"
     )
     command = ("train", "--config", tmp_path / "run.toml", "-o", tmp_path / "disk" / "run")
-    ends = on_a_small_disk(size, *SV3D, *command)
+    ends = on_a_small_disk(size, *UNASKED, *command)
     check(ends, "run/run.json", "run/checkpoints/6/_CHECKPOINT_METADATA")
     assert not [path for path in (ends.left / "run" / "checkpoints").glob("*") if path.name.isdigit()]
 
