@@ -200,12 +200,9 @@ def _progress(config: Any, lead: bool) -> Any:
         return NullProgress() if config.quiet else Progress()
     import jax
 
-    from sv3d_jax.io.outputs import refuse_links
+    from sv3d_jax.io.outputs import open_log
 
-    path = config.output / "logs" / f"proc{jax.process_index()}.log"
-    refuse_links(config.output, ("logs", f"logs/{path.name}"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return Progress(stream=open(path, "a", buffering=1, errors="surrogateescape"))
+    return Progress(stream=open_log(config.output, f"proc{jax.process_index()}.log"))
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from sv3d_jax.config import to_plain
 from sv3d_jax.errors import InputError, OutputError
@@ -289,6 +289,14 @@ class OutputFolder:
     def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
+
+
+def open_log(directory: Path, name: str) -> TextIO:
+    """A file in the folder `logs` of an output folder, open to append lines. Raises OutputError if either is a link."""
+    refuse_links(directory, ("logs", f"logs/{name}"))
+    path = directory / "logs" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return open(path, "a", buffering=1, errors="surrogateescape")
 
 
 def platform_facts() -> dict[str, Any]:
