@@ -13,6 +13,7 @@ from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import Picture, masked, read_picture
 from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
+from sv3d_jax.io.reading import read_file, reading
 
 # Where the model may lie in the folder of a scene.
 MODEL_FOLDERS = ("sparse/0", "sparse", ".", "colmap/sparse/0")
@@ -32,6 +33,11 @@ MODEL_IDS = (
     *((name, len(MODELS[name])) for name in ("SIMPLE_FISHEYE", "FISHEYE")),
     ("EUCM", 6),
     ("EQUIRECTANGULAR", 2),
+)
+MAX_BYTES = 1 << 30
+_DAMAGED, _HINT = (
+    "is no part of a COLMAP model that can be read",
+    "export the model again: colmap model_converter",
 )
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # COLMAP's cameras look along +z with y down
 
@@ -64,23 +70,20 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
     read_lenses, read_images = (
         (_text_lenses, _text_images) if end == ".txt" else (_binary_lenses, _binary_images)
     )
-    try:
-        lenses = dict(read_lenses(model / f"cameras{end}"))
-        images = sorted(read_images(model / f"images{end}"), key=lambda image: _natural(image.name))
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+    cameras, file = model / f"cameras{end}", model / f"images{end}"
+    with reading(cameras, _DAMAGED, _HINT):
+        lenses = dict(read_lenses(cameras))
+    with reading(file, _DAMAGED, _HINT):
+        images = sorted(read_images(file), key=lambda image: _natural(image.name))
     if not images:
-        raise InputError(f"{model / f'images{end}'} holds no image")
-    file = model / f"images{end}"
+        raise InputError(f"{file} holds no image")
     poses = [_pose(image, f"{file}: {image.name}") for image in images]
     folder = _picture_folder(model, [image.name for image in images], str(file))
     views, absent = [], []
     for image, pose in zip(images, poses, strict=True):
         where = f"{file}: {image.name}"
         if image.camera not in lenses:
-            raise CameraError(
-                f"{where} has camera {image.camera}, which {model / f'cameras{end}'} does not know"
-            )
+            raise CameraError(f"{where} has camera {image.camera}, which {cameras} does not know")
         if not exists(named_file(folder, image.name, where)):
             absent.append(f"{where}: {folder / image.name} does not exist")
             continue
@@ -170,8 +173,8 @@ def _text_images(file: Path) -> Iterator[_Image]:
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
-    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    return list(enumerate(text.split("\n"), start=1))
+    text = read_file(file, MAX_BYTES).decode("utf-8-sig", "surrogateescape")
+    return list(enumerate(re.split("\r\n?|\n", text), start=1))
 
 
 def _lens(model: str, size: tuple[float, float], values: list[float], where: str) -> Lens:
@@ -216,7 +219,7 @@ class _Bytes:
     """Reads little-endian values from a file, one after the other."""
 
     def __init__(self, file: Path):
-        self.file, self.data, self.place = file, file.read_bytes(), 0
+        self.file, self.data, self.place = file, read_file(file, MAX_BYTES), 0
 
     def take(self, kinds: str) -> tuple:
         """The next values, by struct's format characters."""

@@ -1,8 +1,9 @@
-"""Reading JSON and TOML that users provide, with limits on size and depth."""
+"""JSON and TOML files that users provide, read with limits on size and depth."""
 
 import json
 import re
 import tomllib
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sv3d_jax.io.reading import read_file, reading
 MAX_JSON_BYTES = 100_000_000
 MAX_TOML_BYTES = 1_000_000
 MAX_DEPTH = 64  # of objects, tables and lists in each other
+_NOT_JSON, _NOT_TOML = "is not JSON that can be read", "is not TOML that can be read"
 
 # A TOML key of many names joined by dots: the time of tomllib grows with the square of their number.
 _NAME = r"""(?:(?<![\w-])[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
@@ -27,7 +29,7 @@ def read_json(
     Raises `error`, which names the file, if it does not exist (with `absent_hint`), cannot be opened, is larger than
     `MAX_JSON_BYTES`, or for what `parse_json` refuses.
     """
-    with reading(path, "JSON", absent_hint or hint, error):
+    with reading(path, _NOT_JSON, absent_hint or hint, error):
         data = read_file(path, MAX_JSON_BYTES, error)
     return parse_json(data, str(path), hint, error)
 
@@ -40,7 +42,7 @@ def parse_json(
     Raises `error` for a text that is not JSON, names a key of an object twice, or is nested deeper than `MAX_DEPTH`.
     Numbers are not checked: Python reads NaN and Infinity too.
     """
-    with reading(where, "JSON", hint, error):
+    with reading(where, _NOT_JSON, hint, error):
         try:
             value = json.loads(_decoded(text), object_pairs_hook=_unique)
             for leaf in _leaves(value):
@@ -48,11 +50,11 @@ def parse_json(
                     leaf.encode("utf-8", "surrogateescape")
         except json.JSONDecodeError as cause:
             place = f"look at line {cause.lineno}, column {cause.colno}"
-            raise error(f"{where} is not JSON that can be read", hint or place) from cause
+            raise error(f"{where} {_NOT_JSON}", hint or place) from cause
         except RecursionError as cause:
-            raise _too_deep(where, "JSON", hint, error) from cause
+            raise _too_deep(where, _NOT_JSON, hint, error) from cause
         except _Twice as cause:
-            raise error(f"{where} is not JSON that can be read: it names {cause} twice", hint) from None
+            raise error(f"{where} {_NOT_JSON}: it names {cause} twice", hint) from None
     return value
 
 
@@ -62,7 +64,7 @@ def read_toml(path: Path, hint: str | None = None, error: type[SV3DError] = Inpu
     Raises `error`, which names the file, if it cannot be opened, is larger than `MAX_TOML_BYTES`, or for what
     `parse_toml` refuses.
     """
-    with reading(path, "TOML", hint, error):
+    with reading(path, _NOT_TOML, hint, error):
         data = read_file(path, MAX_TOML_BYTES, error)
     return parse_toml(data, str(path), hint, error)
 
@@ -74,7 +76,7 @@ def parse_toml(
 
     Raises `error` for a text that is not TOML or is nested deeper than `MAX_DEPTH`.
     """
-    with reading(where, "TOML", hint, error):
+    with reading(where, _NOT_TOML, hint, error):
         text = _decoded(text)
         try:
             if _LONG_KEY.search(text):
@@ -86,10 +88,15 @@ def parse_toml(
                 ):  # hexadecimal ones of more than 4300 digits could not even be printed
                     str(leaf)
         except tomllib.TOMLDecodeError as cause:
-            raise error(f"{where} is not TOML that can be read: {cause}", hint) from cause
+            raise error(f"{where} {_NOT_TOML}: {cause}", hint) from cause
         except RecursionError as cause:
-            raise _too_deep(where, "TOML", hint, error) from cause
+            raise _too_deep(where, _NOT_TOML, hint, error) from cause
     return value
+
+
+def json_checksum(value: Any) -> int:
+    """CRC-32 of a value of JSON types, which is the same after it was written and read."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def read_frames(path: Path, absent_hint: str | None = None) -> dict[str, Any]:
@@ -138,5 +145,5 @@ def _leaves(value: Any) -> list[Any]:
     raise RecursionError(f"more than {MAX_DEPTH} levels")
 
 
-def _too_deep(where: str, form: str, hint: str | None, error: type[SV3DError]) -> SV3DError:
-    return error(f"{where} is not {form} that can be read: it is nested deeper than {MAX_DEPTH} levels", hint)
+def _too_deep(where: str, fault: str, hint: str | None, error: type[SV3DError]) -> SV3DError:
+    return error(f"{where} {fault}: it is nested deeper than {MAX_DEPTH} levels", hint)

@@ -9,13 +9,13 @@ from sv3d_jax.errors import InputError, SV3DError, is_out_of_memory
 
 @contextlib.contextmanager
 def reading(
-    path: Path | str, form: str, hint: str | None = None, error: type[SV3DError] = InputError
+    path: Path | str, fault: str, hint: str | None = None, error: type[SV3DError] = InputError
 ) -> Iterator[None]:
-    """A context for opening and parsing a file that should be `form`, such as "a picture" or "JSON".
+    """A context for opening and parsing a file; `fault` says what is wrong if that fails: "is not JSON", for example.
 
-    Parsers raise errors of any kind on damaged files: what is raised inside becomes `error` with the name of the file,
-    the form that was expected and the hint; the cause is kept for -v. Errors of this package and those of too little
-    memory pass. Only parsing belongs inside, so that no mistake of ours is taken for a damaged file.
+    Parsers raise errors of any kind on damaged files. What is raised inside becomes `error`: the name of the file, then
+    the fault, or the system's reason why it cannot be opened; the cause is kept for -v. Errors of this package and
+    those of too little memory pass. Only parsing belongs inside, or mistakes of ours would be taken for damaged files.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def reading(
         # Decoders raise OSErrors of their own, without a reason of the system.
         if isinstance(cause, OSError) and cause.strerror:
             raise error(f"{path} cannot be read: {cause.strerror}", hint) from cause
-        raise error(f"{path} is not {form} that can be read", hint) from cause
+        raise error(f"{path} {fault}", hint) from cause
 
 
 def read_file(path: Path | str, max_bytes: int, error: type[SV3DError] = InputError) -> bytes:
@@ -39,5 +39,5 @@ def read_file(path: Path | str, max_bytes: int, error: type[SV3DError] = InputEr
     with open(path, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise error(f"{path} has more than {max_bytes} bytes, the most that is read")
+        raise error(f"{path} has more than {max_bytes / 1e6:g} MB, the most that is read")
     return data

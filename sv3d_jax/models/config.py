@@ -13,10 +13,12 @@ from typing import Annotated, Any, ClassVar
 from sv3d_jax.cameras.config import Frames
 from sv3d_jax.config import Settings, build, checked, within
 from sv3d_jax.errors import InputError, WeightsError
-from sv3d_jax.io.documents import parse_json, parse_toml, read_toml
+from sv3d_jax.io.documents import MAX_TOML_BYTES, parse_json, parse_toml
+from sv3d_jax.io.reading import read_file, reading
 from sv3d_jax.models.families import FAMILIES, ModelFamily
 
 METADATA_KEY = "sv3d_jax.model"
+_HINT = "fetch or write it again; configs/model/mini.toml is one that can be read"
 
 # The image encoder was first called a tower. Names that files hold stay as they are, so that older ones can be read:
 # the table `tower` of a model, the part `image_tower` of a parameter tree, and the objective `tower` of a training run.
@@ -197,14 +199,14 @@ class ModelConfig(Settings):
     @classmethod
     def from_toml(cls, text: bytes | str, where: str = "the description of the model") -> "ModelConfig":
         """Inverse of `to_toml`; messages of WeightsErrors begin with `where`."""
-        hint = "configs/model/mini.toml is one that can"
-        return cls.from_dict(parse_toml(text, where, hint, WeightsError), where)
+        return cls.from_dict(parse_toml(text, where, _HINT, WeightsError), where)
 
     @classmethod
     def from_file(cls, path: Path) -> "ModelConfig":
         """The model that a `model.toml` describes. Raises WeightsError, which names the file."""
-        hint = "fetch or write it again; configs/model/mini.toml is one that can be read"
-        return cls.from_dict(read_toml(path, hint, WeightsError), str(path))
+        with reading(path, "is no model's description", _HINT, WeightsError):
+            text = read_file(path, MAX_TOML_BYTES, WeightsError)
+        return cls.from_toml(text, str(path))
 
     def to_metadata(self) -> dict[str, str]:
         """String pairs for the `__metadata__` of a safetensors file."""

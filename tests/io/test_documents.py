@@ -100,8 +100,8 @@ def test_documents_are_read_up_to_a_size(tmp_path, monkeypatch):
     (tmp_path / "a.toml").write_text("a = 1 #aaa")
     assert read_toml(tmp_path / "a.toml") == {"a": 1}
     (tmp_path / "a.toml").write_text("a = 1 #aaaa")
-    with pytest.raises(InputError, match="a.toml has more than 10 bytes"):
+    with pytest.raises(InputError, match="a.toml has more than"):
         read_toml(tmp_path / "a.toml")
     (tmp_path / "a.json").write_text("[1]" + " " * 8)
-    with pytest.raises(WeightsError, match="a.json has more than 10 bytes"):
+    with pytest.raises(WeightsError, match="a.json has more than"):
         read_json(tmp_path / "a.json", error=WeightsError)

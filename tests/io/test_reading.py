@@ -32,9 +32,9 @@ RAISED = [
 @pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("kind", [InputError, WeightsError, CheckpointError])
 def test_errors_of_parsers_become_ours(raised, kind):
-    with pytest.raises(kind) as found, reading("a.x", "a mesh", "export it again", kind):
+    with pytest.raises(kind) as found, reading("a.x", "is no mesh", "export it again", kind):
         raise raised
-    assert found.value.message == "a.x is not a mesh that can be read"
+    assert found.value.message == "a.x is no mesh"
     assert found.value.hint == "export it again"
     assert found.value.__cause__ is raised
 
@@ -51,24 +51,30 @@ def test_errors_of_parsers_become_ours(raised, kind):
     ids=lambda error: type(error).__name__,
 )
 def test_errors_that_say_more_pass(raised):
-    with pytest.raises(type(raised)) as found, reading("a.x", "a mesh"):
+    with pytest.raises(type(raised)) as found, reading("a.x", "is no mesh"):
         raise raised
     assert found.value is raised
 
 
 def test_errors_of_the_system_keep_their_reason(tmp_path):
-    with pytest.raises(InputError, match="a.x cannot be read: Input/output error"), reading("a.x", "a mesh"):
+    with (
+        pytest.raises(InputError, match="a.x cannot be read: Input/output error"),
+        reading("a.x", "is no mesh"),
+    ):
         raise OSError(errno.EIO, "Input/output error")
-    with pytest.raises(InputError, match="absent.x does not exist"), reading(tmp_path / "absent.x", "a mesh"):
+    with (
+        pytest.raises(InputError, match="absent.x does not exist"),
+        reading(tmp_path / "absent.x", "is no mesh"),
+    ):
         read_file(tmp_path / "absent.x", 10)
-    with pytest.raises(InputError, match="is a folder, a file is needed"), reading(tmp_path, "a mesh"):
+    with pytest.raises(InputError, match="is a folder, a file is needed"), reading(tmp_path, "is no mesh"):
         read_file(tmp_path, 10)
 
 
 def test_files_are_read_up_to_a_size(tmp_path):
     (tmp_path / "a.x").write_bytes(b"0123456789")
     assert read_file(tmp_path / "a.x", 10) == b"0123456789"
-    with pytest.raises(InputError, match="a.x has more than 9 bytes"):
+    with pytest.raises(InputError, match="a.x has more than"):
         read_file(tmp_path / "a.x", 9)
-    with pytest.raises(InputError, match="/dev/zero has more than 9 bytes"):  # endless, of size 0
+    with pytest.raises(InputError, match="/dev/zero has more than"):  # endless, of size 0
         read_file("/dev/zero", 9)
