@@ -129,7 +129,9 @@ def masked(picture: Picture, mask_file: Path) -> Picture:
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 (h, w), (h, w, 3) or (h, w, 4) as PNG, atomically."""
+    """Write uint8 (h, w), (h, w, 3) or (h, w, 4) as PNG, atomically. Raises InputError for other types of numbers."""
+    if array.dtype != np.uint8:
+        raise InputError(f"{path}: a picture is written from uint8, got {array.dtype}")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())

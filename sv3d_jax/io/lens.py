@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sv3d_jax.cameras.pose import check_lens
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import Picture
 
@@ -83,6 +84,7 @@ class Lens:
                 f" the picture has {width}x{height}",
                 hint="was the picture turned or cropped after its camera was found?",
             )
+        check_lens(self.focal_px, self.center_px, self.size, where)
         focal, center = np.array(self.focal_px) * scale, np.array(self.center_px) * scale
         return replace(self, focal_px=tuple(focal), center_px=tuple(center), size=(width, height))
 

@@ -125,6 +125,10 @@ def _checked(mesh: Mesh) -> Mesh:
         raise InputError(
             f"has vertices up to {np.abs(used).max():.3g} from the origin, more than {MAX_COORDINATE:g}"
         )
+    attributes = {"texture coordinates": mesh.uv, "normals": mesh.normals, "colours": mesh.vertex_colors}
+    for name, values in attributes.items():
+        if values is not None and not np.isfinite(values[mesh.faces]).all():
+            raise InputError(f"has {name} that are not finite numbers")
     if np.ptp(used.reshape(-1, 3), axis=0).max() < 1 / MAX_COORDINATE:
         raise InputError("all vertices lie in one point")
     return mesh

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from sv3d_jax.config import to_plain
-from sv3d_jax.errors import InputError, OutputError
+from sv3d_jax.errors import InputError, OutputError, SV3DError
 from sv3d_jax.io.documents import json_checksum, read_json
 
 RUN_FILE = "run.json"
@@ -46,6 +48,19 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """`write_atomic` of `value` as indented JSON."""
     write_atomic(path, json.dumps(to_plain(value), indent=1) + "\n")
+
+
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Raise SV3DError, which begins with `what`, for numbers that are not finite in single precision."""
+    if values.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
+    if not is_finite.all():
+        raise SV3DError(
+            f"{what} are not finite numbers: {(~is_finite).sum()} of {len(values)}, the first is number"
+            f" {int(np.argmin(is_finite))}"
+        )
 
 
 def check_output_parent(directory: Path | str) -> None:
