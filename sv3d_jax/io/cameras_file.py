@@ -152,7 +152,9 @@ def read_camera_path(path: str | Path) -> CameraPath:
     those of its camera_to_world.
     """
     path = Path(path)
-    document = read_folder_cameras(path) if path.is_dir() else read_cameras(path)
+    if path.is_dir():
+        path = path / CAMERAS_FILE
+    document = read_cameras(path)
     with _name_in_errors(path):
         given, count = _input_frame(document), len(document["frames"])
         if given not in (0, count - 1):

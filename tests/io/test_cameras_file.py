@@ -188,7 +188,7 @@ IMPOSSIBLE = {
 def test_impossible_cameras_are_refused_by_all_that_read_them(folder, change, text):
     edit(folder, change)
     for read in (read_orbit, read_views, read_camera_path):
-        with warnings.catch_warnings(), pytest.raises(CameraError, match=f"cameras.json: {text}|{text}"):
+        with warnings.catch_warnings(), pytest.raises(CameraError, match=f"cameras.json: {text}"):
             warnings.simplefilter("ignore", CameraWarning)
             read(folder)
     assert any(re.search(text, defect) for defect in orbit_defects(folder))
