@@ -277,7 +277,7 @@ def _name_in_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except CameraError as error:
-        raise CameraError(f"{file}: {error.message}", error.hint) from None
+        raise CameraError(f"{file}: {error.message}", error.hint) from error
 
 
 def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
@@ -356,8 +356,8 @@ def _object_to_world(document: dict[str, Any]) -> np.ndarray | None:
 def _matrix(value: Any, where: str) -> np.ndarray:
     try:
         matrix = np.array(value, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise CameraError(f"{where} is not a matrix of numbers") from None
+    except (TypeError, ValueError, OverflowError) as cause:
+        raise CameraError(f"{where} is not a matrix of numbers") from cause
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise CameraError(f"{where} must be 4x4 and finite, got shape {matrix.shape}")
     return matrix

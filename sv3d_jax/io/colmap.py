@@ -143,10 +143,10 @@ def _text_lenses(file: Path) -> Iterator[tuple[int, Lens]]:
             values = [float(word) for word in numbers]
             size = float(int(width)), float(int(height))
             yield int(camera), _lens(model, size, values, where)
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError) as cause:
             raise CameraError(
                 f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, got {line.strip()[:80]!r}"
-            ) from None
+            ) from cause
 
 
 def _text_images(file: Path) -> Iterator[_Image]:
@@ -158,11 +158,11 @@ def _text_images(file: Path) -> Iterator[_Image]:
         try:
             numbers = [float(word) for word in words[1:8]]
             image = _Image(words[9], int(words[8]), tuple(numbers[:4]), tuple(numbers[4:]))
-        except (ValueError, IndexError):
+        except (ValueError, IndexError) as cause:
             raise CameraError(
                 f"{file} line {number}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME,"
                 f" got {line.strip()[:80]!r}"
-            ) from None
+            ) from cause
         number, points = next(lines, (number, ""))
         if len(points.split()) % 3:
             raise CameraError(

@@ -134,7 +134,7 @@ class Document:
         try:
             return self.source.beside(unquote(uri))
         except InputError as error:
-            raise InputError(f"{where} {error.message}", hint=error.hint) from None
+            raise InputError(f"{where} {error.message}", hint=error.hint) from error
 
     def _read_accessor(self, accessor: dict[str, Any], where: str) -> np.ndarray:
         width, kind = known(_WIDTHS, accessor.get("type")), known(_TYPES, accessor.get("componentType"))
@@ -268,5 +268,5 @@ def _data_uri(uri: str, where: str) -> bytes:
         return unquote_to_bytes(data)
     try:
         return base64.b64decode(unquote(data), validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError(f"the data URI of {where} is not base64") from None
+    except (binascii.Error, ValueError) as cause:
+        raise InputError(f"the data URI of {where} is not base64") from cause

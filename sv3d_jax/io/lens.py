@@ -113,7 +113,7 @@ def undistorted(picture: Picture, lens: Lens, where: str) -> Picture:
         share = picture.alpha[..., None].astype(np.float32) / 255.0
         covered = _remapped(cv2, np.dstack([picture.rgb * share, share]), sources, 0)
     except cv2.error as error:
-        raise InputError(f"{where}: OpenCV cannot undo {lens.distortion}: {error.err}") from None
+        raise InputError(f"{where}: OpenCV cannot undo {lens.distortion}: {error.err}") from error
     alpha = np.rint(255.0 * covered[..., 3]).astype(np.uint8)
     rgb = covered[..., :3] / np.maximum(covered[..., 3:], 1e-6)
     rgb = np.where(alpha[..., None] > 0, np.clip(np.rint(rgb), 0, 255), 0).astype(np.uint8)

@@ -82,8 +82,8 @@ class Source:
             if (size := file.stat().st_size) > MAX_FILE_BYTES:
                 raise InputError(f"refers to {name[:200]} of {size} bytes, more than {MAX_FILE_BYTES}")
             return file.read_bytes()
-        except (OSError, ValueError, RuntimeError):  # impossible file names, cycles of links
-            raise InputError(f"refers to {name[:200]}, which cannot be read") from None
+        except (OSError, ValueError, RuntimeError) as cause:  # impossible file names, cycles of links
+            raise InputError(f"refers to {name[:200]}, which cannot be read") from cause
 
 
 def outside_error(name: str) -> InputError:
