@@ -24,7 +24,7 @@ from sv3d_jax.errors import CheckpointError, InputError, WeightsError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.infer.config import OrbitConfig
 from sv3d_jax.io.cameras_file import read_camera_path
-from sv3d_jax.io.hdr import read_hdr
+from sv3d_jax.io.environment import read_environment
 from sv3d_jax.io.images import read_mask, read_picture
 from sv3d_jax.io.meshes import read_mesh, write_glb, write_obj, write_ply
 from sv3d_jax.io.orbits import read_orbit, write_orbit
@@ -254,7 +254,7 @@ FORMATS = {
     ),
     "ply": mesh("mesh.ply", lambda folder: write_ply(folder / "mesh.ply", textured_mesh())),
     "ply in text": mesh("mesh.ply", write_plain_ply, kind="text"),
-    "hdr": Format(write_hdr, {"sky.hdr": "binary"}, lambda folder: read_hdr(folder / "sky.hdr")),
+    "hdr": Format(write_hdr, {"sky.hdr": "binary"}, lambda folder: read_environment(folder / "sky.hdr")),
     "orbit": Format(masked_orbit, {"cameras.json": "json"}, read_orbit),
     "camera path": Format(
         masked_orbit, {"cameras.json": "json"}, lambda folder: vars(read_camera_path(folder))
