@@ -209,7 +209,7 @@ def _folder(config: OrbitConfig, picture: RunPicture, settings: dict[str, Any]) 
         config.output / picture.folder,
         own,
         config.overwrite,
-        parents=bool(picture.folder),
+        below=config.output if picture.folder else None,
         renamed=SamplingConfig.RENAMED,
     )
 

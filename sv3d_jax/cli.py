@@ -200,7 +200,10 @@ def _progress(config: Any, lead: bool) -> Any:
         return NullProgress() if config.quiet else Progress()
     import jax
 
+    from sv3d_jax.io.outputs import refuse_links
+
     path = config.output / "logs" / f"proc{jax.process_index()}.log"
+    refuse_links(config.output, ("logs", f"logs/{path.name}"))
     path.parent.mkdir(parents=True, exist_ok=True)
     return Progress(stream=open(path, "a", buffering=1, errors="surrogateescape"))
 

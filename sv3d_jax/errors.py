@@ -1,5 +1,7 @@
 """The exceptions of the public API, each with a message, a hint and the exit code of the command line."""
 
+import errno
+
 
 class SV3DError(Exception):
     """Base of all errors that a user can fix. `message` says what is wrong, `hint` what to do."""
@@ -57,6 +59,15 @@ class Cancelled(SV3DError):
 
     def __init__(self, message: str = "cancelled", hint: str | None = None):
         super().__init__(message, hint)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error means that the disk is full or a quota is used up, also where a library says so in its words."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    return "No space left" in str(error) or (
+        isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" in str(error)
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

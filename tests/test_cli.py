@@ -1,5 +1,6 @@
 """The command line: help, usage errors, exit codes, where output goes."""
 
+import argparse
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import sv3d_jax.doctor
 from sv3d_jax import cli, cutout, errors, progress
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cli import VERBS, Verb, main
+from sv3d_jax.errors import OutputError
 
 ROOT = Path(__file__).parents[1]
 SV3D = [sys.executable, "-m", "sv3d_jax"]
@@ -366,3 +368,14 @@ def test_doctor_fails_without_weights(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sv3d_jax.weights, "__file__", str(tmp_path / "__init__.py"))
     assert main(["doctor"]) == 1
     assert "the shipped weights are missing" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["logs", "logs/proc0.log"])
+def test_the_log_of_another_process_does_not_go_through_a_link(tmp_path, place):
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "elsewhere" / ("proc0.log" if "/" in place else ""))
+    with pytest.raises(OutputError, match="is a link"):
+        cli._progress(argparse.Namespace(output=tmp_path / "out"), lead=False)
+    assert not [*(tmp_path / "elsewhere").iterdir()]

@@ -63,3 +63,13 @@ def public_without_docstring(file: Path) -> list[str]:
 @pytest.mark.parametrize("file", source_files(), ids=name_of)
 def test_public_names_have_docstrings(file):
     assert public_without_docstring(file) == []
+
+
+def test_no_program_is_started_through_a_shell():
+    for file in source_files():
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                assert all(keyword.arg != "shell" for keyword in node.keywords), name_of(file)
+            called = ast.unparse(node) if isinstance(node, ast.Attribute) else ""
+            assert called not in ("os.system", "os.popen", "subprocess.getoutput"), name_of(file)
+            assert not called.startswith(("os.exec", "os.spawn")), name_of(file)

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sv3d_jax.arrays import Array, named_leaves
-from sv3d_jax.errors import CheckpointError, is_out_of_memory
+from sv3d_jax.errors import CheckpointError, is_disk_full, is_out_of_memory
 from sv3d_jax.io.documents import json_checksum
 from sv3d_jax.io.outputs import free_bytes
 from sv3d_jax.io.reading import reading
@@ -62,7 +62,7 @@ class Checkpoints:
         free = free_bytes(self.directory)
         if not same_for_all(free >= needed):
             raise CheckpointError(
-                f"{self.directory}: a checkpoint needs {needed >> 20} MiB, but only {free >> 20} MiB are free",
+                f"{self.directory}: a checkpoint needs {needed / 1e6:.4g} MB, but only {free / 1e6:.4g} MB are free",
                 hint="free some disk space and run the same command again",
             )
         record = {"settings": settings, "checksums": _checksums_of(arrays)}
@@ -144,7 +144,8 @@ class Checkpoints:
         self._manager.close()
 
     def _open(self) -> ocp.CheckpointManager:
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs every step of every save
+        # Orbax logs every step of every save, and the traces of errors that it raises as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT_CHECKPOINTS,
             create=not self._read_only,
@@ -165,7 +166,8 @@ class Checkpoints:
                 self._manager.close()
             self._manager = self._open()  # removes partly written files
             raise CheckpointError(
-                f"{self.directory}: the checkpoint of step {step} could not be written: {_first_line(error)}",
+                f"{self.directory}: the checkpoint of step {step} could not be written: "
+                + ("no space left on the disk" if is_disk_full(error) else _first_line(error)),
                 hint="is the disk full or read-only? earlier checkpoints are kept",
             ) from error
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from sv3d_jax.cameras.pose import quaternion_rotations, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.io.images import Picture, masked, read_picture
+from sv3d_jax.io.images import check_total_pixels, masked, read_picture
 from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
 from sv3d_jax.io.reading import read_file, reading
@@ -78,20 +78,25 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
     if not images:
         raise InputError(f"{file} holds no image")
     poses = [_pose(image, f"{file}: {image.name}") for image in images]
-    folder = _picture_folder(model, [image.name for image in images], str(file))
-    views, absent = [], []
+    scene, folder = _picture_folder(model, [image.name for image in images], str(file))
+    kept: list[tuple[_Image, np.ndarray, list[Path]]] = []  # with picture and mask
+    absent = []
     for image, pose in zip(images, poses, strict=True):
         where = f"{file}: {image.name}"
         if image.camera not in lenses:
             raise CameraError(f"{where} has camera {image.camera}, which {cameras} does not know")
-        if not exists(named_file(folder, image.name, where)):
+        if exists(path := named_file(folder, image.name, where, within=scene)):
+            kept.append((image, pose, [path, *_mask(folder, image.name, where)]))
+        else:
             absent.append(f"{where}: {folder / image.name} does not exist")
-            continue
-        picture = _picture(folder, image.name, where)
+    check_total_pixels([path for _, _, paths in kept for path in paths], file)
+    views = []
+    for image, pose, (path, *mask) in kept:
+        picture = read_picture(path, min_side=1, upright=False)
+        picture = masked(picture, mask[0]) if mask else picture
         height, width = picture.rgb.shape[:2]
-        views.append(
-            PosedPicture(image.name, picture, pose, lenses[image.camera].fitted(width, height, where))
-        )
+        lens = lenses[image.camera].fitted(width, height, f"{file}: {image.name}")
+        views.append(PosedPicture(image.name, picture, pose, lens))
     return views, absent
 
 
@@ -113,24 +118,23 @@ def _pose(image: _Image, where: str) -> np.ndarray:
     return rigid_pose(pose @ OPENGL_FROM_OPENCV, where)
 
 
-def _picture_folder(model: Path, names: list[str], where: str) -> Path:
-    """The folder that holds the named pictures: next to the model or above it, in `images` or directly."""
+def _picture_folder(model: Path, names: list[str], where: str) -> tuple[Path, Path]:
+    """The folder of the scene, and that of its pictures: `images` next to the model or above it, or what holds it."""
     bases = [model.absolute(), model.absolute().parent]
     while bases[-1].name in ("sparse", "colmap"):
         bases.append(bases[-1].parent)
     for place in (place for base in bases for place in (base / "images", base)):
-        if any(exists(named_file(place, name, where)) for name in names):
-            return place
+        if any(exists(named_file(place, name, where, within=bases[-1])) for name in names):
+            return bases[-1], place
     looked = ", ".join(str(base / "images") for base in bases)
     raise InputError(f"{where} names {names[0]}, and none of its pictures lies in {looked}")
 
 
-def _picture(folder: Path, name: str, where: str) -> Picture:
-    picture = read_picture(named_file(folder, name, where), min_side=1, upright=False)
-    for mask in (f"{name}.png", str(Path(name).with_suffix(".png"))):
-        if exists(file := named_file(folder.parent / "masks", mask, where)):
-            return masked(picture, file)
-    return picture
+def _mask(folder: Path, name: str, where: str) -> list[Path]:
+    """The mask of a picture, if it has one: in `masks` beside the folder of the pictures."""
+    names = f"{name}.png", str(Path(name).with_suffix(".png"))
+    found = [named_file(folder.parent / "masks", mask, where, within=folder.parent) for mask in names]
+    return [path for path in found if exists(path)][:1]
 
 
 def _text_lenses(file: Path) -> Iterator[tuple[int, Lens]]:

@@ -24,6 +24,10 @@ _TYPES = {
     5126: np.dtype("<f4"),
 }
 _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
+# Numbers in all accessors together that are copied when they are read, because they are normalized or sparse; others
+# are read where they lie. Twenty for each of ten million vertices: 800 MB.
+MAX_COPIED = 20 * MAX_FACES
+MAX_WITHOUT_DATA = 3 * MAX_FACES  # numbers in accessors that no bytes of the file stand for
 _MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 
 
@@ -37,7 +41,8 @@ class Document:
     _buffers: dict[int, memoryview] = field(default_factory=dict)
     _accessors: dict[int, np.ndarray] = field(default_factory=dict)
     _pictures: dict[str, np.ndarray] = field(default_factory=dict)
-    _without_data: int = 0  # elements of accessors without a buffer view, in total
+    _copied: int = 0  # numbers in accessors that are not read where they lie, in total
+    _without_data: int = 0  # numbers in accessors without a buffer view, in total
 
     def count(self, kind: str) -> int:
         """The number of objects of a kind: nodes, meshes, accessors ..."""
@@ -144,16 +149,26 @@ class Document:
                 f" {str(accessor.get('componentType'))[:20]}"
             )
         count = whole(accessor, "count", where)
+        is_scaled = bool(accessor.get("normalized")) and kind.kind in "iu"
         if "bufferView" in accessor:
             values = self._strided(accessor, where, kind, width, count)
         else:
             self._without_data += count * width
-            if self._without_data > 3 * MAX_FACES:
-                raise InputError(f"claims {self._without_data} elements without data, up to {where}")
+            if self._without_data > MAX_WITHOUT_DATA:
+                raise InputError(
+                    f"claims {self._without_data} numbers without data, up to {where}, more than {MAX_WITHOUT_DATA}"
+                )
             values = np.zeros((count, width), kind)
+        if "sparse" in accessor or is_scaled:
+            self._copied += count * width
+            if self._copied > MAX_COPIED:
+                raise InputError(
+                    f"has {self._copied} numbers that are normalized or sparse, up to {where}, more than {MAX_COPIED}",
+                    hint="simplify the mesh",
+                )
         if "sparse" in accessor:
             values = self._sparse(as_object(accessor["sparse"], f"{where}.sparse"), where, values)
-        if accessor.get("normalized") and kind.kind in "iu":
+        if is_scaled:
             # 3.6.2.2: signed values are clamped at -1.
             values = np.maximum(values.astype(np.float32) / np.iinfo(kind).max, -1.0)
         return values[:, 0] if width == 1 else values

@@ -1,19 +1,20 @@
 """The primitives of a glTF mesh: attributes and triangles, morphed, with their materials (glTF 2.0, 3.7.2)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.gltf_data import Document, as_object, extensions_of, known, number
+from sv3d_jax.io.gltf_data import Document, as_object, extensions_of, known, number, whole
 from sv3d_jax.io.gltf_materials import MaterialReader, TexturedMaterial, count_pictures
-from sv3d_jax.io.surfaces import MAX_FACES, Material, Part, used_vertices
+from sv3d_jax.io.surfaces import Material, Part, used_vertices
 
 DRACO = "KHR_draco_mesh_compression"
 _TRIANGLES, _STRIP, _FAN = 4, 5, 6  # values of `mode`
 _SKIPPED_MODES = {0: "points", 1: "lines", 2: "lines", 3: "lines"}
-_USED_ATTRIBUTES = ("POSITION", "NORMAL", "COLOR_0", "TEXCOORD_", "JOINTS_", "WEIGHTS_")
+MAX_SKIN_SETS = 8  # of joints and weights, four of each
+_SKINNED_AT_ONCE = 1 << 18  # vertices, each of which has a matrix of its own
 
 
 class Primitive(NamedTuple):
@@ -37,14 +38,19 @@ class Primitive(NamedTuple):
         faces = faces + count * np.arange(len(matrices))[:, None, None]
         return self._part(vertices.reshape(-1, 3), faces.reshape(-1, 3), normals, len(matrices))
 
-    def skinned(self, matrices: np.ndarray) -> Part:
-        """The triangles with each vertex transformed by its own matrix (v 4 4)."""
+    def skinned(self, matrices_of: Callable[[slice], np.ndarray]) -> Part:
+        """The triangles with each vertex transformed by its own matrix; `matrices_of` gives those of some (v 4 4)."""
         points, normals = self._positions(), self._normals()
-        linear = matrices[:, :3, :3]
-        sign = np.sign(np.linalg.det(linear))
-        vertices = np.einsum("vij,vj->vi", linear, points) + matrices[:, :3, 3]
-        if normals is not None:
-            normals = np.einsum("vij,vj->vi", _cofactor(linear), normals) * sign[:, None]
+        vertices, sign = np.empty_like(points), np.empty(len(points))
+        for start in range(0, len(points), _SKINNED_AT_ONCE):
+            rows = slice(start, start + _SKINNED_AT_ONCE)
+            matrices = matrices_of(rows)
+            linear = matrices[:, :3, :3]
+            sign[rows] = np.sign(np.linalg.det(linear))
+            vertices[rows] = np.einsum("vij,vj->vi", linear, points[rows]) + matrices[:, :3, 3]
+            if normals is not None:
+                turned = np.einsum("vij,vj->vi", _cofactor(linear), normals[rows])
+                normals[rows] = turned * sign[rows, None]
         faces = self.faces[:, ::-1] if np.median(sign) < 0 else self.faces
         return self._part(vertices, faces, normals, 1)
 
@@ -83,18 +89,30 @@ class PrimitiveReader:
         self.document = document
         self.materials: dict[int, TexturedMaterial] = {}
         self.num_pictures = count_pictures(document)
-        self.faces = 0
+        self._groups: dict[int, list[list[tuple[dict[str, Any], str]]]] = {}
 
     def primitives(self, mesh: dict[str, Any], mesh_index: int, node: dict[str, Any]) -> Iterator[Primitive]:
         """The mesh's triangles in its own coordinates; primitives that share vertices and a material are merged.
 
         The weights of morph targets are those of the node, else of the mesh. Points and lines are skipped and remarked.
         """
+        weights = node.get("weights", mesh.get("weights", []))
+        for group in self._groups_of(mesh, mesh_index):
+            yield self._primitive(group, weights, "skin" in node)
+
+    def declared_faces(self, mesh: dict[str, Any], mesh_index: int) -> int:
+        """The number of triangles of a mesh as its accessors declare it; none of its data are read."""
+        groups = self._groups_of(mesh, mesh_index)
+        return sum(self._declared(*member) for group in groups for member in group)
+
+    def _groups_of(self, mesh: dict[str, Any], mesh_index: int) -> list[list[tuple[dict[str, Any], str]]]:
+        """Primitives that share vertices and a material, with their names for messages; sorted once for each mesh."""
+        if mesh_index in self._groups:
+            return self._groups[mesh_index]
         where = f"meshes[{mesh_index}]"
         primitives = mesh.get("primitives", [])
         if not isinstance(primitives, list):
             raise InputError(f"is damaged: {where}.primitives is not a list")
-        weights = node.get("weights", mesh.get("weights", []))
         groups: dict[Any, list[tuple[dict[str, Any], str]]] = {}
         for index, primitive in enumerate(primitives):
             here = f"{where}.primitives[{index}]"
@@ -109,25 +127,31 @@ class PrimitiveReader:
             alike = [sorted(attributes.items(), key=str), primitive.get("material"), primitive.get("targets")]
             key = index if DRACO in extensions_of(primitive, here) else str(alike)
             groups.setdefault(key, []).append((primitive, here))
-        for group in groups.values():
-            yield self._primitive(group, weights)
+        self._groups[mesh_index] = [*groups.values()]
+        return self._groups[mesh_index]
 
-    def count_faces(self, count: int) -> None:
-        """Add to the document's number of faces. Raises InputError when it exceeds MAX_FACES."""
-        self.faces += count
-        if self.faces > MAX_FACES:
-            raise InputError(f"has {self.faces} faces, more than {MAX_FACES}", hint="simplify the mesh")
+    def _declared(self, primitive: dict[str, Any], where: str) -> int:
+        attributes = as_object(primitive["attributes"], f"{where}.attributes")
+        index = primitive.get("indices", attributes.get("POSITION"))
+        if index is None:
+            raise InputError(f"is damaged: {where} has no POSITION")
+        count = whole(self.document.item("accessors", index, where), "count", f"accessors[{index}]")
+        return count // 3 if primitive.get("mode", _TRIANGLES) == _TRIANGLES else max(0, count - 2)
 
-    def _primitive(self, group: list[tuple[dict[str, Any], str]], weights: Any) -> Primitive:
+    def _primitive(self, group: list[tuple[dict[str, Any], str]], weights: Any, has_skin: bool) -> Primitive:
         primitive, where = group[0]
+        textured = self._material(primitive, where)
+        wanted = _wanted(textured, has_skin)
         if DRACO in extensions_of(primitive, where):
-            values, faces = _decode_draco(self.document, primitive, where)
+            values, faces = _decode_draco(self.document, primitive, where, wanted)
+            if len(faces) > (declared := self._declared(primitive, where)):
+                raise InputError(f"is damaged: {where} declares {declared} faces, its data hold {len(faces)}")
         else:
             named = as_object(primitive["attributes"], f"{where}.attributes")
             values = {
                 name: self.document.accessor(index, f"{where}.attributes.{name}")
                 for name, index in named.items()
-                if name.startswith(_USED_ATTRIBUTES)
+                if name in wanted
             }
             faces = np.concatenate(
                 [self._faces(*member, len(values.get("POSITION", ()))) for member in group]
@@ -141,14 +165,13 @@ class PrimitiveReader:
                 raise InputError(f"is damaged: {where} has {count} positions and {len(array)} of {name}")
         if faces.size and faces.max() >= count:
             raise InputError(f"is damaged: {where} names vertex {faces.max()} of {count}")
-        self.count_faces(len(faces))
         used, faces = used_vertices(faces, count)
         color = values.get("COLOR_0")
         if color is not None and color.dtype.kind in "ui":  # some exporters forget "normalized"
             values["COLOR_0"] = color.astype(np.float32) / np.iinfo(color.dtype).max
         values = {name: np.asarray(array[used], np.float64) for name, array in values.items()}
         self._morph(values, primitive, where, weights, used, count)
-        return Primitive(values, faces, self._material(primitive, where), where)
+        return Primitive(values, faces, textured, where)
 
     def _faces(self, primitive: dict[str, Any], where: str, count: int) -> np.ndarray:
         """Triangles (t 3) of a triangle list, strip or fan (3.7.2.1)."""
@@ -204,7 +227,7 @@ class PrimitiveReader:
 
 
 def _decode_draco(
-    document: Document, primitive: dict[str, Any], where: str
+    document: Document, primitive: dict[str, Any], where: str, wanted: set[str]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Attributes and triangles of a Draco-compressed primitive (KHR_draco_mesh_compression).
 
@@ -232,7 +255,7 @@ def _decode_draco(
         ) from cause
     values = {}
     for name, unique in as_object(extension.get("attributes"), where).items():
-        if name.startswith(_USED_ATTRIBUTES):
+        if name in wanted:
             if unique not in by_id:
                 raise InputError(f"is damaged: {where} has no {name} in its data compressed by {DRACO}")
             accessor = document.item("accessors", as_object(primitive["attributes"], where).get(name), where)
@@ -244,6 +267,15 @@ def _draco_values(data: np.ndarray, accessor: dict[str, Any]) -> np.ndarray:
     if accessor.get("normalized") and data.dtype.kind in "iu":
         return np.maximum(data.astype(np.float32) / np.iinfo(data.dtype).max, -1.0)
     return data
+
+
+def _wanted(textured: TexturedMaterial, has_skin: bool) -> set[str]:
+    """The attributes that decide how a primitive looks; others are not read."""
+    wanted = {"POSITION", "NORMAL", "COLOR_0"}
+    if textured.material.picture is not None:
+        wanted.add(f"TEXCOORD_{textured.set}")
+    sets = range(MAX_SKIN_SETS if has_skin else 0)
+    return wanted | {f"{name}_{number}" for name in ("JOINTS", "WEIGHTS") for number in sets}
 
 
 def _cofactor(linear: np.ndarray) -> np.ndarray:

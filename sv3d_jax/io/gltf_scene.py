@@ -10,9 +10,9 @@ import numpy as np
 
 from sv3d_jax.cameras.pose import quaternion_rotations
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.gltf_data import Document, as_object, extensions_of, numbers
-from sv3d_jax.io.gltf_primitives import DRACO, Primitive, PrimitiveReader
-from sv3d_jax.io.surfaces import Part
+from sv3d_jax.io.gltf_data import Document, as_object, extensions_of, numbers, whole
+from sv3d_jax.io.gltf_primitives import DRACO, MAX_SKIN_SETS, Primitive, PrimitiveReader
+from sv3d_jax.io.surfaces import MAX_FACES, Part
 
 MAX_NODES = 100_000
 _TRS = {"TRANSLATION": 3, "ROTATION": 4, "SCALE": 3}  # numbers of each
@@ -77,13 +77,31 @@ class _Scene:
 
     def parts(self) -> list[Part]:
         """The surfaces of all visible nodes, in the coordinates of the scene."""
-        parts = []
-        for node in self._shown_nodes():
+        parts, shown = [], list(self._shown_nodes())
+        self._check_faces(shown)
+        for node in shown:
             index = node.node["mesh"]
             mesh = self.document.item("meshes", index, f"nodes[{node.index}]")
             for primitive in self.reader.primitives(mesh, index, node.node):
                 parts.append(self._placed(primitive, node))
         return parts
+
+    def _check_faces(self, nodes: list[_Node]) -> None:
+        """Raise InputError if accessors declare too many faces, counted once for every node and instance."""
+        faces = 0
+        for index, node in nodes:
+            where = f"nodes[{index}]"
+            mesh = self.document.item("meshes", node["mesh"], where)
+            attributes = self._instance_attributes(node, where)
+            copies = [
+                whole(self.document.item("accessors", accessor, where), "count", f"accessors[{accessor}]")
+                for accessor in (attributes or {}).values()
+            ]
+            faces += self.reader.declared_faces(mesh, node["mesh"]) * max(copies, default=1)
+        if faces > MAX_FACES:
+            raise InputError(
+                f"has {faces} faces with all its copies, more than {MAX_FACES}", hint="simplify the mesh"
+            )
 
     def _shown_nodes(self) -> Iterator[_Node]:
         """The visible nodes of the scene that have a mesh, in the order of the file."""
@@ -130,11 +148,12 @@ class _Scene:
         """A primitive in the coordinates of the scene: deformed by its skin, or copied to its instances or its node."""
         where = f"nodes[{node.index}]"
         if "skin" in node.node:
-            return primitive.skinned(self._skinned(primitive, node.node["skin"], where))
+            matrices, weighted = self._skin(primitive, node.node["skin"], where)
+            return primitive.skinned(lambda rows: _blended(matrices, weighted, rows))
         matrices = self.world[node.index][None]
-        instancing = extensions_of(node.node, where).get("EXT_mesh_gpu_instancing")
-        if instancing is not None:
-            matrices = matrices @ self._instances(as_object(instancing, where), where, len(primitive.faces))
+        attributes = self._instance_attributes(node.node, where)
+        if attributes is not None:
+            matrices = matrices @ self._instances(attributes, where)
         return primitive.instanced(matrices)
 
     def _joints(self, index: Any, where: str) -> np.ndarray:
@@ -157,47 +176,49 @@ class _Scene:
         self.joints[index] = matrices
         return matrices
 
-    def _skinned(self, primitive: Primitive, index: Any, where: str) -> np.ndarray:
-        """Linear blend skinning: the weighted joint matrix of every vertex (v 4 4).
+    def _skin(
+        self, primitive: Primitive, index: Any, where: str
+    ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
+        """Joint matrices of a skin, and pairs of joints (v) and weights (v) of every vertex.
 
         The transform of the skinned node itself is ignored (3.7.3).
         """
-        matrices = self._joints(index, where)
-        count = len(primitive.values["POSITION"])
-        blended, total = np.zeros((count, 4, 4)), np.zeros(count)
-        for number_of_set in range(8):
-            numbers_of_joints = primitive.values.get(f"JOINTS_{number_of_set}")
+        matrices, weighted = self._joints(index, where), []
+        for number_of_set in range(MAX_SKIN_SETS):
+            joints = primitive.values.get(f"JOINTS_{number_of_set}")
             weights = primitive.values.get(f"WEIGHTS_{number_of_set}")
-            if numbers_of_joints is None or weights is None:
+            if joints is None or weights is None:
                 break
-            if numbers_of_joints.ndim != 2 or numbers_of_joints.shape != weights.shape:
+            if joints.ndim != 2 or joints.shape != weights.shape:
                 raise InputError(f"is damaged: joints and weights of {primitive.where} differ in shape")
-            for joint, weight in zip(numbers_of_joints.T.astype(np.int64), weights.T, strict=True):
+            for joint, weight in zip(joints.T.astype(np.int64), weights.T, strict=True):
                 joint = np.where(weight == 0, 0, joint)
                 if len(joint) and not 0 <= joint.min() <= joint.max() < len(matrices):
                     wrong = joint.max() if joint.min() >= 0 else joint.min()
                     raise InputError(f"is damaged: {primitive.where} names joint {wrong} of {len(matrices)}")
-                blended += weight[:, None, None] * matrices[joint]
-                total += weight
-        if not total.any():
+                weighted.append((joint, weight))
+        if not any(weight.any() for _, weight in weighted):
             raise InputError(f"is damaged: {primitive.where} has a skin, but no joints and weights")
-        blended /= np.where(total > 0, total, 1.0)[:, None, None]
-        blended[total <= 0] = matrices[0]
-        return blended
+        return matrices, weighted
 
-    def _instances(self, extension: dict[str, Any], where: str, faces: int) -> np.ndarray:
-        """Node-from-instance matrices (n 4 4) of EXT_mesh_gpu_instancing; `faces` is the size of one instance."""
-        attributes = as_object(extension.get("attributes"), f"{where}.EXT_mesh_gpu_instancing.attributes")
-        values = {
-            name: self.document.accessor(attributes[name], where) for name in _TRS if name in attributes
-        }
+    def _instance_attributes(self, node: dict[str, Any], where: str) -> dict[str, Any] | None:
+        """The accessors of a node's instances, by name; None for a node without."""
+        extension = extensions_of(node, where).get("EXT_mesh_gpu_instancing")
+        if extension is None or "skin" in node:
+            return None
+        attributes = as_object(extension, where).get("attributes")
+        attributes = as_object(attributes, f"{where}.EXT_mesh_gpu_instancing.attributes")
+        return {name: attributes[name] for name in _TRS if name in attributes}
+
+    def _instances(self, attributes: dict[str, Any], where: str) -> np.ndarray:
+        """Node-from-instance matrices (n 4 4) of EXT_mesh_gpu_instancing."""
+        values = {name: self.document.accessor(index, where) for name, index in attributes.items()}
         counts = {len(array) for array in values.values()}
         if len(counts) != 1 or any(
             array.ndim != 2 or array.shape[1] != _TRS[n] for n, array in values.items()
         ):
             raise InputError(f"is damaged: the instances of {where} differ in number or have no TRANSLATION")
         count = counts.pop()
-        self.reader.count_faces((count - 1) * max(faces, 1))
         move = values.get("TRANSLATION", np.zeros((count, 3)))
         turn = values.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
         scale = values.get("SCALE", np.ones((count, 3)))
@@ -228,6 +249,15 @@ def _parents(nodes: list[dict[str, Any]]) -> np.ndarray:
             f"is damaged: nodes[{int(np.argmax(ancestors >= 0))}] is among its own descendants, or below such a node"
         )
     return parents
+
+
+def _blended(matrices: np.ndarray, weighted: list[tuple[np.ndarray, np.ndarray]], rows: slice) -> np.ndarray:
+    """Linear blend skinning: the weighted joint matrix of some vertices (v 4 4)."""
+    total = sum(weight[rows] for _, weight in weighted)
+    blended = sum(weight[rows, None, None] * matrices[joint[rows]] for joint, weight in weighted)
+    blended = blended / np.where(total > 0, total, 1.0)[:, None, None]
+    blended[total <= 0] = matrices[0]
+    return blended
 
 
 def _local_matrix(node: dict[str, Any], where: str) -> np.ndarray:

@@ -3,9 +3,11 @@
 import importlib
 import io
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -16,7 +18,12 @@ from sv3d_jax.io.reading import read_file, reading
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 200_000_000
+# Of all pictures of an orbit or a scene, with their alphas. Reading them takes up to 28 bytes a pixel: 11 GB.
+MAX_TOTAL_PIXELS = 400_000_000
 MIN_SIDE = 32
+MAX_COUNTED_BYTES = (
+    2_000_000  # of files whose frames are counted: GIF and TIFF state no number, a minute for 100 MB
+)
 _NO_PICTURE = "is not a picture that can be read"
 # Largest difference between the channels of a grey picture that JPEG compression may cause.
 _GREY_TOLERANCE = 24
@@ -87,7 +94,7 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = Tru
         warnings.simplefilter("ignore")  # this package's limits are below those of Pillow's warnings
         with reading(path, f"{_NO_PICTURE}: found {_describe(data)}", _hint(data)):
             try:
-                image = _open(data)
+                image = _open(io.BytesIO(data))
             except Image.DecompressionBombError as cause:
                 raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from cause
         with image:
@@ -95,7 +102,31 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = Tru
             article = "an" if image.format in ("AVIF", "MPO") else "a"
             hint = "it may be cut short: copy it again from where it came, or save it again"
             with reading(path, f"is {article} {image.format} file that is damaged", hint):
-                return replace(_convert(image, upright), name=str(path))
+                return replace(_convert(image, upright, len(data)), name=str(path))
+
+
+def check_total_pixels(paths: Iterable[Path], whole: Path) -> None:
+    """Raise InputError if the headers of pictures that are to be held at once declare too many pixels together.
+
+    `whole` names what they belong to. Files that cannot be opened count nothing here; `read_picture` says why.
+    """
+    total = 0
+    for path in paths:
+        try:
+            with warnings.catch_warnings(), path.open("rb") as file:
+                warnings.simplefilter("ignore")
+                with _open(file) as image:
+                    total += image.size[0] * image.size[1]
+        except MemoryError:
+            raise
+        except Exception:  # decoders raise errors of any kind on damaged data
+            continue
+        if total > MAX_TOTAL_PIXELS:
+            raise InputError(
+                f"{whole}: its pictures have more than {MAX_TOTAL_PIXELS // 10**6} megapixels in all,"
+                f" up to {path.name}",
+                hint="make the pictures smaller, or use fewer",
+            )
 
 
 def read_mask(path: str | Path, upright: bool = True) -> Mask:
@@ -149,17 +180,19 @@ def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return result
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(file: BinaryIO) -> Image.Image:
     """Open a picture without decoding its pixels.
 
     HEIC is read by pi-heif's class directly: registering it with Pillow would affect other users of Pillow.
     """
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        return Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
-        if not (_is_heic(data) and find_spec("pi_heif")):
+        file.seek(0)
+        if not (_is_heic(file.read(12)) and find_spec("pi_heif")):
             raise
-        return importlib.import_module("pi_heif").HeifImageFile(io.BytesIO(data))
+        file.seek(0)
+        return importlib.import_module("pi_heif").HeifImageFile(file)
 
 
 def _is_heic(data: bytes) -> bool:
@@ -200,15 +233,15 @@ def _describe(data: bytes) -> str:
     return f"{len(data)} bytes that begin with {data[:8].hex(' ')}"
 
 
-def _convert(image: Image.Image, upright: bool) -> Picture:
-    """Convert any Pillow mode to 8-bit sRGB and alpha; apply the EXIF orientation if `upright`."""
+def _convert(image: Any, upright: bool, size: int) -> Picture:
+    """Convert any Pillow mode to 8-bit sRGB and alpha; apply the EXIF orientation if `upright`. `size` is in bytes."""
     notes = []
     file = image
-    num_frames = getattr(image, "n_frames", 1)
-    if num_frames > 1 and image.format == "HEIF":
-        notes.append(f"the main one of its {num_frames} pictures is used")
-    elif num_frames > 1 and image.format != "MPO":
-        notes.append(f"animated: the first of {num_frames} frames is used")
+    if image.format == "HEIF" and image.n_frames > 1:
+        notes.append(f"the main one of its {image.n_frames} pictures is used")
+    elif image.format != "MPO" and getattr(image, "is_animated", False):
+        first = f"first of {image.n_frames} frames" if size <= MAX_COUNTED_BYTES else "first frame"
+        notes.append(f"animated: the {first} is used")
         image.seek(0)
     image.load()
     profile = image.info.get("icc_profile")

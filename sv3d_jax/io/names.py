@@ -1,4 +1,8 @@
-"""File names inside other files (a texture in a mesh, a frame in cameras.json): which may be opened, and where."""
+"""File names inside other files (a texture in a mesh, a frame in cameras.json): which may be opened, and where.
+
+One rule for all formats: what a file names is opened only in the folder of that file or below it, links included. In
+scenes of other programs the names may lead one folder up, and COLMAP's pictures may lie anywhere in the scene's folder.
+"""
 
 import re
 from pathlib import Path, PurePosixPath
@@ -14,7 +18,7 @@ def outside_reason(name: str, climb: int = 0) -> str | None:
     """Why a name must not be opened from the folder of the file that names it; None if it may be.
 
     Only files in that folder, below it, or up to `climb` folders above it may be opened: no URLs, no absolute paths, no
-    `..` that leads further up. Backslashes separate folders as slashes do. Symbolic links are not looked at.
+    `..` that leads further up. Backslashes separate folders as slashes do. `leads_out` looks at links.
     """
     path = PurePosixPath(name.replace("\\", "/"))
     if re.match(r"(file|data|https?):|[a-z][a-z0-9+.-]+://", name.replace("\\", "/"), re.IGNORECASE):
@@ -28,17 +32,36 @@ def outside_reason(name: str, climb: int = 0) -> str | None:
     return "lies outside the folder" if lowest < -climb else None
 
 
-def named_file(folder: Path, name: str, where: str, climb: int = 0) -> Path:
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether links on the way to a path end outside a folder; the folder itself may be a link."""
+    try:
+        return not path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError, ValueError):  # cycles of links, names that no file can have
+        return False  # there is nothing to open
+
+
+def named_file(folder: Path, name: str, where: str, climb: int = 0, within: Path | None = None) -> Path:
     """The path of a file that is named relative to `folder`, if `outside_reason` allows it.
 
-    Raises InputError, which begins with `where`, for names that are not allowed and for names of folders, such as ".".
+    Raises InputError, which begins with `where`, for names that are not allowed, for names of folders, such as ".", and
+    for links that lead out of the folder, or out of `within` if that is given.
     """
     if reason := outside_reason(name, climb):
         raise InputError(f"{where} {reason}: {name}", hint=f"give a file name relative to {folder}")
     plain = name.replace("\\", "/")
     if PurePosixPath(plain).name in ("", ".."):
         raise InputError(f"{where} names a folder, a file is needed: {name}")
-    return folder / plain
+    return not_leading_out(folder / plain, within or folder.joinpath(*[".."] * climb), where)
+
+
+def not_leading_out(path: Path, folder: Path, where: str) -> Path:
+    """The path, unless it `leads_out` of the folder; then InputError, which begins with `where`."""
+    if leads_out(path, folder):
+        raise InputError(
+            f"{where} is a link that leads out of the folder: {path}",
+            hint="put the file itself there; links are followed only within the folder",
+        )
+    return path
 
 
 def exists(path: Path) -> bool:

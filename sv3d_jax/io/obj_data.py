@@ -9,9 +9,7 @@ import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.mtl import NUMBER, decoded, shown, unquoted
-from sv3d_jax.io.surfaces import MAX_FACES, Source
-
-MAX_VERTICES = 3 * MAX_FACES
+from sv3d_jax.io.surfaces import MAX_FACES, MAX_VERTICES, Source
 
 MAX_NAMES = 10_000  # of material libraries, and of materials
 

@@ -23,9 +23,9 @@ from sv3d_jax.io.cameras_file import (
     read_folder_cameras,
     write_cameras,
 )
-from sv3d_jax.io.images import over_white, read_picture, write_png
-from sv3d_jax.io.names import exists, outside_reason
-from sv3d_jax.io.outputs import check_finite
+from sv3d_jax.io.images import check_total_pixels, over_white, read_picture, write_png
+from sv3d_jax.io.names import exists, not_leading_out, outside_reason
+from sv3d_jax.io.outputs import check_finite, refuse_links
 
 NOT_WHITE = 8  # 8-bit levels below white from which a pixel counts as object
 MAX_CONTRADICTION = 1e-3  # largest share of a frame's pixels that may be object where its alpha is 0
@@ -72,12 +72,11 @@ def write_orbit(
     for name, values in {"object_to_world": object_to_world, "lenses": lenses}.items():
         if values is not None:
             check_finite(np.asarray(values, np.float64), f"{directory} is not written: rows of {name}")
+    refuse_links(directory, {Path(name).parts[0] for name in (frame_file(0), alpha_file(0))})
     pictures = {frame_file(index): image for index, image in enumerate(images)}
     masks = {alpha_file(index): alpha for index, alpha in enumerate(() if alphas is None else alphas)}
     for name, picture in (pictures | masks).items():
-        path = Path(directory) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_png(path, picture)
+        write_png(Path(directory) / name, picture)
     write_cameras(
         Path(directory) / CAMERAS_FILE,
         cameras,
@@ -126,6 +125,7 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
             f"{directory / CAMERAS_FILE}: frames[{index}] has no alpha_file, others have one",
             hint="every frame needs one, or none",
         )
+    check_total_pixels([directory / file for file in (*files, *filter(None, alpha_files))], directory)
     images, alphas = _stacked(directory, frames)
     cameras = frame_cameras(document, directory / CAMERAS_FILE, *images.shape[1:3])
     return OrbitFrames(images=images, alphas=alphas, files=files, **vars(cameras))
@@ -165,12 +165,20 @@ def stack_frames(views: list[Frame]) -> tuple[np.ndarray, np.ndarray | None]:
 
     Frames without alpha count as opaque; alphas are None if no frame has one.
     """
-    images = np.stack([view.rgb for view in views]).astype(np.float32) / 255.0
+    images = _scaled([view.rgb for view in views])
     if all(view.alpha is None for view in views):
         return images, None
     opaque = np.full(images.shape[1:3], 255, np.uint8)
-    alphas = np.stack([opaque if view.alpha is None else view.alpha for view in views])
-    return images, alphas.astype(np.float32) / 255.0
+    return images, _scaled([opaque if view.alpha is None else view.alpha for view in views])
+
+
+def _scaled(arrays: list[np.ndarray]) -> np.ndarray:
+    """8-bit arrays of one shape in one float32 array in [0, 1], without a copy of all of them in between."""
+    scaled = np.empty((len(arrays), *arrays[0].shape), np.float32)
+    for row, array in zip(scaled, arrays, strict=True):
+        row[...] = array
+        row /= 255
+    return scaled
 
 
 def _frame_path(directory: Path, frame: dict[str, Any], index: int) -> str:
@@ -196,6 +204,7 @@ def _alpha_path(directory: Path, frame: dict[str, Any], index: int) -> str | Non
 def _check_inside(directory: Path, file: str, where: str) -> None:
     if outside_reason(file):
         raise InputError(f"{directory / CAMERAS_FILE}: {where} lies outside the folder: {file}")
+    not_leading_out(directory / file, directory, f"{directory / CAMERAS_FILE}: {where}")
 
 
 def _read_alpha(path: Path) -> np.ndarray:

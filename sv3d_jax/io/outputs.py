@@ -7,11 +7,11 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -24,25 +24,49 @@ STAGES_FILE = ".stages.json"
 SCRATCH_FOLDER = ".work"
 LOCK_FILE = ".lock"
 LEAST_SPACE = 1_000_000  # bytes of the smallest results
+# What the verbs make inside their output folders besides files that are replaced whole. None of it may be a link: what
+# is written there would go elsewhere.
+OWN_PLACES = (
+    *(LOCK_FILE, SCRATCH_FOLDER, "frames", "alphas", "progress"),
+    *("checkpoints", "data", "logs", "profile", "samples", "tensorboard", "wandb"),
+)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file `name.tmp` to write to; at the end it is flushed to disk and renamed, so that no reader sees a part.
+
+    It is created exclusively: what a killed run or anybody else left under that name is removed, not written through,
+    and a link in place of `path` is replaced, not followed. An error leaves `path` as it was and no temporary file.
+    Raises OutputError where the disk refuses.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}", hint="is the disk full or read-only?"
+        ) from error
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write a file atomically: to `name.tmp`, flushed to disk, then renamed. Readers never see a partial file."""
+    """Write a file whole or not at all, as `replacing` does; missing folders are made."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OutputError(
-            f"cannot write {path}: {error.strerror}", hint="is the disk full or read-only?"
-        ) from error
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    with replacing(path) as file:
+        file.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
 
 
 def write_json(path: Path | str, value: Any) -> None:
@@ -84,6 +108,25 @@ def check_output_parent(directory: Path | str) -> None:
     require_space(directory, LEAST_SPACE, "a run")
 
 
+def refuse_links(directory: Path | str, names: Iterable[str] = OWN_PLACES, below: Path | None = None) -> None:
+    """Raise OutputError if one of these names in an output folder is a link, which writing would follow elsewhere.
+
+    The folder itself may be a link, and so may those above it. With `below`, the folder that the user named, no folder
+    between it and the output folder may be one.
+    """
+    directory = Path(directory)
+    made = [directory / name for name in names]
+    if below is not None:
+        inner = directory.relative_to(below)
+        made += [below / part for part in (inner, *inner.parents) if part != Path()]
+    for place in made:
+        if place.is_symlink():
+            raise OutputError(
+                f"{place} is a link to {os.readlink(place)}, and nothing is written outside the output folder",
+                hint="remove the link, or choose another folder with -o",
+            )
+
+
 class OutputFolder:
     """The output folder of one run, locked inside its `with` block.
 
@@ -97,8 +140,9 @@ class OutputFolder:
     The constructor checks that the folder can be written, without writing (all that a dry run needs). Entering creates
     it, takes the lock and compares the settings with those of an earlier run. If they are the same, finished stages are
     kept, and `done` is true if the run is complete. If not, an InputError says what differs, unless `overwrite`, which
-    removes the files of the earlier run. `parents` allows missing parent folders (DIR of DIR/<stem>). `renamed` maps
-    names of settings that earlier versions recorded to those of today.
+    removes the files of the earlier run. `below` is the folder that the user named, if this one was chosen in it
+    (DIR of DIR/<stem>): missing folders in between are made. `renamed` maps names of settings that earlier versions
+    recorded to those of today. Links inside the folder are refused as `refuse_links` says.
     """
 
     def __init__(
@@ -106,17 +150,22 @@ class OutputFolder:
         directory: Path | str,
         config: Mapping[str, Any],
         overwrite: bool = False,
-        parents: bool = False,
+        below: Path | None = None,
         renamed: Mapping[str, str] = MappingProxyType({}),
     ):
         self._renamed = renamed
         self.directory = Path(directory)
         self.config = json.loads(json.dumps(to_plain(config)))
         self.overwrite = overwrite
+        self._below = below
+        inner = None if below is None else self.directory.relative_to(below)
+        if inner is not None and (not inner.parts or ".." in inner.parts):  # of a file "...png", say
+            raise InputError(f"{directory} is no folder inside {below}", hint="rename the input file")
         place = self.directory
-        while parents and not place.parent.exists():
+        while below is not None and not place.parent.exists():
             place = place.parent
         check_output_parent(place)
+        refuse_links(self.directory, below=below)
         if not overwrite:
             self._check_config()
         self._lock: Any = None
@@ -156,7 +205,10 @@ class OutputFolder:
     def scratch(self) -> Path:
         """A folder for intermediate results, removed when `run.json` is written."""
         path = self.directory / SCRATCH_FOLDER
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make {path}: {error.strerror}") from error
         return path
 
     def stage_done(self, name: str) -> bool:
@@ -232,16 +284,22 @@ class OutputFolder:
         from filelock import FileLock, Timeout
 
         try:
+            refuse_links(self.directory, below=self._below)
             self.directory.mkdir(parents=True, exist_ok=True)
             path = self.directory / LOCK_FILE
             self._lock = FileLock(path, timeout=0)
             self._lock.acquire()
+            started = datetime.now().astimezone().isoformat(timespec="seconds")
+            path.write_text(
+                json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started})
+            )
         except Timeout:
             raise OutputError(f"{self.directory} is in use by {_holder(path)}") from None
         except OSError as error:
-            raise OutputError(f"cannot write to {self.directory}: {error.strerror}") from error
-        started = datetime.now().astimezone().isoformat(timespec="seconds")
-        path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}))
+            self._release()
+            raise OutputError(
+                f"cannot write to {self.directory}: {error.strerror}", hint="is the disk full or read-only?"
+            ) from error
 
     def _release(self) -> None:
         if self._lock is not None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.surfaces import MAX_FACES, MAX_VERTICES
 
 MAX_HEADER_BYTES = 1 << 20
 
@@ -84,6 +85,10 @@ def parse_header(data: bytes) -> Header:
             case ["element", name, count] if count.isascii() and count.isdigit() and len(count) < 19:
                 if int(count) > len(data):  # each takes at least one byte
                     raise InputError(f"claims {count} elements of {name} in {len(data)} bytes")
+                if int(count) > (most := MAX_FACES if name == "face" else MAX_VERTICES):
+                    raise InputError(
+                        f"has {count} elements of {name}, more than {most}", hint="simplify the mesh"
+                    )
                 if name in (element.name for element in elements):
                     raise InputError(f"is damaged: its header has two elements {name[:80]}")
                 elements.append(_Element(name, int(count), []))

@@ -9,14 +9,17 @@ import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io.names import outside_reason
+from sv3d_jax.io.names import leads_out, outside_reason
 from sv3d_jax.io.outputs import check_finite
 
 Up = Literal["y", "z"]
 Wrap = Literal["repeat", "clamp", "mirror"]
 
 MAX_FILE_BYTES = 1 << 30
+# Ten million faces, with three vertices each where none are shared: with normals, colours and texture coordinates they
+# take 8 GB while they are read.
 MAX_FACES = 10_000_000
+MAX_VERTICES = 3 * MAX_FACES
 MAX_TEXTURE_PIXELS = 64_000_000  # of a texture that this package makes
 
 # The world's +x, where the camera of the input view stands, becomes +z, the front of an object in glTF and its viewers.
@@ -56,6 +59,7 @@ class Source:
 
     path: Path
     remarks: list[str] = field(default_factory=list)
+    decoded_pixels: int = 0  # of all textures so far
 
     def remark(self, text: str) -> None:
         """Record what was approximated or skipped; the same text only once."""
@@ -70,20 +74,19 @@ class Source:
         """
         if outside_reason(name):
             raise outside_error(name)
-        folder, file = self.path.parent, self.path.parent / name.replace("\\", "/")
+        file = self.path.parent / name.replace("\\", "/")
+        if leads_out(file, self.path.parent):
+            raise InputError(
+                f"refers to {name[:200]}, a link that leads out of the mesh's folder", hint=_ONLY_BELOW
+            )
         try:
-            if not file.resolve().is_relative_to(folder.resolve()):
-                raise InputError(
-                    f"refers to {name[:200]}, a link that leads out of the mesh's folder",
-                    hint=_ONLY_BELOW,
-                )
             if not file.is_file():
                 raise InputError(f"refers to {name[:200]}, which is not beside it")
             if (size := file.stat().st_size) > MAX_FILE_BYTES:
                 raise InputError(f"refers to {name[:200]} of {size} bytes, more than {MAX_FILE_BYTES}")
             return file.read_bytes()
-        except (OSError, ValueError, RuntimeError) as cause:  # impossible file names, cycles of links
-            raise InputError(f"refers to {name[:200]}, which cannot be read") from cause
+        except (OSError, ValueError):  # impossible file names, cycles of links
+            raise InputError(f"refers to {name[:200]}, which cannot be read") from None
 
 
 def outside_error(name: str) -> InputError:

@@ -13,6 +13,7 @@ from sv3d_jax.io.surfaces import Source
 MAX_DECODED_PIXELS, MAX_DECODED_SIDE = 8192**2, 16384
 MAX_KEPT_PIXELS, MAX_KEPT_SIDE = 4096**2, 8192  # of one texture; larger ones are downscaled
 MAX_ATLAS_PIXELS = 4 * MAX_KEPT_PIXELS  # of all textures of a file together
+MAX_DECODED_IN_ALL = 32 * MAX_DECODED_PIXELS  # of all textures of a file: minutes, most of them JPEG or PNG
 _STRIP = 256  # rows converted at a time
 
 # Formats that are not supported, by their first bytes.
@@ -30,7 +31,7 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
 
     At most 4096x4096 texels are kept, or, of more than four textures (`among`), an equal share of four times as many;
     at most 8192 along a side. `name` is for messages. Raises InputError for data that is no supported picture, and for
-    more than 8192x8192 texels or 16384 along a side.
+    more than 8192x8192 texels or 16384 along a side, and for more than 32 times as many in all textures of a file.
     """
     from PIL import Image
 
@@ -48,6 +49,12 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
         if width * height > MAX_DECODED_PIXELS or max(width, height) > MAX_DECODED_SIDE:
             limits = f"{MAX_DECODED_PIXELS} in all or {MAX_DECODED_SIDE} along a side"
             raise InputError(f"{name} has {width}x{height} pixels, more than {limits}")
+        source.decoded_pixels += width * height
+        if source.decoded_pixels > MAX_DECODED_IN_ALL:
+            raise InputError(
+                f"its textures have {source.decoded_pixels} pixels up to {name}, more than {MAX_DECODED_IN_ALL}",
+                hint="make the textures smaller",
+            )
         kept = min(MAX_KEPT_PIXELS, MAX_ATLAS_PIXELS // among)
         factor = int(np.ceil(np.sqrt(width * height / kept)))
         down, across = (min(max(factor, -(-side // MAX_KEPT_SIDE)), side) for side in (height, width))

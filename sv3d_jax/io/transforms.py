@@ -11,9 +11,9 @@ from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cameras.pose import finite_number, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.documents import read_frames
-from sv3d_jax.io.images import Picture, masked, read_picture
+from sv3d_jax.io.images import check_total_pixels, masked, read_picture
 from sv3d_jax.io.lens import Lens, PosedPicture
-from sv3d_jax.io.names import AbsentFile, exists, named_file
+from sv3d_jax.io.names import AbsentFile, exists, named_file, not_leading_out
 
 # In order of preference; only one is read, the others usually hold views for testing.
 TRANSFORMS_FILES = ("transforms.json", "transforms_train.json", "transforms_test.json", "transforms_val.json")
@@ -35,14 +35,18 @@ def read_transforms(path: Path) -> tuple[list[PosedPicture], list[str]]:
     document = read_frames(path)
     frames = document["frames"]
     poses = [_pose(frame, f"{path}: frames[{index}]") for index, frame in enumerate(frames)]
+    files: dict[int, list[Path]] = {}
     views, absent, contradictions = [], [], []
-    for index, (frame, pose) in enumerate(zip(frames, poses, strict=True)):
-        where = f"{path}: frames[{index}]"
+    for index, frame in enumerate(frames):
         try:
-            picture = _picture(path.parent, frame, where)
+            files[index] = _files(path.parent, frame, f"{path}: frames[{index}]")
         except AbsentFile as error:
             absent.append(error.message)
-            continue
+    check_total_pixels([file for both in files.values() for file in both], path)
+    for index, (file, *mask) in files.items():
+        frame, pose, where = frames[index], poses[index], f"{path}: frames[{index}]"
+        picture = read_picture(file, min_side=1, upright=False)
+        picture = masked(picture, mask[0]) if mask else picture
         height, width = picture.rgb.shape[:2]
         lens, contradiction = _lens(document, frame, width, height, where)
         if contradiction:
@@ -63,14 +67,13 @@ def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
     return rigid_pose(matrix, f"{where}: transform_matrix")
 
 
-def _picture(folder: Path, frame: dict[str, Any], where: str) -> Picture:
-    """The picture of a frame, still distorted, with the frame's mask as its alpha."""
-    file = _file(folder, frame, "file_path", where)
-    picture = read_picture(file, min_side=1, upright=False)
+def _files(folder: Path, frame: dict[str, Any], where: str) -> list[Path]:
+    """The picture of a frame, and its mask if it has one. Raises AbsentFile if there is no picture."""
+    picture = _file(folder, frame, "file_path", where)
     if frame.get("mask_path") is None:
-        return picture
+        return [picture]
     try:
-        return masked(picture, _file(folder, frame, "mask_path", where))
+        return [picture, _file(folder, frame, "mask_path", where)]
     except AbsentFile as error:  # a frame without its mask must not be used
         raise InputError(error.message) from error
 
@@ -82,7 +85,7 @@ def _file(folder: Path, frame: dict[str, Any], key: str, where: str) -> Path:
     path = named_file(folder, name, f"{where}: {key}", CLIMB)
     for suffix in SUFFIXES:
         if exists(found := path.with_name(path.name + suffix)):
-            return found
+            return not_leading_out(found, folder.joinpath(*[".."] * CLIMB), f"{where}: {key}")
     raise AbsentFile(f"{where}: {path} does not exist, nor does it with .png, .jpg, .jpeg or .webp")
 
 

@@ -6,6 +6,7 @@ own metadata and compared when the leaf is read.
 
 import ctypes
 import gc
+import logging
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ import numpy as np
 
 from sv3d_jax.errors import WeightsError, is_out_of_memory
 from sv3d_jax.weights.key_map import tree_from_leaves
-from sv3d_jax.weights.safetensors_file import TensorInfo
+from sv3d_jax.weights.safetensors_file import MAX_HEADER_BYTES, TensorInfo
 
 TreePath = tuple[str, ...]
 
@@ -27,6 +28,9 @@ def save_leaves(directory: Path, leaves: Iterable[tuple[TreePath, np.ndarray]]) 
     """Write (path, leaf) pairs as one checkpoint; `directory` appears once the last one is written."""
     import orbax.checkpoint.experimental.v1 as ocp
 
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # Orbax also logs the traces of errors that it raises
     for batch in _batches(leaves, lambda leaf: leaf[1].nbytes):
         batch = [(path, np.ascontiguousarray(leaf)) for path, leaf in batch]
         checksums = {"/".join(path): _checksum(leaf) for path, leaf in batch}
@@ -43,6 +47,9 @@ class SavedTree:
         import orbax.checkpoint.experimental.v1 as ocp
 
         self.directory = directory
+        for file in (*directory.glob("_*METADATA"), *directory.glob("*/_*METADATA")):
+            if (size := file.stat().st_size) > MAX_HEADER_BYTES:
+                raise WeightsError(f"{file} has {size} bytes, up to {MAX_HEADER_BYTES} are read")
         try:
             metadata = ocp.metadata(directory.absolute())  # Orbax finds nothing under a relative path
             if not isinstance(metadata.metadata, dict):  # what Orbax returns where it found no arrays

@@ -11,7 +11,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sv3d_jax import signals
-from sv3d_jax.errors import InputError, OutputError, WeightsError
+from sv3d_jax.errors import InputError, OutputError, WeightsError, is_disk_full
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.weights.checkpoint import save_leaves
@@ -184,7 +184,11 @@ def staged(output: Path) -> Iterator[Path]:
     """
     staging = output.absolute().parent / f".{output.name}.tmp"
     try:
+        if staging.is_symlink():
+            staging.unlink()  # a folder elsewhere must neither be emptied nor written to
         staging.mkdir(exist_ok=True)
+        if (staging / "lock").is_symlink():
+            (staging / "lock").unlink()
         with FileLock(staging / "lock", timeout=0), signals.temporary(staging):
             for left in staging.iterdir():
                 if left.name != "lock":
@@ -196,9 +200,14 @@ def staged(output: Path) -> Iterator[Path]:
             shutil.rmtree(staging)
     except Timeout:
         raise OutputError(f"another run is writing {output}", hint="wait for it to end") from None
-    except OSError as error:
-        raise OutputError(f"cannot write {output}: {error}", hint="is the disk full or read-only?") from error
+    except Exception as error:
+        if not isinstance(error, OSError) and not is_disk_full(error):
+            raise
+        reason = getattr(error, "strerror", None) or "no space left on the disk"
+        raise OutputError(
+            f"cannot write {output}: {reason}", hint="is the disk full or read-only?"
+        ) from error
 
 
 def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -41,7 +41,9 @@ WIDER_FILE = "take the bfloat16 or float16 file of these weights"
 _FLOAT8 = [DTYPES[code] for code in ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")]
 _NARROW_CODES = ("F4", "F6", "I4", "U4")  # several values share a byte
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_MAX_HEADER = 100_000_000
+# The format allows headers of 100 MB: a million empty tensors, a minute and gigabytes. SV3D has 2,500 tensors
+# in a header of 0.4 MB; a trainer's file may hold them several times, with pages of metadata.
+MAX_HEADER_BYTES, MAX_TENSORS = 25_000_000, 50_000
 _PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
 _DOWNLOAD_AGAIN = "the file is damaged or was not fetched whole: download it again"
 
@@ -96,13 +98,18 @@ class SafetensorsFile:
         if len(start) < 8:
             raise self._fault(f"it holds {size} bytes, not even a header", _DOWNLOAD_AGAIN)
         length = int.from_bytes(start[:8], "little")
-        if length > _MAX_HEADER:
-            raise self._fault(f"its header would be {length} bytes long, the format allows {_MAX_HEADER}")
+        if length > MAX_HEADER_BYTES:
+            raise self._fault(
+                f"its header would be {length} bytes long, up to {MAX_HEADER_BYTES} are read"
+                " (the format allows 100000000)"
+            )
         if length > size - 8:
             raise self._fault(f"its header needs {8 + length} bytes, it holds {size}", _DOWNLOAD_AGAIN)
         file.seek(8)
         header = self._header(file.read(length))
         self.metadata = self._metadata(header.pop("__metadata__", {}))
+        if len(header) > MAX_TENSORS:
+            raise self._fault(f"its header names {len(header)} tensors, more than {MAX_TENSORS}")
         self.tensors: dict[str, TensorInfo] = {}
         self._begin: dict[str, int] = {}
         for name, entry in header.items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.io.documents import read_json
-from sv3d_jax.weights.safetensors_file import SafetensorsFile, TensorInfo
+from sv3d_jax.weights.safetensors_file import MAX_TENSORS, SafetensorsFile, TensorInfo
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d+)-of-(?P<count>\d+)\.safetensors")
@@ -30,6 +30,8 @@ class TensorFiles:
                         hint="the files belong to different models, or to the same model saved twice: keep one of them",
                     )
                 self._file[name] = file
+            if len(self._file) > MAX_TENSORS:
+                raise WeightsError(f"{path} holds more than {MAX_TENSORS} tensors in its files", hint=_AGAIN)
         self.tensors: Mapping[str, TensorInfo] = {
             name: file.tensors[name] for name, file in self._file.items()
         }

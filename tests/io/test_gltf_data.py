@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io import gltf_data
+from sv3d_jax.io.gltf_data import Document
 from sv3d_jax.io.meshes import read_mesh
+from sv3d_jax.io.surfaces import Source
 from tests.io.gltf_files import BLUE, CASES, GREEN, RED, YELLOW, Builder, corners, front, quad, textured
 
 
@@ -124,3 +127,20 @@ def test_claims_without_data_are_refused_before_they_take_memory(tmp_path, chang
     builder.document["accessors"][0] = accessor
     with pytest.raises(InputError, match="without data"):
         read_mesh(builder.write(path))
+
+
+NO_CHANGE = {"count": 0, "indices": {"bufferView": 0, "componentType": 5121}, "values": {"bufferView": 0}}
+
+
+@pytest.mark.parametrize("fields", [{"normalized": True}, {"sparse": NO_CHANGE}])
+def test_accessors_that_share_bytes_count_each_time_before_they_are_copied(tmp_path, monkeypatch, fields):
+    """A megabyte can be behind thousands of accessors, each of which would be converted to numbers of its own."""
+    monkeypatch.setattr(gltf_data, "MAX_COPIED", 100)
+    builder = Builder()
+    builder.accessor(np.zeros((8, 4), "|u1"), **fields)
+    builder.document["accessors"] *= 4
+    builder.document["buffers"] = [{"byteLength": len(builder.binary)}]
+    document = Document(builder.document, memoryview(builder.binary), Source(tmp_path / "a.glb"))
+    assert all(len(document.accessor(index, "user")) == 8 for index in range(3))
+    with pytest.raises(InputError, match="has 128 numbers that are normalized or sparse"):
+        document.accessor(3, "user")

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io import gltf_primitives, gltf_scene
+from sv3d_jax.io.gltf_data import Document, known, parse_document, split_glb
+from sv3d_jax.io.gltf_primitives import PrimitiveReader
 from sv3d_jax.io.meshes import read_mesh
+from sv3d_jax.io.surfaces import Source
 from tests.io.gltf_files import CASES, Builder, extents, quad
 
 EXTENTS = {
@@ -102,3 +106,63 @@ def test_sizes_that_cannot_be_drawn_are_refused(tmp_path, scale, words):
     nodes = [{"mesh": 0, "scale": [scale] * 3}]
     with pytest.raises(InputError, match=words):
         read_mesh(quad(lambda b: {}, tmp_path, nodes=nodes))
+
+
+def test_faces_are_counted_for_every_copy_before_any_data_are_read(tmp_path, monkeypatch):
+    """Nodes, primitives and instances that share accessors count each time."""
+    monkeypatch.setattr(gltf_scene, "MAX_FACES", 2000)
+    monkeypatch.setattr(Document, "accessor", lambda *_: pytest.fail("an accessor is read"))
+    builder = Builder()
+    builder.document["accessors"].append({"componentType": 5126, "count": 100, "type": "VEC3"})
+    instances = {"EXT_mesh_gpu_instancing": {"attributes": {"TRANSLATION": 0}}}
+    nodes = [{"mesh": 0, "extensions": instances}, *[{"mesh": 0}] * 5]
+    path = quad(lambda b: {}, tmp_path, builder=builder, nodes=nodes)
+    builder.document["meshes"][0]["primitives"] *= 10
+    with pytest.raises(InputError, match="has 2100 faces with all its copies, more than 2000"):
+        read_mesh(builder.write(path))
+
+
+def test_a_mesh_is_sorted_once_however_many_nodes_share_it(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(gltf_primitives, "known", lambda *given: calls.append(given) or known(*given))
+    read_mesh(quad(lambda b: {}, tmp_path, nodes=[{"mesh": 0} for _ in range(50)]))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mode, faces", [(4, 2), (5, 4), (6, 4)])
+def test_declared_faces_are_those_that_are_read(tmp_path, mode, faces):
+    builder = Builder()
+    quad(lambda b: {}, tmp_path, builder=builder)
+    builder.document["meshes"][0]["primitives"][0]["mode"] = mode
+    path = builder.write(tmp_path / "quad.glb")
+    reader = PrimitiveReader(parse_document(*split_glb(path.read_bytes()), Source(path)))
+    assert reader.declared_faces(builder.document["meshes"][0], 0) == len(read_mesh(path).faces) == faces
+
+
+def test_attributes_that_do_not_show_are_not_read(tmp_path, monkeypatch):
+    """Hundreds of sets of texture coordinates may share one accessor, and each would take memory of its own."""
+    builder, read = Builder(), []
+    path = quad(lambda b: {}, tmp_path, builder=builder)
+    attributes = builder.document["meshes"][0]["primitives"][0]["attributes"]
+    attributes |= {f"TEXCOORD_{n}": attributes["POSITION"] for n in range(1, 300)}
+    attributes |= {f"JOINTS_{n}": attributes["POSITION"] for n in range(300)}
+    accessor = Document.accessor
+    monkeypatch.setattr(
+        Document, "accessor", lambda self, index, user: read.append(user) or accessor(self, index, user)
+    )
+    assert len(read_mesh(builder.write(path)).faces) == 2
+    assert len(read) <= 4
+
+
+def test_skins_are_blended_a_part_of_the_vertices_at_a_time(tmp_path, monkeypatch):
+    path, pose = CASES / "skin_pose.glb", read_mesh(CASES / "skin_pose.glb")
+    monkeypatch.setattr(gltf_primitives, "_SKINNED_AT_ONCE", 5)
+    np.testing.assert_array_equal(read_mesh(path).vertices, pose.vertices)
+    np.testing.assert_array_equal(read_mesh(path).normals, pose.normals)
+
+
+def test_nodes_nested_as_deep_as_the_limit_are_placed_without_recursion(tmp_path):
+    depth = 5000
+    nodes: list[dict] = [{"children": [n + 1], "translation": [0, 0, 1]} for n in range(depth - 1)]
+    path = quad(lambda b: {}, tmp_path, nodes=[*nodes, {"mesh": 0}], scene=0, scenes=[{"nodes": [0]}])
+    assert read_mesh(path, up="z").vertices[:, 2].mean() == pytest.approx(depth - 1)

@@ -5,9 +5,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import GifImagePlugin, Image, ImageCms, ImageFile, TiffImagePlugin
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io import images
 from sv3d_jax.io.images import over_white, read_picture, write_png
 from tests.io.picture_files import GRADIENT
 
@@ -278,3 +279,23 @@ def test_the_main_picture_of_a_phone_file_is_read_without_a_word(save):
 def test_a_picture_knows_its_file(save):
     path = save(Image.fromarray(GRADIENT), "plain.png")
     assert read_picture(path).name == str(path)
+
+
+def test_the_pixels_of_many_pictures_are_counted_by_their_headers(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_TOTAL_PIXELS", 5000)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("pixels are decoded"))
+    for suffix in ("png", "webp", "tif"):
+        Image.new("L", (40, 40)).save(tmp_path / f"a.{suffix}")
+    (tmp_path / "a.txt").write_text("no picture")
+    paths = sorted(tmp_path.iterdir())
+    images.check_total_pixels(paths, tmp_path)
+    with pytest.raises(InputError, match=r"more than 0 megapixels in all, up to a\.png"):
+        images.check_total_pixels([*paths, paths[0]], tmp_path)
+
+
+def test_frames_of_large_animations_are_not_counted(tmp_path, monkeypatch):
+    frames = [Image.new("RGB", (40, 40), color) for color in ("red", "green")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(images, "MAX_COUNTED_BYTES", 10)
+    monkeypatch.setattr(GifImagePlugin.GifImageFile, "n_frames", property(lambda _: pytest.fail("counted")))
+    assert "animated: the first frame is used" in read_picture(tmp_path / "a.gif").notes

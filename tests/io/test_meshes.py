@@ -13,7 +13,7 @@ from PIL import Image
 from sv3d_jax.colors import linear_from_srgb, srgb_from_linear
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io import gltf_data, gltf_primitives
+from sv3d_jax.io import gltf_data, gltf_scene
 from sv3d_jax.io.gltf_data import parse_document, split_glb
 from sv3d_jax.io.meshes import read_mesh, world_from_file, write_glb, write_obj, write_ply
 from sv3d_jax.io.ply import stated_axes
@@ -288,6 +288,7 @@ def _repeated_bilinear(texture, uv):
 @pytest.mark.parametrize("kind", ["buffers", "images"])
 def test_references_to_other_places_are_refused_by_name(tmp_path, kind, uri):
     texture = dict(textures=[{"source": 0}], materials=[_material(baseColorTexture={"index": 0})])
+    texture = texture if kind == "images" else {}
     with pytest.raises(InputError, match="refers to another place") as error:
         _read(tmp_path, _document(**texture, **{kind: [{"uri": uri, "byteLength": 36}]}))
     assert uri in error.value.message and "a.gltf" in error.value.message
@@ -377,7 +378,7 @@ def test_random_bytes_in_a_glb_never_escape_as_another_error(tmp_path):
 
 
 def test_instances_count_towards_the_limit_of_faces(tmp_path, monkeypatch):
-    monkeypatch.setattr(gltf_primitives, "MAX_FACES", 10)
+    monkeypatch.setattr(gltf_scene, "MAX_FACES", 10)
     nodes = [{"mesh": 0} for _ in range(11)]
     with pytest.raises(InputError, match="11 faces"):
         _read(tmp_path, _document(nodes=nodes, scenes=[{"nodes": list(range(11))}]))

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from sv3d_jax.errors import InputError, OutputError
-from sv3d_jax.io.outputs import OutputFolder, require_space, write_atomic
+from sv3d_jax.io.outputs import OutputFolder, replacing, require_space, write_atomic
 
 CONFIG = {"verb": "example", "steps": 50, "levels": {"sigma": 700.0}}
 
@@ -193,7 +193,7 @@ def test_a_missing_parent_is_found_before_anything_is_made(tmp_path):
 
 
 def test_parents_may_be_made_where_they_belong_to_the_run(tmp_path):
-    assert run(tmp_path / "several" / "cat", parents=True) == ["orbit", "mesh"]
+    assert run(tmp_path / "several" / "cat", below=tmp_path) == ["orbit", "mesh"]
 
 
 def test_a_parent_that_cannot_be_written_is_found_before_work(tmp_path, monkeypatch):
@@ -245,3 +245,73 @@ def test_overwriting_forgets_what_an_unfinished_run_kept(tmp_path):
         (folder.scratch / "state.npz").write_bytes(b"state")
     with OutputFolder(tmp_path / "run", {"verb": "test"}, overwrite=True) as folder:
         assert not (folder.scratch / "state.npz").exists()
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder with a file in it, which no run may change."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "kept").write_text("kept")
+    yield folder
+    assert os.listdir(folder) == ["kept"] and (folder / "kept").read_text() == "kept"
+
+
+@pytest.mark.parametrize("left", ["file", "link", "broken link"])
+def test_what_a_killed_run_left_of_a_file_is_neither_followed_nor_in_the_way(tmp_path, elsewhere, left):
+    temporary = tmp_path / "name.txt.tmp"
+    temporary.write_text("half") if left == "file" else temporary.symlink_to(
+        elsewhere / ("kept" if left == "link" else "new")
+    )
+    write_atomic(tmp_path / "name.txt", "whole")
+    assert (tmp_path / "name.txt").read_text() == "whole" and not os.path.lexists(temporary)
+
+
+def test_a_link_in_place_of_a_file_is_replaced_and_not_followed(tmp_path, elsewhere):
+    (tmp_path / "name.txt").symlink_to(elsewhere / "kept")
+    write_atomic(tmp_path / "name.txt", "new")
+    assert not (tmp_path / "name.txt").is_symlink() and (tmp_path / "name.txt").read_text() == "new"
+
+
+def test_a_write_that_is_broken_off_leaves_the_file_as_it_was(tmp_path):
+    write_atomic(tmp_path / "name.txt", "old")
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "name.txt") as file:
+        file.write(b"ne")
+        raise KeyboardInterrupt
+    assert (tmp_path / "name.txt").read_text() == "old" and os.listdir(tmp_path) == ["name.txt"]
+
+
+OURS = ".lock .work frames alphas progress checkpoints data logs profile samples tensorboard wandb".split()
+
+
+@pytest.mark.parametrize("place", OURS)
+@pytest.mark.parametrize("target", [".", "kept", "new"])
+def test_links_inside_the_folder_are_refused_before_anything_is_written(tmp_path, elsewhere, place, target):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / place).symlink_to(elsewhere / target)
+    with pytest.raises(OutputError, match=f"{place} is a link to .*elsewhere"):
+        OutputFolder(tmp_path / "out", CONFIG, overwrite=True)
+    assert os.listdir(tmp_path / "out") == [place]
+
+
+def test_a_link_between_the_folder_that_was_named_and_that_of_a_picture_is_refused(tmp_path, elsewhere):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "chairs").symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="chairs is a link"):
+        OutputFolder(tmp_path / "out" / "chairs" / "a", CONFIG, below=tmp_path / "out")
+
+
+def test_a_lock_that_is_turned_into_a_link_later_is_refused_as_well(tmp_path, elsewhere):
+    folder = OutputFolder(tmp_path / "out", CONFIG)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".lock").symlink_to(elsewhere / "kept")
+    with pytest.raises(OutputError, match="is a link"), folder:
+        pass
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/../..", "../out2"])
+def test_a_folder_that_is_named_after_an_input_lies_inside_the_one_that_the_user_named(tmp_path, name):
+    """The names of a file "...png" and of a file "..png" without their suffixes are ".." and "."."""
+    with pytest.raises(InputError, match="is no folder inside"):
+        OutputFolder(tmp_path / "out" / name, CONFIG, below=tmp_path / "out")
+    assert not [*tmp_path.iterdir()]

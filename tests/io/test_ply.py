@@ -8,6 +8,7 @@ import pytest
 from sv3d_jax.colors import linear_from_srgb, srgb_from_linear
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io import ply_data
 from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.ply import write_ply
 from sv3d_jax.io.ply_reader import read_ply
@@ -333,3 +334,14 @@ def test_strips_beside_faces_are_drawn_too(tmp_path):
     lines += ["property list int int vertex_indices", "end_header", *(f"{x} {y} {z}" for x, y, z in SQUARE)]
     parts, _ = parts_of("\n".join([*lines, "3 0 1 2", "3 0 2 3", ""]), tmp_path)
     assert sum(len(part.faces) for part in parts) == 2
+
+
+@pytest.mark.parametrize("element", ["vertex", "face", "edge"])
+def test_more_elements_than_can_be_held_are_refused_by_the_header(element, monkeypatch):
+    monkeypatch.setattr(ply_data, "MAX_FACES", 5)
+    monkeypatch.setattr(ply_data, "MAX_VERTICES", 5)
+    header = (
+        f"ply\nformat binary_little_endian 1.0\nelement {element} 6\nproperty list uchar int x\nend_header\n"
+    )
+    with pytest.raises(InputError, match=f"has 6 elements of {element}, more than 5"):
+        ply_data.parse_header(header.encode())

@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
-from sv3d_jax.cameras.orbit import CameraWarning
+from sv3d_jax.cameras.orbit import CameraWarning, make_orbit
 from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.errors import CameraError, InputError
-from sv3d_jax.io.orbits import read_orbit
+from sv3d_jax.io import images
+from sv3d_jax.io.orbits import read_orbit, write_orbit
 from sv3d_jax.io.scenes import find_scene, find_scenes, read_scene, read_views
 from tests.io.scene_files import copy_case, frame, write_colmap, write_transforms
 
@@ -183,3 +184,19 @@ def test_a_scene_without_any_picture_is_refused(tmp_path):
     write_transforms(tmp_path, {"fl_x": 9, "frames": [frame(0, file_path="a"), frame(1, file_path="b")]})
     with pytest.raises(InputError, match=r"frames\[0\]: .* does not exist"):
         read_views(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["orbit", "transforms", "colmap"])
+def test_pictures_that_do_not_fit_into_memory_together_are_refused_before_one_is_decoded(
+    tmp_path, monkeypatch, kind
+):
+    folder = write_transforms(tmp_path / "scene", {"camera_angle_x": 0.6}, size=(40, 40))
+    if kind == "orbit":
+        write_orbit(folder, np.zeros((3, 40, 40, 3), np.uint8), make_orbit("static", 3, 0.0))
+    if kind == "colmap":
+        (folder / "transforms.json").unlink()
+        write_colmap(folder, np.tile(np.eye(4), (3, 1, 1)), names=[f"{n}.png" for n in range(3)])
+    monkeypatch.setattr(images, "MAX_TOTAL_PIXELS", 2 * 40 * 40)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("pixels are decoded"))
+    with pytest.raises(InputError, match="more than 0 megapixels in all, up to (2|002).png"):
+        read_views(folder)

@@ -1,11 +1,13 @@
 """Errors of damaged textures give their names."""
 
 import io
+from pathlib import Path
 
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io import textures
 from sv3d_jax.io.surfaces import Source
 from sv3d_jax.io.textures import decode_picture
 
@@ -57,3 +59,14 @@ def test_too_little_memory_is_no_fault_of_the_picture(source, monkeypatch, stage
     monkeypatch.setattr(Image if stage == "open" else TiffImagePlugin.TiffImageFile, stage, fail)
     with pytest.raises(MemoryError):
         decode_picture(data, "a.tif", source)
+
+
+def test_the_texels_of_all_textures_are_counted_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(textures, "MAX_DECODED_IN_ALL", 100)
+    source = Source(Path("a.glb"))
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    textures.decode_picture(buffer.getvalue(), "one", source)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *_: pytest.fail("texels are decoded"))
+    with pytest.raises(InputError, match="have 128 pixels up to two, more than 100"):
+        textures.decode_picture(buffer.getvalue(), "two", source)

@@ -103,3 +103,14 @@ def test_too_little_memory_is_no_fault_of_the_checkpoint(saved, monkeypatch):
     monkeypatch.setattr(ocp, "metadata", load)
     with pytest.raises(MemoryError):
         _ = SavedTree(saved).leaves
+
+
+@pytest.mark.parametrize("name", ["_CHECKPOINT_METADATA", "state/_METADATA"])
+def test_lists_of_leaves_that_are_too_long_are_refused_unread(saved, tmp_path, monkeypatch, name):
+    copied = shutil.copytree(saved, tmp_path / "saved")
+    size = (copied / name).stat().st_size
+    monkeypatch.setattr(checkpoint, "MAX_HEADER_BYTES", size - 1)
+    (copied / ("state/_METADATA" if name[0] == "_" else "_CHECKPOINT_METADATA")).write_text("{}")
+    monkeypatch.setattr(ocp, "metadata", lambda *_: pytest.fail("the lists are read"))
+    with pytest.raises(WeightsError, match=f"{name} has {size} bytes, up to {size - 1} are read"):
+        SavedTree(copied)

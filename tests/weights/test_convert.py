@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -273,3 +274,16 @@ def test_memory_does_not_grow_with_the_file(checkpoint, tmp_path):
     assert large.stat().st_size >> 20 > 3 * 300
     assert peak_mib(large, tmp_path / "large") < allowed
     assert peak_mib(tmp_path / "large", tmp_path / "back.safetensors") < allowed
+
+
+@pytest.mark.parametrize("place", ["", "lock", "model"])
+def test_links_in_the_way_of_a_conversion_are_not_followed(checkpoint, tmp_path, place):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").write_text("kept")
+    staging = tmp_path / ".model.tmp" / place
+    staging.parent.mkdir(exist_ok=True)
+    staging.symlink_to(elsewhere / "kept" if place == "lock" else elsewhere)
+    convert(open_weights(checkpoint), tmp_path / "model")
+    assert [*elsewhere.iterdir()] == [elsewhere / "kept"] and (elsewhere / "kept").read_text() == "kept"
+    assert open_weights(tmp_path / "model").config == CONFIG and not os.path.lexists(tmp_path / ".model.tmp")

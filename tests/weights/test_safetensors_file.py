@@ -6,6 +6,7 @@ import pytest
 import safetensors.numpy
 
 from sv3d_jax.errors import WeightsError
+from sv3d_jax.weights import safetensors_file as module
 from sv3d_jax.weights.safetensors_file import SafetensorsFile, TensorInfo, refuse_pickle, write_safetensors
 from tests.weights.files import raw_file, write_tensors
 
@@ -140,3 +141,21 @@ def test_file_that_shrinks_while_read_is_noticed(tmp_path):
         open_file.truncate(500)
     with pytest.raises(WeightsError, match="ended while a was read"):
         file.read("a")
+
+
+def test_a_header_of_too_many_tensors_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_TENSORS", 9)
+    monkeypatch.setattr(SafetensorsFile, "_entry", lambda *_: pytest.fail("an entry is read"))
+    safetensors.numpy.save_file(
+        {f"t{n}": np.zeros(0, np.float32) for n in range(10)}, tmp_path / "a.safetensors"
+    )
+    with pytest.raises(WeightsError, match="names 10 tensors, more than 9"):
+        SafetensorsFile(tmp_path / "a.safetensors")
+
+
+def test_a_header_of_too_many_bytes_is_refused_unread(tmp_path):
+    with open(tmp_path / "a.safetensors", "wb") as file:
+        file.write((module.MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
+        file.truncate(2 * module.MAX_HEADER_BYTES)
+    with pytest.raises(WeightsError, match="header would be 25000001 bytes long"):
+        SafetensorsFile(tmp_path / "a.safetensors")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sv3d_jax.errors import WeightsError
+from sv3d_jax.weights import shards as module
 from sv3d_jax.weights.hub import load_weights
 from sv3d_jax.weights.safetensors_file import SafetensorsFile
 from sv3d_jax.weights.shards import open_files
@@ -199,3 +200,12 @@ def test_diffusers_folder_is_called_one(tmp_path):
 
 def test_empty_folder_has_no_files(tmp_path):
     assert open_files(tmp_path) is None
+
+
+def test_more_tensors_than_a_model_has_are_refused_over_all_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_TENSORS", 3)
+    for number in (1, 2):
+        tensors = {f"t{number}{n}": np.zeros(1, np.float32) for n in range(2)}
+        write_tensors(tmp_path / f"model-0000{number}-of-00002.safetensors", tensors)
+    with pytest.raises(WeightsError, match="more than 3 tensors"):
+        module.open_files(tmp_path)

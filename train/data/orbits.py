@@ -16,7 +16,7 @@ import numpy as np
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.documents import read_json
-from sv3d_jax.io.outputs import require_space, write_json
+from sv3d_jax.io.outputs import replacing, require_space, write_json
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.config import DataConfig
@@ -161,10 +161,8 @@ def _render_shard(path: Path, config: DataConfig) -> None:
         seeds, orbits = zip(*(nth_orbit(config, start + i) for i in range(RENDER_BATCH)), strict=True)
         parts.append(render_objects(seeds, orbits, config.size, config.family))
     shard = np.concatenate(parts)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
+    with replacing(path) as file:
         np.save(file, shard)
-    temporary.replace(path)
 
 
 def _is_whole(path: Path, config: DataConfig) -> bool:

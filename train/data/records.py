@@ -20,7 +20,7 @@ import numpy as np
 from sv3d_jax.config import to_plain
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.documents import read_json
-from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.io.outputs import replacing, write_atomic
 from sv3d_jax.io.reading import reading
 from sv3d_jax.train.data.orbits import OrbitAngles
 
@@ -152,18 +152,13 @@ def shard_defect(directory: Path, shard: Shard) -> str | None:
 
 def write_shard(path: Path, records: Iterable[bytes]) -> None:
     """Write a shard atomically."""
-    import os
-
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = path.with_name(path.name + ".tmp")
-    writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
-    for record in records:
-        writer.write(record)
-    writer.close()
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing(path) as file:
+        writer = ArrayRecordWriter(file.name, WRITER_OPTIONS)
+        for record in records:
+            writer.write(record)
+        writer.close()
 
 
 def encode_record(record: Record, name: str, dtype: str) -> bytes:

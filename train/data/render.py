@@ -215,7 +215,7 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
         task.directory,
         {"verb": "data render", **settings},
         config.overwrite,
-        parents=task.directory != config.output,
+        below=config.output if task.directory != config.output else None,
     )
     if (task.directory / RUN_FILE).is_file() and not (config.overwrite or config.dry_run):
         with folder:

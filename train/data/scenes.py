@@ -162,7 +162,8 @@ def _write(
     config: ImportConfig, directory: Path, scene: Scene, images, cameras, world_from_scene, order
 ) -> None:
     settings = {"verb": "data import", **config.settings(), "orbits": str(scene.source)}
-    with OutputFolder(directory, settings, config.overwrite, parents=directory != config.output) as folder:
+    below = config.output if directory != config.output else None
+    with OutputFolder(directory, settings, config.overwrite, below=below) as folder:
         if folder.done:
             return
         lenses = scene.focal_px[order], scene.center_px[order]

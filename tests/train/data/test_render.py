@@ -254,3 +254,24 @@ class TestVerb:
         orbit = read_orbit(tmp_path / "red")
         inside = orbit.images[orbit.alphas == 1.0]
         assert inside[:, 0].max() > 0.3 and inside[:, 1:].max() == 0.0
+
+    def test_a_mesh_whose_name_would_lead_out_of_the_output_is_left_out(self, tmp_path, mesh_file):
+        (tmp_path / "meshes").mkdir()
+        for name in ("a.glb", "...glb"):  # without suffix: "a" and ".."
+            (tmp_path / "meshes" / name).write_bytes(mesh_file.read_bytes())
+        result = _render(tmp_path / "out", tmp_path / "meshes")
+        assert len(result["left_out"]) == 1 and "no folder inside" in result["left_out"][0]
+        assert {path.name for path in tmp_path.iterdir()} == {"meshes", "out"}
+        assert (tmp_path / "out" / "a" / "run.json").is_file()
+
+    def test_names_inside_a_mesh_name_no_output(self, tmp_path):
+        name = "../../escaped"
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a.obj").write_text(
+            f"mtllib a.mtl\no {name}\ng {name}\nusemtl {name}\nv 0 0 0\nv 1 0 0\nv 0 1 1\nf 1 2 3\n"
+        )
+        (tmp_path / "in" / "a.mtl").write_text(f"newmtl {name}\nKd 1 0 0\n")
+        _render(tmp_path / "out", tmp_path / "in" / "a.obj")
+        written = {path.relative_to(tmp_path / "out").parts[0] for path in (tmp_path / "out").rglob("*")}
+        expected = {"frames", "alphas", "cameras.json", "contact.png", "run.json", ".lock", ".stages.json"}
+        assert written == expected and {path.name for path in tmp_path.iterdir()} == {"in", "out"}

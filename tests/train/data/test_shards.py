@@ -13,7 +13,7 @@ import pytest
 from sv3d_jax.errors import InputError
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.data import shards as module
-from sv3d_jax.train.data.records import read_index
+from sv3d_jax.train.data.records import read_index, write_shard
 from sv3d_jax.train.data.shards import OrbitShards, ShardBatches, ShardSampler, check_encoder, epoch_order
 from tests.soak import ROOT, running_in_session
 from tests.train.data.packed import flip_byte_of_record, numbered_record, write_shards
@@ -292,3 +292,13 @@ def test_a_missing_extra_names_its_install_line(packed, monkeypatch):
     with pytest.raises(InputError) as error:
         OrbitShards(packed)
     assert error.value.hint == 'pip install "sv3d_jax[data]"'
+
+
+def test_a_link_that_stands_where_a_shard_is_written_is_not_followed(tmp_path):
+    (tmp_path / "elsewhere").write_text("kept")
+    (tmp_path / "a.arrayrecord.tmp").symlink_to("elsewhere")
+    write_shard(tmp_path / "a.arrayrecord", [b"record"])
+    assert (tmp_path / "elsewhere").read_text() == "kept" and (
+        tmp_path / "a.arrayrecord"
+    ).stat().st_size > 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.arrayrecord", "elsewhere"]
