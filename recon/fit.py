@@ -1,6 +1,5 @@
 """The optimisation loop: compiled calls of several steps each, a log, saving, resuming, cancelling."""
 
-import io
 import json
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import PRNGKeyArray
+from sv3d_jax.io.scratch import read_arrays, write_arrays
 
 FitState = Any  # a pytree that the stage defines
 Data = Any  # a pytree, likewise
@@ -89,8 +89,8 @@ def fit(
     compiled = cache(partial(_compiled, hooks=hooks, steps_per_call=steps_per_call))
     num_calls = -(-num_steps // steps_per_call)
     log: list[FitInfo] = []
-    if save is not None and save.exists():
-        state, log = _read(save, state)
+    if save is not None and (saved := _read(save, state)) is not None:
+        state, log = saved
     saved_at = time.monotonic()
     keys = jax.random.split(key, num_calls)
     for number in range(len(log), num_calls):
@@ -141,17 +141,19 @@ def _call(
 
 def save_arrays(path: Path, tree: Any) -> None:
     """Write the arrays of a pytree into one .npz file, whole or not at all."""
-    from sv3d_jax.io.outputs import write_atomic
-
-    buffer = io.BytesIO()
-    np.savez(buffer, *map(np.asarray, jax.tree.leaves(tree)))
-    write_atomic(path, buffer.getvalue())
+    leaves = map(np.asarray, jax.tree.leaves(tree))
+    write_arrays(path, {f"arr_{index}": leaf for index, leaf in enumerate(leaves)})
 
 
-def load_arrays(path: Path, like: Any) -> Any:
-    """What `save_arrays` wrote, in the structure of `like`, whose own values do not matter."""
-    with np.load(path) as saved:
-        return jax.tree.unflatten(jax.tree.structure(like), [saved[name] for name in saved.files])
+def load_arrays(path: Path, like: Any) -> Any | None:
+    """What `save_arrays` wrote, in the structure of `like`, whose own values do not matter.
+
+    None if there is no such file, or if it is damaged or of another structure.
+    """
+    arrays, structure = read_arrays(path), jax.tree.structure(like)
+    if arrays is None or len(arrays) != structure.num_leaves:
+        return None
+    return jax.tree.unflatten(structure, list(arrays.values()))
 
 
 def log_to_json(log: list[FitInfo]) -> str:
@@ -168,7 +170,7 @@ def _write(path: Path, state: FitState, log: list[FitInfo]) -> None:
     save_arrays(path, (state, log_to_json(log)))
 
 
-def _read(path: Path, state: FitState) -> tuple[FitState, list[FitInfo]]:
-    """The saved state, in the structure of a fresh one, and the log."""
-    state, log = load_arrays(path, (state, ""))
-    return jax.tree.map(jnp.asarray, state), log_from_json(log)
+def _read(path: Path, state: FitState) -> tuple[FitState, list[FitInfo]] | None:
+    """The saved state, in the structure of a fresh one, and the log; None if nothing usable is saved."""
+    saved = load_arrays(path, (state, ""))
+    return None if saved is None else (jax.tree.map(jnp.asarray, saved[0]), log_from_json(saved[1]))

@@ -8,6 +8,7 @@ import numpy as np
 from einops import reduce
 
 from sv3d_jax.io.images import write_png
+from sv3d_jax.io.surfaces import to_uint8
 from sv3d_jax.recon.fit import Preview
 from sv3d_jax.recon.representations import Representation
 from sv3d_jax.recon.views import Views
@@ -35,7 +36,7 @@ class Pictures:
             rendered = shape.render(view.cameras, view.masks.shape[1:])[0]
             pair = np.concatenate([view.images[0], rendered], axis=1)
             path = self.folder / f"{stage}_{step:06}.png"
-            write_png(path, np.round(255 * np.clip(pair, 0.0, 1.0)).astype(np.uint8))
+            write_png(path, to_uint8(pair))
 
         return Preview(self.every, show)
 

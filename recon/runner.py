@@ -1,6 +1,5 @@
 """Runs the stages of a method one after the other: keeping, resuming, timing, progress."""
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +10,7 @@ import numpy as np
 
 from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.io.scratch import read_arrays, write_arrays
 from sv3d_jax.recon.context import Context
 from sv3d_jax.recon.representations import ColorsAt, Representation, lit
 from sv3d_jax.recon.stages import Stage, State
@@ -88,19 +87,15 @@ def save_tree(path: Path, tree: Any) -> None:
         return {"array": len(arrays) - 1}
 
     structure = json.dumps(described(tree))
-    buffer = io.BytesIO()
-    np.savez(buffer, *arrays, structure=structure)
-    write_atomic(path, buffer.getvalue())
+    named = {f"arr_{index}": array for index, array in enumerate(arrays)}
+    write_arrays(path, named | {"structure": np.asarray(structure)})
 
 
 def load_tree(path: Path, absent: Any = None) -> Any:
-    """What `save_tree` wrote; NamedTuples come back as plain tuples. `absent` without such a file."""
-    if not path.exists():
+    """What `save_tree` wrote; NamedTuples come back as plain tuples. `absent` without such a file, or a damaged one."""
+    arrays = read_arrays(path)
+    if arrays is None or "structure" not in arrays:  # of a version that kept other things
         return absent
-    with np.load(path) as saved:
-        if "structure" not in saved.files:  # of a version that kept other things
-            return absent
-        arrays = {name: saved[name] for name in saved.files}
 
     def built(node: dict[str, Any]) -> Any:
         ((kind, content),) = node.items()

@@ -8,7 +8,14 @@ import numpy as np
 from scipy import ndimage
 
 from sv3d_jax.arrays import Array, Float, Num
-from sv3d_jax.cameras.pose import MAX_DISTANCE, check_ahead, check_distance
+from sv3d_jax.cameras.pose import (
+    MAX_DISTANCE,
+    MIN_DISTANCE,
+    check_distance,
+    check_lens,
+    looked_at,
+    meeting_point,
+)
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.orbits import OrbitFrames
 
@@ -22,9 +29,6 @@ CLOSING_STEPS = 1.5  # from the last view to the first, over the median step bet
 MAX_OUTSIDE = 2e-3  # share of the object's pixels whose rays may miss the box
 MASK_MARGIN = 1.05  # of a box that is taken from the masks
 RAYS_PER_SIDE = 96  # pixels of a side that rays are taken from
-SMALLEST_BALL = 1e-9  # radius of what the cameras see
-MAX_ASIDE = 100  # of the principal point, in image sizes
-FOCAL_RANGE = (1e-3, 1e4)  # in image sizes: 179.77 degrees to 20 seconds of arc
 MIN_SPREAD_DEG = 10.0  # between the views that are farthest apart, below which depth is unconstrained
 
 
@@ -140,8 +144,7 @@ def surrounding_box(frames: OrbitFrames, masks: Float[np.ndarray, "f h w"] | Non
     it, as in pictures that are cropped, wide or taken from the hand, the box is that of the masks.
     """
     position, forward = frames.camera_to_world[:, :3, 3], -frames.camera_to_world[:, :3, 2]
-    center = _meeting_point(position, forward)
-    check_ahead(frames.camera_to_world, center, frames.files)
+    center = looked_at(frames.camera_to_world, frames.files)
     ahead = np.einsum("fi,fi->f", center - position, forward)
     size = np.array(frames.images.shape[2:0:-1])  # width, height
     half_angle = np.arctan(0.5 * (size / frames.focal_px).min(axis=1))
@@ -153,18 +156,12 @@ def surrounding_box(frames: OrbitFrames, masks: Float[np.ndarray, "f h w"] | Non
     return box
 
 
-def _meeting_point(position: Float[np.ndarray, "f 3"], direction: Float[np.ndarray, "f 3"]) -> np.ndarray:
-    """The point nearest to all lines (least squares); for parallel lines the one nearest to the origin."""
-    across = np.eye(3) - direction[:, :, None] * direction[:, None, :]
-    return np.linalg.lstsq(across.sum(0), np.einsum("fij,fj->i", across, position), rcond=1e-9)[0]
-
-
 def _box(center: Float[np.ndarray, "3"], radius: float) -> Box:
     """The box around a ball."""
-    if not SMALLEST_BALL < radius < MAX_DISTANCE:
+    if not MIN_DISTANCE < radius < MAX_DISTANCE:
         raise CameraError(
             f"the cameras see a ball of radius {radius:.3g} around the point where they look,"
-            f" {SMALLEST_BALL:g} to {MAX_DISTANCE:g} can be computed",
+            f" {MIN_DISTANCE:g} to {MAX_DISTANCE:g} can be computed",
             hint="are distances and focal lengths right?",
         )
     return Box(np.where(np.abs(center) < 1e-9 * radius, 0.0, center), radius / BALL_IN_BOX / BOX_HALF_SIZE)
@@ -201,7 +198,7 @@ def _box_of_rays(position: Float[np.ndarray, "f 3"], rays: list[tuple[int, np.nd
     views = [view for view, _ in rays]
     middles = np.stack([directions.min(axis=0) + directions.max(axis=0) for _, directions in rays])
     middles /= np.linalg.norm(middles, axis=1, keepdims=True)
-    center = _meeting_point(position[views], middles)
+    center = meeting_point(position[views], middles)
     radii = []
     for view, directions in rays:
         offset = center - position[view]
@@ -238,18 +235,8 @@ def _check_arrays(frames: OrbitFrames) -> None:
             raise error(f"{name} must lie in [0, 1], they reach from {array.min():g} to {array.max():g}")
     for file, pose in zip(frames.files, frames.camera_to_world, strict=True):
         check_distance(pose[:3, 3], f"{file}: its camera")
-    aside = np.abs(frames.center_px) / [width, height]
-    narrow = frames.focal_px / [width, height]
-    for is_bad, what in (
-        ((aside > MAX_ASIDE).any(axis=1), f"a principal point more than {MAX_ASIDE} image sizes away"),
-        (((narrow < FOCAL_RANGE[0]) | (narrow > FOCAL_RANGE[1])).any(axis=1), "an impossible focal length"),
-    ):
-        if is_bad.any():
-            index = int(np.argmax(is_bad))
-            raise CameraError(
-                f"{frames.files[index]}: its camera has {what}: focal lengths {frames.focal_px[index]},"
-                f" principal point {frames.center_px[index]}, in pixels of {width}x{height}"
-            )
+    for file, focal, center in zip(frames.files, frames.focal_px, frames.center_px, strict=True):
+        check_lens(focal, center, (width, height), f"{file}: its camera")
 
 
 def _selected(frames: OrbitFrames, kept: np.ndarray) -> OrbitFrames:

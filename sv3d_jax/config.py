@@ -9,7 +9,6 @@ import difflib
 import functools
 import reprlib
 import sys
-import tomllib
 import types
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sv3d_jax.errors import InputError, SV3DError
+from sv3d_jax.io.documents import read_toml
 
 try:
     from tyro import conf as _tyro_conf
@@ -139,13 +139,7 @@ def read_settings(cls: type, file: Path | str) -> dict[str, Any]:
     path = Path(file)
     if path.suffix != ".toml":
         raise InputError(f"{path} is not a TOML file", hint="settings are read from files that end in .toml")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no settings file {path}") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} cannot be read as TOML: {error}") from None
-    return checked(cls, values, str(path))
+    return checked(cls, read_toml(path), str(path))
 
 
 def checked(

@@ -11,6 +11,7 @@ import numpy as np
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.outputs import check_finite
 from sv3d_jax.preprocess import PreparedImage
 
 OUTPUT_TYPES = ("pil", "np", "jax", "latent")
@@ -107,7 +108,11 @@ def _as_output(frames: Array, picture: np.ndarray, input_frame: int, output_type
 
 
 def _to_uint8(frames: np.ndarray, picture: np.ndarray, input_frame: int) -> np.ndarray:
-    """255 times the frames, cut off as published; the input frame keeps the bytes of the picture."""
+    """255 times the frames, cut off as published; the input frame keeps the bytes of the picture.
+
+    Raises SV3DError for frames that are not finite.
+    """
+    check_finite(frames, "frames of the orbit")
     cut = (frames * np.float32(255)).astype(np.uint8)
     cut[input_frame] = picture
     return cut

@@ -17,7 +17,9 @@ import orbax.checkpoint as ocp
 
 from sv3d_jax.arrays import Array, named_leaves
 from sv3d_jax.errors import CheckpointError, is_disk_full, is_out_of_memory
+from sv3d_jax.io.documents import json_checksum
 from sv3d_jax.io.outputs import free_bytes
+from sv3d_jax.io.reading import reading
 from sv3d_jax.parallel.devices import same_for_all
 
 CHECKPOINTS = "checkpoints"  # folder inside the run's folder
@@ -64,6 +66,7 @@ class Checkpoints:
                 hint="free some disk space and run the same command again",
             )
         record = {"settings": settings, "checksums": _checksums_of(arrays)}
+        record["crc32"] = json_checksum(record)
         self._pending = step
         with self._named_errors():
             self._manager.save(
@@ -150,7 +153,8 @@ class Checkpoints:
             read_only=self._read_only,
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-        return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        with reading(self.directory, "is no folder of checkpoints", error=CheckpointError):
+            return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
 
     @contextlib.contextmanager
     def _named_errors(self):
@@ -174,16 +178,26 @@ class Checkpoints:
                 hint=f"there are: {', '.join(map(str, self.steps())) or 'none'}",
             )
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore())).record
+            record = self._manager.restore(
+                step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
+            ).record
+            # Checkpoints of earlier versions have no checksum of the record.
+            is_whole = "crc32" not in record or record.pop("crc32") == json_checksum(record)
+            if not (
+                is_whole and isinstance(record["settings"], dict) and isinstance(record["checksums"], dict)
+            ):
+                raise ValueError("its record has changed since it was written")
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
+        return record
 
     def _metadata(self, step: int) -> dict[str, Any]:
         try:
             tree = dict(self._manager.item_metadata(step).state.tree)
+            arrays = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in tree.items()}
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
-        return {name.replace(".", "/"): leaf for name, leaf in tree.items()}
+        return {name.replace(".", "/"): leaf for name, leaf in arrays.items()}
 
     def _check_shapes(self, step: int, expected: Mapping[str, Any], cast: bool) -> None:
         saved = self._metadata(step)

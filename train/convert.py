@@ -10,7 +10,8 @@ import numpy as np
 
 from sv3d_jax.arrays import Params
 from sv3d_jax.config import load_config
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import CheckpointError, InputError
+from sv3d_jax.io.reading import reading
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps, read_settings
@@ -51,14 +52,16 @@ class RunSource:
     def __init__(self, run: Path):
         self.path = run
         settings = read_settings(run / CHECKPOINTS)
+        with reading(run / CHECKPOINTS, "are of a run without a model's description", error=CheckpointError):
+            objective, described = OBJECTIVE_NAMES[settings["objective"]], settings["model"]
         if settings["objective"] != WHOLE_MODEL:
             raise InputError(
-                f"{run} has trained only the {OBJECTIVE_NAMES[settings['objective']]}, which is not a complete model",
+                f"{run} has trained only the {objective}, which is not a complete model",
                 hint="sv3d train --export puts it into a model folder",
             )
         given = {name: settings[name] for name in SETTINGS if name in settings}
         config = load_config(TrainConfig, None, {"output": run, **given})
-        model = ModelConfig.from_dict(settings["model"])
+        model = ModelConfig.from_dict(described)
         step, trained, settings = trained_params(config, model)
         parts, _, _ = load_weights(config.weights, dtype="float32")
         record = {"step": step, "objective": config.objective, "weights": config.weights}

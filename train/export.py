@@ -12,6 +12,7 @@ import numpy as np
 from sv3d_jax.arrays import Params
 from sv3d_jax.errors import CheckpointError
 from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.io.reading import reading
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps, read_checkpoint
@@ -51,8 +52,10 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     if objective == "autoencoder":
         pool = render_pool(config.data_dir or run / "data", config.data, progress)
         factor = measure_latent_factor(trained["vae_encoder"], model, pool)
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    record = {"step": step, "seconds": _seconds(lines), **_device(), "settings": _without_none(settings)}
+    with reading(run / "metrics.jsonl", "is no log of a run", error=CheckpointError):
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        seconds = _seconds(lines)
+    record = {"step": step, "seconds": seconds, **_device(), "settings": _without_none(settings)}
     model = dataclasses.replace(model, latent_factor=factor, training={**earlier.training, stage: record})
     write_shipped(params | {part: trained[part] for part in PARTS[objective]}, model, target)
     logs[f"{stage}_log.jsonl"] = "".join(f"{line}\n" for line in _thinned(lines)).encode()

@@ -13,7 +13,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params, PRNGKeyArray, UInt8
 from sv3d_jax.diffusion.denoiser import denoise
-from sv3d_jax.errors import InputError, WeightsError
+from sv3d_jax.errors import InputError
 from sv3d_jax.models.clip_vision import init_image_encoder
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
@@ -95,10 +95,7 @@ def read_model(name: str) -> ModelConfig:
     path = Path(name) if name.endswith(".toml") else files("sv3d_jax.configs") / "model" / f"{name}.toml"
     if not path.is_file():
         raise InputError(f"there is no model {name}", hint="give a name in configs/model or a .toml file")
-    try:
-        return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error.message}", hint=error.hint) from None
+    return ModelConfig.from_file(path)  # type: ignore[arg-type]
 
 
 def check_picture_size(config: TrainConfig, model: ModelConfig) -> None:

@@ -177,7 +177,7 @@ class FileRecorder(Recorder):
     def __init__(self, folder: Path, step: int):
         self._folder = folder
         path = folder / METRICS_FILE
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(errors="replace").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         write_atomic(path, "".join(f"{line}\n" for line in kept))
         self._file = open(path, "a", buffering=1)
@@ -247,10 +247,10 @@ class WandbRecorder(Recorder):
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; infinity for a line that is incomplete because its run was killed."""
+    """The step of a line; infinity for a line that is damaged, or incomplete because its run was killed."""
     try:
-        return json.loads(line)["step"]
-    except json.JSONDecodeError:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, LookupError, OverflowError, RecursionError):
         return math.inf
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sv3d_jax.cameras.config import MAX_FRAMES, MIN_FRAMES
-from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, look_at
+from sv3d_jax.cameras.pose import SV3D_FOV_DEG, SV3D_RADIUS, check_lens, check_radius, intrinsics, look_at
 from sv3d_jax.errors import CameraError
 
 NUM_FRAMES = 21  # what SV3D is trained on
@@ -44,10 +44,10 @@ class CameraPath:
         elevations = _angles(self.elevations_deg, "elevations_deg", limit=90.0)
         if len(azimuths) != len(elevations):
             raise CameraError(f"got {len(azimuths)} azimuths and {len(elevations)} elevations")
-        if not (math.isfinite(self.radius) and self.radius > 0):
-            raise CameraError(f"radius must be positive, got {self.radius}")
+        check_radius(self.radius, "radius")
         if not 0 < self.fov_deg < 180:
             raise CameraError(f"fov_deg must lie between 0 and 180, got {self.fov_deg}")
+        check_lens(*intrinsics(self.fov_deg, 1), (1, 1), f"fov_deg {self.fov_deg:g}")
         if not -len(azimuths) <= self.input_frame < len(azimuths):
             raise CameraError(f"input_frame {self.input_frame} is none of the {len(azimuths)} frames")
         object.__setattr__(self, "input_frame", self.input_frame % len(azimuths))

@@ -14,7 +14,12 @@ from sv3d_jax.errors import CameraError
 
 SV3D_FOV_DEG = 33.8
 SV3D_RADIUS = 2.0
-MAX_DISTANCE = 1e9  # of a camera from the origin; beyond, single precision is useless
+MIN_DISTANCE, MAX_DISTANCE = 1e-9, 1e9  # of a camera from the origin or from what it shows
+FOCAL_RANGE = (1e-3, 1e4)  # in widths of the picture: fields of view from 179.77 degrees to 20 seconds of arc
+MAX_ASIDE = 100  # of the principal point from the picture's corner, in sizes of the picture
+INSIDE = (
+    0.05  # a camera nearer to what all look at than this share of the usual distance stands in the object
+)
 ROTATION_TOLERANCE = 0.01  # of a rotation's entries, which files may round
 
 
@@ -87,6 +92,57 @@ def check_distance(position: np.ndarray, where: str) -> None:
         )
 
 
+def check_radius(radius: float, where: str) -> None:
+    """Raise CameraError, which begins with `where`, for a distance from the object that cannot be computed with."""
+    if not MIN_DISTANCE <= radius <= MAX_DISTANCE:  # also refuses NaN
+        raise CameraError(f"{where} must lie between {MIN_DISTANCE:g} and {MAX_DISTANCE:g}, got {radius:g}")
+
+
+def check_lens(focal_px: ArrayLike, center_px: ArrayLike, size: tuple[float, float], where: str) -> None:
+    """Raise CameraError for focal lengths or a principal point (2,) that no camera of a picture of this size has.
+
+    `size` is width and height. Focal lengths lie within `FOCAL_RANGE` and the principal point within `MAX_ASIDE`, both
+    in sizes of the picture.
+    """
+    focal, center = np.asarray(focal_px, np.float64) / size, np.asarray(center_px, np.float64) / size
+    picture, (low, high) = f"pixels for a picture of {size[0]:g}x{size[1]:g}", FOCAL_RANGE
+    if not ((focal >= low) & (focal <= high)).all():  # also refuses NaN
+        raise CameraError(
+            f"{where}: focal lengths must be {low:g} to {high:g} times the picture, got {_pair(focal_px)} {picture}"
+        )
+    if not (np.abs(center) <= MAX_ASIDE).all():
+        raise CameraError(
+            f"{where}: the principal point must lie within {MAX_ASIDE} sizes of the picture, got {_pair(center_px)}"
+            f" {picture}"
+        )
+
+
+def looked_at(camera_to_world: np.ndarray, names: list[str]) -> np.ndarray:
+    """The point (3,) where the optical axes of cameras (f, 4, 4) meet, at least nearly.
+
+    Raises CameraError, which names the camera, unless the point is in front of all of them, within `MAX_DISTANCE`, and
+    none stands in it.
+    """
+    position, forward = camera_to_world[:, :3, 3], -camera_to_world[:, :3, 2]
+    center = meeting_point(position, forward)
+    check_ahead(camera_to_world, center, names)
+    distances = np.linalg.norm(position - center, axis=1)
+    check_radius(float(distances.max()), f"{names[int(distances.argmax())]}: the distance from what it shows")
+    nearest, usual = int(distances.argmin()), float(np.median(distances))
+    if distances[nearest] < INSIDE * usual:
+        raise CameraError(
+            f"{names[nearest]} stands in the object: {distances[nearest]:.3g} from the point where the cameras look,"
+            f" others {usual:.3g}"
+        )
+    return center
+
+
+def meeting_point(position: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """The point nearest to all lines (least squares); for parallel lines the one nearest to the origin."""
+    across = np.eye(3) - direction[:, :, None] * direction[:, None, :]
+    return np.linalg.lstsq(across.sum(0), np.einsum("fij,fj->i", across, position), rcond=1e-9)[0]
+
+
 def check_ahead(camera_to_world: np.ndarray, center: np.ndarray, names: list[str]) -> None:
     """Raise CameraError unless a point (3,) is in front of all cameras (f, 4, 4), which look along -z."""
     offsets = center - camera_to_world[:, :3, 3]
@@ -109,6 +165,10 @@ def check_ahead(camera_to_world: np.ndarray, center: np.ndarray, names: list[str
         )
         + " z ahead and y down? Then negate the second and third column of each matrix",
     )
+
+
+def _pair(values: ArrayLike) -> str:
+    return ", ".join(f"{value:g}" for value in np.asarray(values, np.float64))
 
 
 def finite_number(value: Any, where: str) -> float:

@@ -11,12 +11,22 @@ from typing import Any
 import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, custom_orbit
-from sv3d_jax.cameras.pose import MAX_DISTANCE, check_distance, finite_number, intrinsics, look_at
-from sv3d_jax.errors import CameraError, InputError
+from sv3d_jax.cameras.pose import (
+    MAX_DISTANCE,
+    check_distance,
+    check_lens,
+    check_radius,
+    finite_number,
+    intrinsics,
+    look_at,
+    looked_at,
+)
+from sv3d_jax.errors import CameraError, InputError, SV3DError
 from sv3d_jax.io.documents import read_frames
 from sv3d_jax.io.outputs import write_atomic
 
 CAMERAS_FILE = "cameras.json"
+NOMINAL_SIZE = (576, 576)  # of pictures that do not exist yet
 ANGLE_TOLERANCE_DEG = 0.5  # between the angles of a frame and those of its camera_to_world
 CONVENTION = (
     "camera_to_world: camera x right, y up, looking along -z; world right-handed, z up, object around the origin."
@@ -80,9 +90,16 @@ def write_cameras(
     alpha_files: list[str] | None = None,
     lenses: list[dict[str, float]] | None = None,
 ) -> None:
-    """Write a cameras.json atomically; arguments as for `cameras_document`."""
+    """Write a cameras.json atomically; arguments as for `cameras_document`.
+
+    Raises SV3DError, and writes nothing, if any number is not finite.
+    """
     document = cameras_document(cameras, files, object_to_world, alpha_files, lenses)
-    write_atomic(path, (json.dumps(document, indent=1) + "\n").encode())
+    try:
+        text = json.dumps(document, indent=1, allow_nan=False)
+    except ValueError as error:
+        raise SV3DError(f"{path} is not written: it would hold numbers that are not finite") from error
+    write_atomic(path, f"{text}\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,19 +125,19 @@ def frame_cameras(document: dict[str, Any], file: Path, height: int, width: int)
     """
     frames = document["frames"]
     with _name_in_errors(file):
-        fov_deg = _number(document, "fov_deg", "cameras")
         poses = camera_poses(document)
-        lenses = [_lens(frame, index, fov_deg, height, width) for index, frame in enumerate(frames)]
+        looked_at(poses, [f"frames[{index}]" for index in range(len(frames))])
+        focal_px, center_px = camera_lenses(document, height, width)
         radii = frame_column(frames, "radius")
         read = FrameCameras(
             camera_to_world=poses,
-            focal_px=np.stack([focal for focal, _ in lenses]),
-            center_px=np.stack([center for _, center in lenses]),
+            focal_px=focal_px,
+            center_px=center_px,
             azimuths_deg=frame_column(frames, "azimuth_deg"),
             elevations_deg=frame_column(frames, "elevation_deg"),
             radius=float(radii[0]) if radii is not None and np.allclose(radii, radii[0]) else None,
             input_frame=_input_frame(document),
-            fov_deg=fov_deg,
+            fov_deg=_number(document, "fov_deg", "cameras"),
             object_to_world=_object_to_world(document),
         )
         if contradiction := angle_contradiction(document):
@@ -135,23 +152,41 @@ def read_camera_path(path: str | Path) -> CameraPath:
     those of its camera_to_world.
     """
     path = Path(path)
-    document = read_folder_cameras(path) if path.is_dir() else read_cameras(path)
+    if path.is_dir():
+        path = path / CAMERAS_FILE
+    document = read_cameras(path)
     with _name_in_errors(path):
         given, count = _input_frame(document), len(document["frames"])
         if given not in (0, count - 1):
             raise CameraError(
                 f"the input view must be the last or the first of the frames, got frame {given}"
             )
-        angles = []
-        for index, frame in enumerate(document["frames"]):
-            pair = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
-            if None in pair or "radius" in frame:
-                pose = _pose(frame, index)  # refuses impossible distances, although they are not used
-            angles.append(_stands_at(pose) if None in pair else pair)
+        angles = _checked_angles(document)
         if contradiction := angle_contradiction(document):
             warnings.warn(f"{path}: {contradiction}; the angle is used", CameraWarning, stacklevel=2)
         azimuths, elevations = np.array(angles).T
         return custom_orbit(azimuths, elevations, count, "last" if given == count - 1 else "first")
+
+
+def _checked_angles(document: dict[str, Any]) -> list[tuple[float, float]]:
+    """Azimuth and elevation of each frame.
+
+    What else a frame gives is not used, but must be that of a camera: a radius, a matrix, focal lengths. Raises
+    CameraError.
+    """
+    fov_deg = _number(document, "fov_deg", "cameras")
+    angles, poses = [], {}
+    for index, frame in enumerate(document["frames"]):
+        pair = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
+        if None in pair or "radius" in frame or "camera_to_world" in frame:
+            poses[f"frames[{index}]"] = pose = _pose(frame, index)
+            pair = _stands_at(pose) if None in pair else pair
+        angles.append(pair)
+        if fov_deg is not None or frame.get("fov_deg") is not None or frame.get("fl_x") is not None:
+            _lens(frame, index, fov_deg, *NOMINAL_SIZE)
+    if poses:
+        looked_at(np.stack(list(poses.values())), list(poses))
+    return angles
 
 
 def angle_contradiction(document: dict[str, Any]) -> str | None:
@@ -209,6 +244,16 @@ def camera_poses(document: dict[str, Any]) -> np.ndarray:
     return np.stack([_pose(frame, index) for index, frame in enumerate(document["frames"])])
 
 
+def camera_lenses(document: dict[str, Any], height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Focal lengths and principal points (f, 2) of the frames of a cameras.json, in pixels of the stored pictures.
+
+    Raises CameraError for impossible ones.
+    """
+    fov_deg = _number(document, "fov_deg", "cameras")
+    lenses = [_lens(frame, index, fov_deg, height, width) for index, frame in enumerate(document["frames"])]
+    return np.stack([focal for focal, _ in lenses]), np.stack([center for _, center in lenses])
+
+
 def frame_column(frames: list[dict[str, Any]], name: str) -> np.ndarray | None:
     """One number of every frame (f,); None if any frame lacks it."""
     values = [_number(frame, name, f"frames[{index}]") for index, frame in enumerate(frames)]
@@ -232,7 +277,7 @@ def _name_in_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except CameraError as error:
-        raise CameraError(f"{file}: {error.message}", error.hint) from None
+        raise CameraError(f"{file}: {error.message}", error.hint) from error
 
 
 def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
@@ -242,8 +287,8 @@ def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
     )
     if elevation is not None and abs(elevation) > 90:
         raise CameraError(f"{where}.elevation_deg is {elevation:g}, outside [-90, 90]")
-    if radius is not None and not 0 < radius <= MAX_DISTANCE:
-        raise CameraError(f"{where}.radius must be positive and at most {MAX_DISTANCE:g}, got {radius:g}")
+    if radius is not None:
+        check_radius(radius, f"{where}.radius")
     if "camera_to_world" not in frame:
         if azimuth is None or elevation is None or radius is None:
             raise CameraError(f"{where} needs camera_to_world, or azimuth_deg, elevation_deg and radius")
@@ -269,6 +314,10 @@ def _lens(
     where = f"frames[{index}]"
     given = {name: _number(frame, name, where) for name in ("fl_x", "fl_y", "cx", "cy", "width", "height")}
     declared = np.array([given["width"] or width, given["height"] or height], np.float64)
+    if not ((declared >= 1) & (declared <= MAX_DISTANCE)).all():
+        raise CameraError(
+            f"{where}: width and height must be sizes in pixels, got {declared[0]:g}x{declared[1]:g}"
+        )
     scale = np.array([width, height]) / declared
     center = np.array([_or(given["cx"], declared[0] / 2), _or(given["cy"], declared[1] / 2)])
     if given["fl_x"] is not None:
@@ -281,30 +330,34 @@ def _lens(
             raise CameraError(f"{where}: fov_deg must lie between 0 and 180, got {fov_deg:g}")
         height, width = int(declared[1]), int(declared[0])
         focal = intrinsics(fov_deg, (height, width))[0]
-    if (focal <= 0).any() or (declared <= 0).any():
-        raise CameraError(f"{where}: focal lengths and sizes must be positive")
+    check_lens(focal, center, (declared[0], declared[1]), where)
     return focal * scale, center * scale
 
 
 def _input_frame(document: dict[str, Any]) -> int:
     """Index of the frame that is the input picture: as the file says, else the last one."""
     frame = document.get("input_frame", len(document["frames"]) - 1)
-    if not isinstance(frame, int) or not 0 <= frame < len(document["frames"]):
+    if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < len(document["frames"]):
         raise CameraError(f"input_frame must be a frame's index, got {frame!r}")
     return frame
 
 
 def _object_to_world(document: dict[str, Any]) -> np.ndarray | None:
     """The matrix (4, 4) from a rendered mesh file's coordinates to the world; None if the file gives none."""
-    matrix = document.get("object_to_world")
-    return None if matrix is None else _matrix(matrix, "object_to_world")
+    if document.get("object_to_world") is None:
+        return None
+    matrix = _matrix(document["object_to_world"], "object_to_world")
+    is_large = np.abs(matrix).max() > MAX_DISTANCE
+    if is_large or np.linalg.norm(matrix[:3, :3], axis=0).min() < 1 / MAX_DISTANCE:
+        raise CameraError(f"object_to_world has numbers beyond {MAX_DISTANCE:g}, or flattens the object")
+    return matrix
 
 
 def _matrix(value: Any, where: str) -> np.ndarray:
     try:
         matrix = np.array(value, np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise CameraError(f"{where} is not a matrix of numbers") from None
+    except (TypeError, ValueError, OverflowError) as cause:
+        raise CameraError(f"{where} is not a matrix of numbers") from cause
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
         raise CameraError(f"{where} must be 4x4 and finite, got shape {matrix.shape}")
     return matrix

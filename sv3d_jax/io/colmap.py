@@ -13,6 +13,7 @@ from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import check_total_pixels, masked, read_picture
 from sv3d_jax.io.lens import MODELS, Lens, PosedPicture
 from sv3d_jax.io.names import exists, named_file
+from sv3d_jax.io.reading import read_file, reading
 
 # Where the model may lie in the folder of a scene.
 MODEL_FOLDERS = ("sparse/0", "sparse", ".", "colmap/sparse/0")
@@ -32,6 +33,11 @@ MODEL_IDS = (
     *((name, len(MODELS[name])) for name in ("SIMPLE_FISHEYE", "FISHEYE")),
     ("EUCM", 6),
     ("EQUIRECTANGULAR", 2),
+)
+MAX_BYTES = 1 << 30
+_DAMAGED, _HINT = (
+    "is no part of a COLMAP model that can be read",
+    "export the model again: colmap model_converter",
 )
 OPENGL_FROM_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # COLMAP's cameras look along +z with y down
 
@@ -64,14 +70,13 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
     read_lenses, read_images = (
         (_text_lenses, _text_images) if end == ".txt" else (_binary_lenses, _binary_images)
     )
-    try:
-        lenses = dict(read_lenses(model / f"cameras{end}"))
-        images = sorted(read_images(model / f"images{end}"), key=lambda image: _natural(image.name))
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from None
+    cameras, file = model / f"cameras{end}", model / f"images{end}"
+    with reading(cameras, _DAMAGED, _HINT):
+        lenses = dict(read_lenses(cameras))
+    with reading(file, _DAMAGED, _HINT):
+        images = sorted(read_images(file), key=lambda image: _natural(image.name))
     if not images:
-        raise InputError(f"{model / f'images{end}'} holds no image")
-    file = model / f"images{end}"
+        raise InputError(f"{file} holds no image")
     poses = [_pose(image, f"{file}: {image.name}") for image in images]
     scene, folder = _picture_folder(model, [image.name for image in images], str(file))
     kept: list[tuple[_Image, np.ndarray, list[Path]]] = []  # with picture and mask
@@ -79,9 +84,7 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
     for image, pose in zip(images, poses, strict=True):
         where = f"{file}: {image.name}"
         if image.camera not in lenses:
-            raise CameraError(
-                f"{where} has camera {image.camera}, which {model / f'cameras{end}'} does not know"
-            )
+            raise CameraError(f"{where} has camera {image.camera}, which {cameras} does not know")
         if exists(path := named_file(folder, image.name, where, within=scene)):
             kept.append((image, pose, [path, *_mask(folder, image.name, where)]))
         else:
@@ -144,10 +147,10 @@ def _text_lenses(file: Path) -> Iterator[tuple[int, Lens]]:
             values = [float(word) for word in numbers]
             size = float(int(width)), float(int(height))
             yield int(camera), _lens(model, size, values, where)
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError) as cause:
             raise CameraError(
                 f"{where}: expected CAMERA_ID MODEL WIDTH HEIGHT PARAMS, got {line.strip()[:80]!r}"
-            ) from None
+            ) from cause
 
 
 def _text_images(file: Path) -> Iterator[_Image]:
@@ -159,11 +162,11 @@ def _text_images(file: Path) -> Iterator[_Image]:
         try:
             numbers = [float(word) for word in words[1:8]]
             image = _Image(words[9], int(words[8]), tuple(numbers[:4]), tuple(numbers[4:]))
-        except (ValueError, IndexError):
+        except (ValueError, IndexError) as cause:
             raise CameraError(
                 f"{file} line {number}: expected IMAGE_ID QW QX QY QZ TX TY TZ CAMERA_ID NAME,"
                 f" got {line.strip()[:80]!r}"
-            ) from None
+            ) from cause
         number, points = next(lines, (number, ""))
         if len(points.split()) % 3:
             raise CameraError(
@@ -174,8 +177,8 @@ def _text_images(file: Path) -> Iterator[_Image]:
 
 
 def _lines(file: Path) -> list[tuple[int, str]]:
-    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
-    return list(enumerate(text.split("\n"), start=1))
+    text = read_file(file, MAX_BYTES).decode("utf-8-sig", "surrogateescape")
+    return list(enumerate(re.split("\r\n?|\n", text), start=1))
 
 
 def _lens(model: str, size: tuple[float, float], values: list[float], where: str) -> Lens:
@@ -220,7 +223,7 @@ class _Bytes:
     """Reads little-endian values from a file, one after the other."""
 
     def __init__(self, file: Path):
-        self.file, self.data, self.place = file, file.read_bytes(), 0
+        self.file, self.data, self.place = file, read_file(file, MAX_BYTES), 0
 
     def take(self, kinds: str) -> tuple:
         """The next values, by struct's format characters."""

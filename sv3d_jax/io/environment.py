@@ -7,6 +7,7 @@ import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.hdr import MAX_PIXELS, read_hdr
+from sv3d_jax.io.reading import reading
 
 EXR_START = bytes([0x76, 0x2F, 0x31, 0x01])
 REC709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
@@ -20,12 +21,10 @@ def read_environment(path: str | Path) -> np.ndarray:
     where the optional package OpenEXR is not installed.
     """
     path = Path(path)
-    try:
+    with reading(path, "is damaged: it cannot be read as an environment map"):
         with open(path, "rb") as file:
             start = file.read(len(EXR_START))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    return _read_exr(path) if start == EXR_START else read_hdr(path)
+        return _read_exr(path) if start == EXR_START else read_hdr(path)
 
 
 def _read_exr(path: Path) -> np.ndarray:
@@ -36,14 +35,9 @@ def _read_exr(path: Path) -> np.ndarray:
             f"{path} is an OpenEXR picture, which needs the package OpenEXR",
             hint='pip install "sv3d_jax[exr]", or convert it to .hdr, for example with oiiotool',
         ) from None
-    try:
-        head = OpenEXR.File(str(path), header_only=True)
-        _check_header(path, head.header(), len(head.parts))
-        channels = OpenEXR.File(str(path), separate_channels=True).channels()
-    except InputError:
-        raise
-    except Exception as error:  # whatever the package says of damaged files
-        raise InputError(f"{path} is damaged: {error}") from None
+    head = OpenEXR.File(str(path), header_only=True)
+    _check_header(path, head.header(), len(head.parts))
+    channels = OpenEXR.File(str(path), separate_channels=True).channels()
     missing = [name for name in "RGB" if name not in channels]
     if missing:
         raise InputError(f"{path} has the channels {', '.join(channels)}; R, G and B are needed")

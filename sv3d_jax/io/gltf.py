@@ -10,7 +10,7 @@ import numpy as np
 from sv3d_jax.colors import linear_from_srgb
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import FILE_FROM_WORLD, png, refuse_materials
+from sv3d_jax.io.surfaces import FILE_FROM_WORLD, check_writable, png
 
 # Constants of glTF, which are those of OpenGL.
 _COMPONENT_TYPES = {"<u2": 5123, "<u4": 5125, "<f4": 5126}
@@ -26,7 +26,7 @@ def write_glb(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
     as linear 16-bit values. Without vertex normals (v 3), each vertex gets the mean normal of its own faces, so
     shading has a seam where vertices are duplicated along the seams of a texture.
     """
-    refuse_materials(mesh)
+    check_writable(path, mesh, normals)
     glb = _Glb()
     normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     attributes = {

@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-import json
 import math
 import struct
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from urllib.parse import unquote, unquote_to_bytes
 import numpy as np
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.documents import parse_json
 from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Source
 from sv3d_jax.io.textures import decode_picture
 
@@ -139,7 +139,7 @@ class Document:
         try:
             return self.source.beside(unquote(uri))
         except InputError as error:
-            raise InputError(f"{where} {error.message}", hint=error.hint) from None
+            raise InputError(f"{where} {error.message}", hint=error.hint) from error
 
     def _read_accessor(self, accessor: dict[str, Any], where: str) -> np.ndarray:
         width, kind = known(_WIDTHS, accessor.get("type")), known(_TYPES, accessor.get("componentType"))
@@ -226,10 +226,7 @@ def split_glb(data: bytes) -> tuple[bytes, memoryview | None]:
 
 def parse_document(text: bytes, binary: memoryview | None, source: Source) -> Document:
     """Parse the JSON of a document. Raises InputError if it is not JSON."""
-    try:
-        document = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        raise InputError("is damaged: its glTF part is not JSON") from None
+    document = parse_json(text, "its glTF part")
     return Document(as_object(document, "its glTF part"), binary, source)
 
 
@@ -286,5 +283,5 @@ def _data_uri(uri: str, where: str) -> bytes:
         return unquote_to_bytes(data)
     try:
         return base64.b64decode(unquote(data), validate=True)
-    except (binascii.Error, ValueError):
-        raise InputError(f"the data URI of {where} is not base64") from None
+    except (binascii.Error, ValueError) as cause:
+        raise InputError(f"the data URI of {where} is not base64") from cause

@@ -248,11 +248,11 @@ def _decode_draco(
         by_id = {attribute["unique_id"]: np.asarray(attribute["data"]) for attribute in decoded.attributes}
     except MemoryError:
         raise
-    except Exception:  # the decoder raises errors of many kinds on damaged data
+    except Exception as cause:  # the decoder raises errors of many kinds on damaged data
         raise InputError(
             f"is damaged: {where}, compressed by {DRACO}, cannot be decoded",
             hint="export without mesh compression",
-        ) from None
+        ) from cause
     values = {}
     for name, unique in as_object(extension.get("attributes"), where).items():
         if name in wanted:

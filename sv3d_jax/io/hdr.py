@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.reading import read_file, reading
 
 MAX_BYTES = 1 << 30
 MAX_HEADER = 1 << 16
@@ -25,12 +26,8 @@ def read_hdr(path: str | Path) -> np.ndarray:
     picture, is not divided out. Raises InputError for files that are damaged, or not in RGB.
     """
     path = Path(path)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} has more than {MAX_BYTES} bytes")
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    with reading(path, "is no picture"):
+        data = read_file(path, MAX_BYTES)
     header = re.match(rb"#\?(?:RADIANCE|RGBE)[^\n]*\n(?:[^\n]*\n)*?\r?\n([^\n]*)\n", data[:MAX_HEADER])
     if header is None:
         raise InputError(
@@ -51,7 +48,7 @@ def read_hdr(path: str | Path) -> np.ndarray:
     try:
         rgbe = _pixels(data, header.end(), lines, length)
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+        raise InputError(f"{path} is damaged: {error}") from error
     signs = {first: first_sign, "XY"[first == "X"]: second_sign}
     if first == "X":
         rgbe = rgbe.swapaxes(0, 1)

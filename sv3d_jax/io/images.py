@@ -14,6 +14,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.io.reading import read_file, reading
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 200_000_000
@@ -23,6 +24,7 @@ MIN_SIDE = 32
 MAX_COUNTED_BYTES = (
     2_000_000  # of files whose frames are counted: GIF and TIFF state no number, a minute for 100 MB
 )
+_NO_PICTURE = "is not a picture that can be read"
 # Largest difference between the channels of a grey picture that JPEG compression may cause.
 _GREY_TOLERANCE = 24
 
@@ -86,31 +88,21 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = Tru
     file is missing, not a picture, too large, or smaller than `min_side`.
     """
     path = Path(path)
-    data = _read_bytes(path)
+    with reading(path, _NO_PICTURE):
+        data = read_file(path, MAX_BYTES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # this package's limits are below those of Pillow's warnings
-        try:
-            image = _open(io.BytesIO(data))
-        except Image.DecompressionBombError:
-            raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from None
-        except MemoryError:
-            raise
-        except Exception:  # decoders raise errors of any kind on damaged data
-            raise InputError(
-                f"{path} is not a picture that can be read: found {_describe(data)}", hint=_hint(data)
-            ) from None
+        with reading(path, f"{_NO_PICTURE}: found {_describe(data)}", _hint(data)):
+            try:
+                image = _open(io.BytesIO(data))
+            except Image.DecompressionBombError as cause:
+                raise InputError(f"{path} has more than {MAX_PIXELS // 10**6} megapixels") from cause
         with image:
             _check_size(path, image.size, min_side)
-            try:
+            article = "an" if image.format in ("AVIF", "MPO") else "a"
+            hint = "it may be cut short: copy it again from where it came, or save it again"
+            with reading(path, f"is {article} {image.format} file that is damaged", hint):
                 return replace(_convert(image, upright, len(data)), name=str(path))
-            except MemoryError:
-                raise
-            except Exception:
-                article = "an" if image.format in ("AVIF", "MPO") else "a"
-                raise InputError(
-                    f"{path} is {article} {image.format} file that is damaged",
-                    hint="it may be cut short: copy it again from where it came, or save it again",
-                ) from None
 
 
 def check_total_pixels(paths: Iterable[Path], whole: Path) -> None:
@@ -168,7 +160,9 @@ def masked(picture: Picture, mask_file: Path) -> Picture:
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write uint8 (h, w), (h, w, 3) or (h, w, 4) as PNG, atomically."""
+    """Write uint8 (h, w), (h, w, 3) or (h, w, 4) as PNG, atomically. Raises InputError for other types of numbers."""
+    if array.dtype != np.uint8:
+        raise InputError(f"{path}: a picture is written from uint8, got {array.dtype}")
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
@@ -184,20 +178,6 @@ def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         weight = (opacity / 255.0)[:, None]
         result[row] = ((colors / 255.0 * weight + (1.0 - weight)) * 255.0).astype(np.uint8)
     return result
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if path.is_dir():
-            raise InputError(f"{path} is a folder, a picture file is needed")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise InputError(f"{path} has {size / 1e6:.0f} MB, the limit is {MAX_BYTES // 10**6} MB")
-        return path.read_bytes()
-    except (FileNotFoundError, ValueError):  # ValueError: a null byte in the name
-        raise InputError(f"{path} does not exist") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _open(file: BinaryIO) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sv3d_jax.cameras.pose import check_lens
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.images import Picture
 
@@ -83,6 +84,7 @@ class Lens:
                 f" the picture has {width}x{height}",
                 hint="was the picture turned or cropped after its camera was found?",
             )
+        check_lens(self.focal_px, self.center_px, self.size, where)
         focal, center = np.array(self.focal_px) * scale, np.array(self.center_px) * scale
         return replace(self, focal_px=tuple(focal), center_px=tuple(center), size=(width, height))
 
@@ -111,7 +113,7 @@ def undistorted(picture: Picture, lens: Lens, where: str) -> Picture:
         share = picture.alpha[..., None].astype(np.float32) / 255.0
         covered = _remapped(cv2, np.dstack([picture.rgb * share, share]), sources, 0)
     except cv2.error as error:
-        raise InputError(f"{where}: OpenCV cannot undo {lens.distortion}: {error.err}") from None
+        raise InputError(f"{where}: OpenCV cannot undo {lens.distortion}: {error.err}") from error
     alpha = np.rint(255.0 * covered[..., 3]).astype(np.uint8)
     rgb = covered[..., :3] / np.maximum(covered[..., 3:], 1e-6)
     rgb = np.where(alpha[..., None] > 0, np.clip(np.rint(rgb), 0, 255), 0).astype(np.uint8)

@@ -20,6 +20,7 @@ from sv3d_jax.io.obj_reader import read_obj
 from sv3d_jax.io.ply import stated_axes, write_ply
 from sv3d_jax.io.ply_data import MAX_HEADER_BYTES
 from sv3d_jax.io.ply_reader import read_ply
+from sv3d_jax.io.reading import read_file, reading
 from sv3d_jax.io.surfaces import MAX_FACES, MAX_FILE_BYTES, Part, Source, Up, world_from_file
 from sv3d_jax.io.usd import write_usdz
 
@@ -36,6 +37,7 @@ __all__ = [
 
 MAX_COORDINATE = 1e100  # its square does not overflow float64
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply")
+_DAMAGED = "is damaged: it does not follow its format"
 
 
 def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
@@ -49,26 +51,15 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
     """
     path = Path(path)
     suffix = check_mesh_file(path)
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {size} bytes, more than {MAX_FILE_BYTES}")
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     source = Source(path)
-    try:
-        with np.errstate(all="ignore"):  # overflow shows later as vertices that are not finite
-            parts = _drawn(_read_parts(data, suffix, source))
-            return _checked(merge_parts(parts, world_from_mesh_file(path, up), source))
-    except InputError as error:
-        raise InputError(f"{path}: {error.message}", hint=error.hint) from None
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged file can raise errors of any kind
-        raise InputError(
-            f"{path} is damaged: it does not follow its format", hint="-v shows where"
-        ) from error
+    with reading(path, _DAMAGED, "-v shows where"):
+        data = read_file(path, MAX_FILE_BYTES)
+        try:
+            with np.errstate(all="ignore"):  # overflow shows later as vertices that are not finite
+                parts = _drawn(_read_parts(data, suffix, source))
+                return _checked(merge_parts(parts, world_from_mesh_file(path, up), source))
+        except InputError as error:
+            raise InputError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def check_mesh_file(path: Path) -> str:
@@ -94,7 +85,7 @@ def world_from_mesh_file(path: str | Path, up: Up = "y") -> np.ndarray:
     """The rotation (4, 4) that `read_mesh` applies: from the axes stated in the file, else from the axis `up`."""
     path = Path(path)
     if path.suffix.lower() == ".ply":
-        with path.open("rb") as file:
+        with reading(path, _DAMAGED), path.open("rb") as file:
             stated = stated_axes(file.read(MAX_HEADER_BYTES))
         if stated is not None:
             return stated
@@ -134,6 +125,10 @@ def _checked(mesh: Mesh) -> Mesh:
         raise InputError(
             f"has vertices up to {np.abs(used).max():.3g} from the origin, more than {MAX_COORDINATE:g}"
         )
+    attributes = {"texture coordinates": mesh.uv, "normals": mesh.normals, "colours": mesh.vertex_colors}
+    for name, values in attributes.items():
+        if values is not None and not np.isfinite(values[mesh.faces]).all():
+            raise InputError(f"has {name} that are not finite numbers")
     if np.ptp(used.reshape(-1, 3), axis=0).max() < 1 / MAX_COORDINATE:
         raise InputError("all vertices lie in one point")
     return mesh

@@ -6,7 +6,7 @@ import numpy as np
 
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import png, refuse_materials, y_up
+from sv3d_jax.io.surfaces import check_writable, png, y_up
 
 
 def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
@@ -15,7 +15,7 @@ def write_obj(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -
     Without vertex normals (v 3), each vertex gets the mean normal of its own faces. Positions and normals shared by
     several vertices are written once, so that other programs see a connected surface across the seams of a texture.
     """
-    refuse_materials(mesh)
+    check_writable(path, mesh, normals)
     path = Path(path)
     normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     rows = y_up(mesh.vertices)

@@ -25,7 +25,7 @@ from sv3d_jax.io.cameras_file import (
 )
 from sv3d_jax.io.images import check_total_pixels, over_white, read_picture, write_png
 from sv3d_jax.io.names import exists, not_leading_out, outside_reason
-from sv3d_jax.io.outputs import refuse_links
+from sv3d_jax.io.outputs import check_finite, refuse_links
 
 NOT_WHITE = 8  # 8-bit levels below white from which a pixel counts as object
 MAX_CONTRADICTION = 1e-3  # largest share of a frame's pixels that may be object where its alpha is 0
@@ -59,7 +59,8 @@ def write_orbit(
 
     `alphas` (f, h, w), uint8, are those of frames (f, h, w, 3) that are composited over white. `lenses` are focal
     lengths and principal points in pixels (f, 2); they are written for each frame unless they follow from the path's
-    field of view. Returns the names of the files. Raises InputError where the shapes do not fit each other.
+    field of view. Returns the names of the files. Raises InputError where the shapes do not fit each other, and
+    SV3DError for numbers that are not finite.
     """
     if len(images) != len(cameras):
         raise InputError(f"got {len(images)} images for {len(cameras)} cameras")
@@ -68,6 +69,9 @@ def write_orbit(
             f"alphas of shape {alphas.shape} do not fit frames of shape {images.shape}",
             hint="frames (f, h, w, 3) over white have alphas (f, h, w); frames (f, h, w, 4) have their own",
         )
+    for name, values in {"object_to_world": object_to_world, "lenses": lenses}.items():
+        if values is not None:
+            check_finite(np.asarray(values, np.float64), f"{directory} is not written: rows of {name}")
     refuse_links(directory, {Path(name).parts[0] for name in (frame_file(0), alpha_file(0))})
     pictures = {frame_file(index): image for index, image in enumerate(images)}
     masks = {alpha_file(index): alpha for index, alpha in enumerate(() if alphas is None else alphas)}

@@ -13,8 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, TextIO
 
+import numpy as np
+
 from sv3d_jax.config import to_plain
-from sv3d_jax.errors import InputError, OutputError
+from sv3d_jax.errors import InputError, OutputError, SV3DError
+from sv3d_jax.io.documents import json_checksum, read_json
 
 RUN_FILE = "run.json"
 STAGES_FILE = ".stages.json"
@@ -69,6 +72,19 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """`write_atomic` of `value` as indented JSON."""
     write_atomic(path, json.dumps(to_plain(value), indent=1) + "\n")
+
+
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Raise SV3DError, which begins with `what`, for numbers that are not finite in single precision."""
+    if values.dtype.kind != "f":
+        return
+    with np.errstate(over="ignore"):
+        is_finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
+    if not is_finite.all():
+        raise SV3DError(
+            f"{what} are not finite numbers: {(~is_finite).sum()} of {len(values)}, the first is number"
+            f" {int(np.argmin(is_finite))}"
+        )
 
 
 def check_output_parent(directory: Path | str) -> None:
@@ -164,6 +180,8 @@ class OutputFolder:
             self._check_config()
             self._stages = self._record().get("stages", {})
             self._save()
+            if not self.done:  # a run.json whose stages are gone or damaged
+                (self.directory / RUN_FILE).unlink(missing_ok=True)
         except BaseException:
             self._release()
             raise
@@ -176,7 +194,8 @@ class OutputFolder:
     @property
     def done(self) -> bool:
         """Whether the run is complete: `run.json` and every file of every stage exist."""
-        return (self.directory / RUN_FILE).is_file() and all(map(self.stage_done, self._stages))
+        is_finished = bool(self._stages) and (self.directory / RUN_FILE).is_file()
+        return is_finished and all(map(self.stage_done, self._stages))
 
     def path(self, name: str) -> Path:
         """The path of a file of this run."""
@@ -240,18 +259,14 @@ class OutputFolder:
 
     def _record(self) -> dict[str, Any]:
         for name in (STAGES_FILE, RUN_FILE):
-            try:
-                record = json.loads(
-                    (self.directory / name).read_text(encoding="utf-8", errors="surrogateescape")
-                )
-            except (OSError, ValueError):
-                continue
-            if isinstance(record, dict) and "config" in record:
+            record = _read_record(self.directory / name)
+            if record is not None:
                 return record if name == STAGES_FILE else {"config": record["config"]}
         return {}
 
     def _save(self) -> None:
-        write_json(self.directory / STAGES_FILE, {"config": self.config, "stages": self._stages})
+        record = {"config": self.config, "stages": self._stages}
+        write_json(self.directory / STAGES_FILE, record | {"crc32": json_checksum(record)})
 
     def _clear(self) -> None:
         """Remove the files that the earlier run recorded, and nothing else."""
@@ -352,10 +367,37 @@ def peak_memory() -> int | None:
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text())
+        holder = read_json(path)
         return f"process {holder['pid']} on {holder['host']}, started {holder['started']}"
-    except (OSError, ValueError, KeyError):
+    except (InputError, KeyError, TypeError):
         return "another run"
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a run; None if the file is absent or damaged, so that what it recorded is made again."""
+    try:
+        record = read_json(path)
+    except InputError:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        return None
+    # Records of earlier versions have no checksum.
+    if "crc32" in record and record.pop("crc32") != json_checksum(record):
+        return None
+    stages = record.setdefault("stages", {})
+    if not isinstance(stages, dict) or (
+        path.name == STAGES_FILE and not all(map(_is_stage, stages.values()))
+    ):
+        return None
+    return record
+
+
+def _is_stage(stage: Any) -> bool:
+    """Whether a value is what `OutputFolder.finish_stage` records of a stage."""
+    if not isinstance(stage, dict) or not isinstance(stage.get("seconds"), (int, float)):
+        return False
+    files, facts = stage.get("files"), stage.get("facts")
+    return isinstance(files, dict) and isinstance(facts, dict) and not any("\0" in name for name in files)
 
 
 def _size(path: Path) -> int | None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sv3d_jax.geometry.mesh import Mesh, vertex_normals
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import Up, refuse_materials, to_uint8, world_from_file
+from sv3d_jax.io.surfaces import Up, check_writable, to_uint8, world_from_file
 
 # The comment in the header, and the rotation from these axes to the world. With z up, programs that import glTF's
 # (x, y, z) as (x, -z, y), such as Blender, show the file in the same orientation as a GLB.
@@ -25,7 +25,7 @@ def write_ply(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None, u
     Without vertex normals (v 3), each vertex gets the mean normal of its own faces. `up` is "y", with the front at +z
     as in a GLB, or "z", with the front at -y as in Blender.
     """
-    refuse_materials(mesh)
+    check_writable(path, mesh, normals)
     axes, world_from_ply = AXES[up]
     normals = vertex_normals(mesh.vertices, mesh.faces) if normals is None else normals
     colors = mesh.vertex_colors

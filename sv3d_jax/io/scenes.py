@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraWarning
+from sv3d_jax.cameras.pose import looked_at
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.cameras_file import CAMERAS_FILE
 from sv3d_jax.io.colmap import find_colmap, read_colmap
@@ -146,6 +147,8 @@ def read_scene(source: Path) -> Scene:
     views, absent = read_transforms(source) if source.is_file() else read_colmap(source)
     if not views:
         raise InputError(absent[0], hint="none of the pictures exists")
+    poses = np.stack([view.camera_to_world for view in views])
+    looked_at(poses, [f"{source}: {view.name}" for view in views])
     first = views[0].picture.rgb.shape
     for view in views:
         if view.picture.rgb.shape != first:
@@ -167,7 +170,7 @@ def read_scene(source: Path) -> Scene:
         source=source,
         names=[view.name for view in views],
         pictures=pictures,
-        camera_to_scene=np.stack([view.camera_to_world for view in views]),
+        camera_to_scene=poses,
         focal_px=np.array([view.lens.focal_px for view in views]),
         center_px=np.array([view.lens.center_px for view in views]),
         absent=absent,

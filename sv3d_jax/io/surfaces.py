@@ -10,6 +10,7 @@ import numpy as np
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.names import leads_out, outside_reason
+from sv3d_jax.io.outputs import check_finite
 
 Up = Literal["y", "z"]
 Wrap = Literal["repeat", "clamp", "mirror"]
@@ -119,19 +120,34 @@ def y_up(vectors: np.ndarray) -> np.ndarray:
     return vectors @ FILE_FROM_WORLD[:3, :3].T
 
 
-def refuse_materials(mesh: Mesh) -> None:
-    """Raise InputError for a mesh with `materials`, which the writers do not support."""
+def check_writable(path: str | Path, mesh: Mesh, normals: np.ndarray | None = None) -> None:
+    """Raise InputError for a mesh with `materials`, which the writers do not support.
+
+    Raises SV3DError, which says what and where, for values that are not finite in single precision.
+    """
     if mesh.materials is not None:
         raise InputError(
             "a mesh with several materials, as read from a file, cannot be written",
             hint="give it vertex colours, or a single texture",
         )
+    values = {
+        "vertices": mesh.vertices,
+        "vertex normals": normals,
+        "vertex colours": mesh.vertex_colors,
+        "texture coordinates": mesh.uv,
+    }
+    for name, array in values.items():
+        if array is not None:
+            check_finite(array, f"{path} is not written: {name}")
+    if mesh.texture is not None:
+        check_finite(mesh.texture, f"{path} is not written: rows of the texture")
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Values in [0, 1] as 8-bit levels; uint8 arrays as they are."""
+    """Values in [0, 1] as 8-bit levels; uint8 arrays as they are. Raises SV3DError for values that are not finite."""
     if values.dtype == np.uint8:
         return values
+    check_finite(values, "rows of a picture")
     return np.round(255.0 * np.clip(values, 0.0, 1.0)).astype(np.uint8)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.reading import reading
 from sv3d_jax.io.surfaces import Source
 
 MAX_DECODED_PIXELS, MAX_DECODED_SIDE = 8192**2, 16384
@@ -37,16 +38,12 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
     for start, form in _FOREIGN:
         if data.startswith(start):
             raise InputError(f"{name} is a {form} picture, which is not read", hint="use PNG, JPEG or WebP")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the limit below is lower than that of Pillow's warnings
+    with warnings.catch_warnings(), reading(name, "is no picture that can be read", "use PNG, JPEG or WebP"):
+        warnings.simplefilter("ignore")  # the limit below is lower than that of Pillow's warnings
+        try:
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError:
-        raise InputError(f"{name} has more than {MAX_DECODED_PIXELS} pixels") from None
-    except MemoryError:
-        raise
-    except Exception:  # every decoder raises its own kinds of errors
-        raise InputError(f"{name} is no picture that can be read", hint="use PNG, JPEG or WebP") from None
+        except Image.DecompressionBombError as cause:
+            raise InputError(f"{name} has more than {MAX_DECODED_PIXELS} pixels") from cause
     with image:
         width, height = image.size
         if width * height > MAX_DECODED_PIXELS or max(width, height) > MAX_DECODED_SIDE:
@@ -64,16 +61,12 @@ def decode_picture(data: bytes, name: str, source: Source, among: int = 1) -> np
         if max(down, across) > 1:
             smaller = f"{width // across}x{height // down}"
             source.remark(f"{name}: {width}x{height} texels are downscaled to {smaller}")
-        try:
+        with reading(name, f"is a {image.format} picture that is damaged"):
             # JPEG can be decoded at 1/2 to 1/8 of its size.
             image.draft("RGB", (width // across, height // down))
             image.load()
             scale = image.size[0] / width
             return _pixels(image, *(max(1, round(factor * scale)) for factor in (down, across)))
-        except MemoryError:
-            raise
-        except Exception:
-            raise InputError(f"{name} is a {image.format} picture that is damaged") from None
 
 
 def reduced(picture: np.ndarray, down: int, across: int) -> np.ndarray:

@@ -62,8 +62,8 @@ def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
     """World-from-camera matrix (4, 4). As in this package, cameras look along -z with y up."""
     try:
         matrix = np.array(frame["transform_matrix"], np.float64)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        raise CameraError(f"{where} needs a transform_matrix of 4x4 numbers") from None
+    except (KeyError, TypeError, ValueError, OverflowError) as cause:
+        raise CameraError(f"{where} needs a transform_matrix of 4x4 numbers") from cause
     return rigid_pose(matrix, f"{where}: transform_matrix")
 
 
@@ -75,7 +75,7 @@ def _files(folder: Path, frame: dict[str, Any], where: str) -> list[Path]:
     try:
         return [picture, _file(folder, frame, "mask_path", where)]
     except AbsentFile as error:  # a frame without its mask must not be used
-        raise InputError(error.message) from None
+        raise InputError(error.message) from error
 
 
 def _file(folder: Path, frame: dict[str, Any], key: str, where: str) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.surfaces import png, refuse_materials, y_up
+from sv3d_jax.io.surfaces import check_writable, png, y_up
 
 _USDZ_TIME = 946_728_000  # 1 January 2000, noon: zip archives cannot store times before 1980
 
@@ -19,7 +19,7 @@ def write_usdz(path: str | Path, mesh: Mesh, normals: np.ndarray) -> None:
 
     Raises InputError if the mesh has no texture or the extra `usd` is not installed.
     """
-    refuse_materials(mesh)
+    check_writable(path, mesh, normals)
     try:
         from pxr import Sdf  # pyright: ignore[reportMissingImports]
     except ImportError:

@@ -34,13 +34,17 @@ def available_format(wanted: str = "mp4") -> str:
 def write_video(path: str | Path, frames_uint8: np.ndarray, fps: float = FRAMES_PER_SECOND) -> None:
     """Write frames (f, h, w, 3) as a video in the format of the suffix, atomically.
 
-    mp4 is H.264 in yuv420p, padded to even sides, with square pixels and without metadata; gif and webp loop.
+    mp4 is H.264 in yuv420p, padded to even sides, with square pixels and without metadata; gif and webp loop. Raises
+    InputError for other suffixes and for frames that are not uint8.
     """
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in VIDEO_FORMATS:
         raise InputError(f"{path} must end in .{', .'.join(VIDEO_FORMATS)}")
     encode = _mp4 if suffix == "mp4" else _animation
-    write_atomic(path, encode(np.asarray(frames_uint8), fps, suffix))
+    frames = np.asarray(frames_uint8)
+    if frames.dtype != np.uint8:
+        raise InputError(f"{path}: frames are written from uint8, got {frames.dtype}")
+    write_atomic(path, encode(frames, fps, suffix))
 
 
 def frame_labels(azimuths_deg: Sequence[float], elevations_deg: Sequence[float]) -> list[str]:

@@ -6,17 +6,19 @@ folder and as `__metadata__` in a safetensors file.
 
 import dataclasses
 import json
-import re
-import tomllib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from sv3d_jax.cameras.config import Frames
 from sv3d_jax.config import Settings, build, checked, within
 from sv3d_jax.errors import InputError, WeightsError
+from sv3d_jax.io.documents import MAX_TOML_BYTES, parse_json, parse_toml
+from sv3d_jax.io.reading import read_file, reading
 from sv3d_jax.models.families import FAMILIES, ModelFamily
 
 METADATA_KEY = "sv3d_jax.model"
+_HINT = "fetch or write it again; configs/model/mini.toml is one that can be read"
 
 # The image encoder was first called a tower. Names that files hold stay as they are, so that older ones can be read:
 # the table `tower` of a model, the part `image_tower` of a parameter tree, and the objective `tower` of a training run.
@@ -179,31 +181,32 @@ class ModelConfig(Settings):
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-        """Inverse of `to_dict`; missing fields take the defaults, sv3d_p's. Raises WeightsError for invalid values."""
-        checked_values = checked(cls, values, "model", WeightsError, _STORED_NAMES)
+    def from_dict(cls, values: Any, where: str = "model") -> "ModelConfig":
+        """Inverse of `to_dict`; missing fields take the defaults, sv3d_p's.
+
+        Raises WeightsError, which begins with `where`, for invalid values.
+        """
+        checked_values = checked(cls, values, where, WeightsError, _STORED_NAMES)
         try:
             return build(cls, checked_values)
         except (ValueError, InputError) as error:
-            raise WeightsError(f"model: {error}") from None
+            raise WeightsError(f"{where}: {error}") from None
 
     def to_toml(self) -> str:
         """The text of `model.toml`."""
         return _toml_table(self.to_dict())
 
     @classmethod
-    def from_toml(cls, text: str) -> "ModelConfig":
-        """Inverse of `to_toml`."""
-        try:
-            values = tomllib.loads(text)
-        except (ValueError, RecursionError) as error:
-            line = re.search(r"at line (\d+)", str(error))
-            where = f", line {line[1]} is at fault" if line else ""
-            raise WeightsError(
-                f"the description of the model is not TOML that can be read{where}",
-                hint="configs/model/mini.toml is one that can",
-            ) from None
-        return cls.from_dict(values)
+    def from_toml(cls, text: bytes | str, where: str = "the description of the model") -> "ModelConfig":
+        """Inverse of `to_toml`; messages of WeightsErrors begin with `where`."""
+        return cls.from_dict(parse_toml(text, where, _HINT, WeightsError), where)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "ModelConfig":
+        """The model that a `model.toml` describes. Raises WeightsError, which names the file."""
+        with reading(path, "is no model's description", _HINT, WeightsError):
+            text = read_file(path, MAX_TOML_BYTES, WeightsError)
+        return cls.from_toml(text, str(path))
 
     def to_metadata(self) -> dict[str, str]:
         """String pairs for the `__metadata__` of a safetensors file."""
@@ -214,13 +217,8 @@ class ModelConfig(Settings):
         """The model that a safetensors file of ours describes, None if it says nothing."""
         if METADATA_KEY not in metadata:
             return None
-        try:
-            values = json.loads(metadata[METADATA_KEY])
-        except (ValueError, RecursionError):
-            raise WeightsError(
-                "the model description in the file's metadata is not JSON that can be read"
-            ) from None
-        return cls.from_dict(values)
+        where = "the model description in the file's metadata"
+        return cls.from_dict(parse_json(metadata[METADATA_KEY], where, error=WeightsError), where)
 
 
 def _toml_table(values: dict[str, Any], path: tuple[str, ...] = ()) -> str:

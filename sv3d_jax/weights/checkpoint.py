@@ -11,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,11 +58,12 @@ class SavedTree:
                 path: TensorInfo(np.dtype(leaf.dtype), tuple(leaf.shape))
                 for path, leaf in _flat(metadata.metadata)
             }
+            custom: Any = metadata.custom_metadata
+            self.checksums: dict[str, int] = dict((custom or {}).get("crc32", {}))
         except Exception as error:  # Orbax raises whatever its file reader meets
             if is_out_of_memory(error):
                 raise
             raise self._unreadable(error) from error
-        self.checksums = (metadata.custom_metadata or {}).get("crc32", {})
 
     def read(self, paths: Iterable[TreePath]) -> Iterator[np.ndarray]:
         """The leaves at `paths`, in that order; WeightsError for one that is damaged."""

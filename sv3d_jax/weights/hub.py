@@ -2,7 +2,6 @@
 
 import errno
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from sv3d_jax.devices import cache_directory
 from sv3d_jax.errors import InputError, SV3DError, WeightsError
+from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.families import FAMILIES
@@ -119,15 +119,26 @@ def _converted(weights: WeightsSource, progress: Progress) -> tuple[WeightsSourc
     identity = f"{weights.path.resolve()} {status.st_size} {status.st_mtime_ns}"
     name = f"{weights.config.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     folder = cache_directory() / "weights" / name
-    if not (folder / _SOURCE_FILE).is_file():
+    if (sha256 := _kept_sha256(folder)) is None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
             convert(weights, folder, progress=progress)
         except SV3DError as error:
             hint = f"to keep it elsewhere: sv3d convert {weights.path} FOLDER, then --weights FOLDER"
             raise type(error)(error.message, hint if error.exit_code == 5 else error.hint) from error
-        write_json(folder / _SOURCE_FILE, {"path": str(weights.path), "sha256": weights.sha256()})
-    return open_weights(folder), json.loads((folder / _SOURCE_FILE).read_text())["sha256"]
+        sha256 = weights.sha256()
+        write_json(folder / _SOURCE_FILE, {"path": str(weights.path), "sha256": sha256})
+    return open_weights(folder), sha256
+
+
+def _kept_sha256(folder: Path) -> str | None:
+    """SHA-256 of the file that a folder of the cache was made from; None if the folder is unfinished or damaged."""
+    try:
+        source = read_json(folder / _SOURCE_FILE)
+    except InputError:
+        return None
+    sha256 = source.get("sha256") if isinstance(source, dict) else None
+    return sha256 if isinstance(sha256, str) else None
 
 
 def _from_hub(source: str, variant: str) -> Path:

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from sv3d_jax.errors import WeightsError
+from sv3d_jax.io.reading import reading
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.weights.key_map import PREFIXES, model_parameters
 from sv3d_jax.weights.safetensors_file import WIDER_FILE, TensorInfo, is_float8
@@ -299,13 +300,9 @@ def _check_formats(
         for name, tensor in stored.items()
         if name.endswith(".comfy_quant") and tensors[tensor].nbytes <= _MAX_DESCRIPTION
     }
-    try:
+    with reading(path, "has a damaged description of its quantization", WIDER_FILE, WeightsError):
         layers = {name: json.loads(text) for name, text in descriptions.items()}
         layers |= json.loads(metadata.get(QUANTIZATION_METADATA, "{}")).get("layers", {})
-    except (ValueError, AttributeError, TypeError, RecursionError):
-        raise WeightsError(
-            f"{path}: its description of the quantization is damaged", hint=WIDER_FILE
-        ) from None
     for name, layer in layers.items():
         if isinstance(layer, str):
             layer = {"format": layer}

@@ -1,15 +1,14 @@
 """Several safetensors files read as one: folders of shards with an index, as the Hugging Face libraries write them."""
 
-import json
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sv3d_jax.errors import WeightsError
-from sv3d_jax.weights.safetensors_file import MAX_HEADER_BYTES, MAX_TENSORS, SafetensorsFile, TensorInfo
+from sv3d_jax.io.documents import read_json
+from sv3d_jax.weights.safetensors_file import MAX_TENSORS, SafetensorsFile, TensorInfo
 
 INDEX_SUFFIX = ".safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d+)-of-(?P<count>\d+)\.safetensors")
@@ -117,23 +116,7 @@ def _check_present(folder: Path, names: Sequence[str], index: Path) -> None:
 def _weight_map(index: Path) -> dict[str, str]:
     """For each tensor, the file that an index says it is in."""
 
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            double = Counter(name for name, _ in pairs).most_common(1)[0][0]
-            raise WeightsError(f"{index} is not a usable index: it names {double!r} twice", hint=_AGAIN)
-        return found
-
-    try:
-        if index.stat().st_size > MAX_HEADER_BYTES:
-            raise WeightsError(f"{index} holds more than {MAX_HEADER_BYTES} bytes", hint=_AGAIN)
-        document = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)
-    except OSError as error:
-        raise WeightsError(f"cannot read {index}: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise WeightsError(
-            f"{index} is not a usable index: it is not JSON that can be read", hint=_AGAIN
-        ) from None
+    document = read_json(index, hint=_AGAIN, error=WeightsError)
     shards = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(shards, dict) or not shards or not all(isinstance(s, str) for s in shards.values()):
         raise WeightsError(

@@ -111,15 +111,7 @@ def open_tensors(path: Path, ema: bool = False) -> "PublishedTensors | None":
 
 def read_model_file(directory: Path) -> ModelConfig:
     """The configuration in a folder's `model.toml`."""
-    path = directory / MODEL_FILE
-    try:
-        return ModelConfig.from_toml(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise WeightsError(f"{path} is not text in UTF-8", hint=f"fetch or write {path.name} again") from None
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error.message}", error.hint) from None
+    return ModelConfig.from_file(directory / MODEL_FILE)
 
 
 def inferred_config(shapes: Mapping[str, Shape], stored: Mapping[str, Any] | None = None) -> ModelConfig:

@@ -87,5 +87,5 @@ def test_other_paths_are_refused(tmp_path, make):
         (tmp_path / "a.exr").mkdir()
     elif make == "text":
         (tmp_path / "a.exr").write_text("words")
-    with pytest.raises(InputError, match=r"a\.exr (cannot be read|is neither)"):
+    with pytest.raises(InputError, match=r"a\.exr (does not exist|is a folder|is neither)"):
         read_environment(tmp_path / "a.exr")

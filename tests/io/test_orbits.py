@@ -1,33 +1,20 @@
 import json
-import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, dynamic_orbit, make_orbit, static_orbit
+from sv3d_jax.cameras.orbit import CameraPath, dynamic_orbit, make_orbit, static_orbit
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError, SV3DError
 from sv3d_jax.io.cameras_file import read_camera_path, write_cameras
 from sv3d_jax.io.orbits import read_frame, read_orbit, write_orbit
-from tests.io.scene_files import CASES
-
-RNG = np.random.default_rng(0)
-IMAGES = RNG.integers(0, 256, (5, 12, 16, 3), np.uint8)
+from tests.io.orbit_files import IMAGES, RNG, edit, example_orbit, set_in_frame
 
 
 @pytest.fixture
 def folder(tmp_path):
-    write_orbit(tmp_path / "orbit", IMAGES, dynamic_orbit(5, seed=1))
-    return tmp_path / "orbit"
-
-
-def edit(folder, change):
-    """Apply `change` to the content of cameras.json."""
-    path = folder / "cameras.json"
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
+    return example_orbit(tmp_path / "orbit")
 
 
 def test_an_orbit_reads_back_as_written(folder):
@@ -191,10 +178,6 @@ def test_the_input_frame_is_the_last_unless_said(folder):
     assert read_orbit(folder).input_frame == 1
 
 
-def set_in_frame(index, **values):
-    return lambda document: document["frames"][index].update(values)
-
-
 @pytest.mark.parametrize(
     "change,message",
     [
@@ -227,7 +210,7 @@ def set_in_frame(index, **values):
         (set_in_frame(1, azimuth_deg=float("nan")), r"frames\[1\].azimuth_deg"),
         (set_in_frame(1, elevation_deg="up"), r"frames\[1\].elevation_deg"),
         (set_in_frame(1, fl_x=-5), r"frames\[1\]: focal lengths"),
-        (set_in_frame(1, width=-5), r"frames\[1\]: focal lengths"),
+        (set_in_frame(1, width=-5), r"frames\[1\]: width and height must be sizes in pixels, got -5x"),
         (
             lambda d: [d["frames"][0].pop(name) for name in ("camera_to_world", "radius")],
             r"frames\[0\] needs",
@@ -313,107 +296,6 @@ def test_a_camera_path_begins_or_ends_at_the_input_view(folder):
     edit(folder, lambda document: document.update(input_frame=2))
     with pytest.raises(CameraError, match="the last or the first of the frames, got frame 2"):
         read_camera_path(folder)
-
-
-# Cameras with numbers that cannot be
-
-
-def case_folder(tmp_path, name):
-    """An orbit folder with a cameras.json of tests/cases/faults."""
-    document = json.loads((CASES / "faults" / name).read_text())
-    write_orbit(tmp_path, np.zeros((len(document["frames"]), 4, 4, 3), np.uint8), static_orbit(21))
-    (tmp_path / "cameras.json").write_text(json.dumps(document))
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    "name, text",
-    [
-        ("cameras_radius_1e300.json", r"frames\[0\].radius must be positive and at most 1e\+09, got 1e\+300"),
-        ("cameras_elevation_4000.json", r"frames\[0\].elevation_deg is 4000, outside \[-90, 90\]"),
-    ],
-)
-def test_numbers_that_no_camera_has_are_refused_with_the_file(tmp_path, name, text):
-    with pytest.raises(CameraError, match=f"cameras.json: {text}"):
-        read_orbit(case_folder(tmp_path, name))
-
-
-def test_steep_views_are_read(tmp_path):
-    orbit = read_orbit(case_folder(tmp_path, "cameras_elevations_-85_to_85.json"))
-    assert orbit.elevations_deg.min() == -84.8 and orbit.elevations_deg.max() == 84.8
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda frame: frame.update(radius=0.0) or frame.pop("camera_to_world"),
-        lambda frame: frame.update(radius=-2.0) or frame.pop("camera_to_world"),
-        lambda frame: frame.update(radius=1e10) or frame.pop("camera_to_world"),
-        lambda frame: frame.update(elevation_deg=-90.5),
-        lambda frame: frame.update(azimuth_deg=10**400),
-        lambda frame: frame["camera_to_world"][0].__setitem__(3, 1e30),
-    ],
-)
-def test_so_are_other_numbers_of_the_kind(folder, change):
-    edit(folder, lambda document: change(document["frames"][2]))
-    with pytest.raises(CameraError, match=r"cameras.json: frames\[2\]"):
-        read_orbit(folder)
-
-
-# Angles beside matrices
-
-
-def contradictions(folder, read=read_orbit):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        read(folder)
-    return [str(warning.message) for warning in caught if warning.category is CameraWarning]
-
-
-def test_angles_that_agree_with_their_matrices_need_no_words(folder):
-    assert contradictions(folder) == []
-
-
-def test_azimuths_may_count_from_any_direction(folder):
-    def turned(document):
-        for frame in document["frames"]:
-            frame["azimuth_deg"] += 100.0
-
-    edit(folder, turned)
-    assert contradictions(folder) == []
-
-
-@pytest.mark.parametrize("index", [1, 4])
-def test_an_azimuth_that_contradicts_its_matrix_is_said_with_both_numbers(folder, index):
-    true = dynamic_orbit(5, seed=1).azimuths_deg[index]
-    edit(folder, lambda document: document["frames"][index].update(azimuth_deg=true + 30))
-    (said,) = contradictions(folder)
-    assert f"cameras.json: frames[{index}].azimuth_deg is {true + 30:g}" in said
-    assert f"stands at {true:.4g} degrees; the matrix is used" in said
-
-
-def test_azimuths_that_go_round_the_other_way_are_said_once(folder):
-    def reversed_azimuths(document):
-        for frame in document["frames"]:
-            frame["azimuth_deg"] *= -1
-
-    edit(folder, reversed_azimuths)
-    (said,) = contradictions(folder)
-    assert "more frames contradict themselves" in said
-
-
-def test_an_elevation_that_contradicts_its_matrix_is_said(folder):
-    true = dynamic_orbit(5, seed=1).elevations_deg[0]
-    edit(folder, lambda document: document["frames"][0].update(elevation_deg=true + 20))
-    (said,) = contradictions(folder)
-    assert f"frames[0].elevation_deg is {true + 20:g}" in said and f"stands at {true:.4g} degrees" in said
-
-
-def test_a_path_to_sample_takes_the_angle_and_says_so(folder):
-    true = dynamic_orbit(5, seed=1).azimuths_deg[1]
-    edit(folder, lambda document: document["frames"][1].update(azimuth_deg=true + 5))
-    (said,) = contradictions(folder, read_camera_path)
-    assert "the angle is used" in said
 
 
 # Lenses of their own

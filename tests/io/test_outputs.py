@@ -97,6 +97,46 @@ def test_a_stage_whose_file_is_gone_or_cut_is_repeated(tmp_path, damage):
     assert run(tmp_path / "out") == ["mesh"]
 
 
+DAMAGED_RECORDS = {
+    "no JSON": "{",
+    "deep": "[" * 100_000,
+    "a list": "[]",
+    "no settings": '{"stages": {}}',
+    "settings of another shape": '{"config": [], "stages": {}}',
+    "stages of another shape": json.dumps({"config": CONFIG, "stages": [1]}),
+    "a stage of another shape": json.dumps({"config": CONFIG, "stages": {"orbit": {"files": {}}}}),
+    "files of another shape": json.dumps(
+        {"config": CONFIG, "stages": {"orbit": {"seconds": 0, "facts": {}, "files": ["orbit.bin"]}}}
+    ),
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED_RECORDS.values(), ids=DAMAGED_RECORDS)
+@pytest.mark.parametrize("finish", [False, True])
+def test_what_a_damaged_record_said_is_made_again(tmp_path, text, finish):
+    run(tmp_path / "out", finish=finish)
+    (tmp_path / "out" / ".stages.json").write_text(text)
+    assert run(tmp_path / "out") == ["orbit", "mesh"]
+    assert run(tmp_path / "out") == []
+
+
+def test_a_changed_byte_of_a_record_is_noticed(tmp_path):
+    run(tmp_path / "out")
+    path = tmp_path / "out" / ".stages.json"
+    path.write_text(path.read_text().replace('"facts"', '"factz"', 1))
+    assert run(tmp_path / "out") == ["orbit", "mesh"]
+    path.write_text(path.read_text().replace('"seconds": ', '"seconds": 1', 1))
+    assert run(tmp_path / "out") == ["orbit", "mesh"]
+
+
+def test_a_run_made_again_is_not_whole_before_its_end(tmp_path):
+    run(tmp_path / "out")
+    (tmp_path / "out" / ".stages.json").write_text("{")
+    run(tmp_path / "out", stages=["orbit"], finish=False)
+    assert not (tmp_path / "out" / "run.json").exists()
+    assert run(tmp_path / "out") == ["mesh"]
+
+
 def test_other_settings_are_refused_with_what_differs(tmp_path):
     run(tmp_path / "out")
     other = {**CONFIG, "steps": 20, "levels": {"sigma": 80.0}}
@@ -120,7 +160,11 @@ def test_overwrite_does_not_follow_a_forged_record_outside(tmp_path):
     run(tmp_path / "out")
     (tmp_path / "precious").write_text("keep")
     record = tmp_path / "out" / ".stages.json"
-    record.write_text(json.dumps({"config": CONFIG, "stages": {"x": {"files": {"../precious": 4}}}}))
+    record.write_text(
+        json.dumps(
+            {"config": CONFIG, "stages": {"x": {"seconds": 0, "facts": {}, "files": {"../precious": 4}}}}
+        )
+    )
     run(tmp_path / "out", overwrite=True)
     assert (tmp_path / "precious").read_text() == "keep"
 

@@ -1,4 +1,4 @@
-"""What all mesh formats share: files next to a mesh, axes, remarks."""
+"""What all mesh formats share: files next to a mesh, axes, remarks, and what is not written."""
 
 import os
 
@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 
 from sv3d_jax.cameras.pose import look_at
-from sv3d_jax.errors import InputError
-from sv3d_jax.io.surfaces import FILE_FROM_WORLD, Source, world_from_file, y_up
+from sv3d_jax.errors import InputError, SV3DError
+from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.images import write_png
+from sv3d_jax.io.meshes import write_glb, write_obj, write_ply, write_usdz
+from sv3d_jax.io.surfaces import FILE_FROM_WORLD, Source, to_uint8, world_from_file, y_up
+from sv3d_jax.io.video import write_video
 
 
 @pytest.fixture
@@ -93,3 +97,45 @@ def test_axes_of_files_turn_and_do_not_mirror():
     assert np.linalg.det(FILE_FROM_WORLD) == 1.0
     np.testing.assert_array_equal(world_from_file("y") @ FILE_FROM_WORLD, np.eye(4))
     np.testing.assert_array_equal(world_from_file("z"), np.eye(4))
+
+
+def bad_mesh(what: str, value: float) -> Mesh:
+    """A textured triangle, one number of which is bad."""
+    parts = {
+        "vertices": np.eye(3),
+        "vertex colours": np.full((3, 3), 0.5, np.float32),
+        "texture coordinates": np.eye(3, 2),
+        "rows of the texture": np.full((4, 4, 3), 0.5, np.float32),
+        "vertex normals": np.eye(3),
+    }
+    parts[what] = parts[what].astype(np.float64)
+    parts[what][-1, -1] = value
+    vertices, colors, uv, texture, normals = parts.values()
+    return Mesh(vertices, np.array([[0, 1, 2]], np.int32), colors, uv, texture, normals)
+
+
+PARTS = ["vertices", "vertex normals", "vertex colours", "texture coordinates", "rows of the texture"]
+
+
+@pytest.mark.parametrize("what", PARTS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e300])
+@pytest.mark.parametrize(
+    "write", [write_glb, write_obj, write_ply, write_usdz], ids=lambda write: write.__name__
+)
+def test_meshes_that_are_not_finite_are_not_written(tmp_path, write, what, value):
+    mesh = bad_mesh(what, value)
+    with pytest.raises(
+        SV3DError, match=rf"mesh.x is not written: {what} are not finite numbers: 1 of \d, the first"
+    ):
+        write(tmp_path / "mesh.x", mesh, mesh.normals)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_are_written_from_8_bits_alone(tmp_path):
+    floats = np.full((2, 8, 8, 3), np.nan, np.float32)
+    with pytest.raises(SV3DError, match="rows of a picture are not finite"):
+        to_uint8(floats)
+    for write, name, array in ((write_png, "a.png", floats[0]), (write_video, "a.gif", floats)):
+        with pytest.raises(InputError, match=f"{name}: .* from uint8, got float32"):
+            write(tmp_path / name, array)
+    assert list(tmp_path.iterdir()) == []

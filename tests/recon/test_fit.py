@@ -125,3 +125,23 @@ def test_saved_arrays_come_back_in_their_structure(tmp_path):
     save_arrays(tmp_path / "a.npz", tree)
     back = load_arrays(tmp_path / "a.npz", {"layers": [{"kernel": 0}, {"kernel": 0}], "name": ""})
     assert str(back["name"]) == "field" and back["layers"][1]["kernel"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut short"])
+def test_a_damaged_save_of_a_fit_is_begun_again(tmp_path, content):
+    (tmp_path / "a.npz").write_bytes(content)
+    assert load_arrays(tmp_path / "a.npz", {"x": 0}) is None
+    (tmp_path / "fit.npz").write_bytes(content)
+
+    def step(state, data, key):
+        return state + 1, {}
+
+    state, log = fit(
+        step, jnp.zeros(()), None, 8, jax.random.key(0), steps_per_call=4, save=tmp_path / "fit.npz"
+    )
+    assert float(state) == 8 and len(log) == 2
+
+
+def test_arrays_of_another_structure_are_not_taken(tmp_path):
+    save_arrays(tmp_path / "a.npz", {"x": 0, "y": 1})
+    assert load_arrays(tmp_path / "a.npz", {"x": 0}) is None

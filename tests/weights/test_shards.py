@@ -143,15 +143,15 @@ def test_index_that_names_no_file_beside_it_is_refused(sharded, name):
 
 
 BAD_INDEXES = {
-    "cut": ('{"weight_map": {', "not a usable index"),
+    "cut": ('{"weight_map": {', "is not JSON that can be read"),
     "a list": ("[]", "no weight_map"),
     "no map": ("{}", "no weight_map"),
     "an empty map": ('{"weight_map": {}}', "no weight_map"),
     "numbers": ('{"weight_map": {"a": 1}}', "no weight_map"),
     "double": (f'{{"weight_map": {{"a": "{FIRST}", "a": "{SECOND}"}}}}', "'a' twice"),
-    "not text": ("\udcff", "not a usable index"),
-    "deep": ("[" * 100_000, "it is not JSON that can be read"),
-    "an endless number": ('{"a": ' + "9" * 10_000 + "}", "it is not JSON that can be read"),
+    "not text": ("\udcff", "is not JSON that can be read"),
+    "deep": ("[" * 100_000, "is not JSON that can be read"),
+    "an endless number": ('{"a": ' + "9" * 10_000 + "}", "is not JSON that can be read"),
 }
 
 

@@ -147,8 +147,8 @@ def test_description_of_an_unknown_field_is_refused(tmp_path, tensors):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (b"name = '\xff'", "model.toml is not text in UTF-8"),
-        (b"name = 3 = 4", "model.toml: the description of the model is not TOML that can be read, line 1"),
+        (b"name = '\xff'", "model.toml is not TOML that can be read"),
+        (b"name = 3 = 4", "model.toml is not TOML that can be read: .*line 1"),
     ],
 )
 def test_model_file_that_cannot_be_read_is_refused_by_its_name(tmp_path, content, says):

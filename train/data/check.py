@@ -2,15 +2,15 @@
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sv3d_jax.cameras.pose import look_at
+from sv3d_jax.cameras.pose import look_at, looked_at
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.cameras_file import CAMERAS_FILE, camera_poses, frame_column, read_cameras
+from sv3d_jax.io.cameras_file import CAMERAS_FILE, camera_lenses, camera_poses, frame_column, read_cameras
 from sv3d_jax.io.orbits import read_frame
 from sv3d_jax.io.outputs import RUN_FILE, STAGES_FILE
 from sv3d_jax.progress import NullProgress, Progress
@@ -74,7 +74,11 @@ def orbit_defects(folder: Path) -> Iterator[str]:
         yield error.message
         return
     yield from _camera_defects(folder / CAMERAS_FILE, document)
-    yield from _frame_defects(folder, document["frames"])
+    size = yield from _frame_defects(folder, document["frames"])
+    try:
+        camera_lenses(document, *(size or (1, 1)))
+    except InputError as error:
+        yield f"{folder / CAMERAS_FILE}: {error.message}"
 
 
 def _all_orbit_defects(folder: Path, progress: Progress | NullProgress) -> Iterator[str]:
@@ -142,6 +146,7 @@ def _record_defects(record: Record, index: ShardIndex) -> Iterator[str]:
 def _camera_defects(path: Path, document: dict[str, Any]) -> Iterator[str]:
     try:
         poses = camera_poses(document)
+        looked_at(poses, [f"frames[{index}]" for index in range(len(poses))])
         azimuths, elevations, radii = (
             frame_column(document["frames"], name) for name in ("azimuth_deg", "elevation_deg", "radius")
         )
@@ -160,7 +165,10 @@ def _camera_defects(path: Path, document: dict[str, Any]) -> Iterator[str]:
             yield f"{path}: frames[{index}] has a camera_to_world that does not match its angles"
 
 
-def _frame_defects(folder: Path, frames: list[dict[str, Any]]) -> Iterator[str]:
+def _frame_defects(
+    folder: Path, frames: list[dict[str, Any]]
+) -> Generator[str, None, tuple[int, int] | None]:
+    """Defects of pictures; returns height and width of the first readable one."""
     size = None
     for index, frame in enumerate(frames):
         file = frame.get("file")
@@ -174,12 +182,13 @@ def _frame_defects(folder: Path, frames: list[dict[str, Any]]) -> Iterator[str]:
         except InputError as error:
             yield error.message
             continue
-        size = size or view.rgb.shape
-        if view.rgb.shape != size:
+        size = size or view.rgb.shape[:2]
+        if view.rgb.shape[:2] != size:
             height, width = view.rgb.shape[:2]
             yield f"{folder / file} has {width}x{height} pixels, the first readable frame has {size[1]}x{size[0]}"
         if view.alpha is not None and not view.alpha.any():
             yield f"{folder / file} is empty: its alpha is 0 everywhere"
+    return size
 
 
 def _first_line(error: Exception) -> str:

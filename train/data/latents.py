@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from sv3d_jax.arrays import Params
-from sv3d_jax.io.outputs import replacing
+from sv3d_jax.io.scratch import read_arrays, write_arrays
 from sv3d_jax.models.clip_vision import embed_image
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import encode_moments
@@ -71,19 +71,19 @@ class OrbitEncoder:
 
 
 def encode_pool(directory: Path, pool: OrbitPool, encoder: OrbitEncoder, progress: Progress) -> EncodedOrbits:
-    """Encode the shards whose latents are missing in the folder, then read all."""
+    """Latents of all shards: those in the folder, and the others, which are missing or damaged, encoded now."""
     name = encoder.fingerprint()[:12]
     shards = pool.shards()
     paths = [directory / f"latents-{name}-{index:05d}.npz" for index in range(len(shards))]
-    missing = [(path, shard) for path, shard in zip(paths, shards, strict=True) if not path.exists()]
-    progress.stage("encode", total=len(missing))
-    for path, shard in missing:
-        latents, tokens = encoder(np.asarray(shard))
-        with replacing(path) as file:
-            np.savez(file, latents=latents, tokens=tokens)
-        progress.advance()
-    loaded = [np.load(path) for path in paths]
-    latents, tokens = (np.concatenate([part[key] for part in loaded]) for key in ("latents", "tokens"))
+    parts = [read_arrays(path) for path in paths]
+    progress.stage("encode", total=parts.count(None))
+    for index, part in enumerate(parts):
+        if part is None:
+            latents, tokens = encoder(np.asarray(shards[index]))
+            parts[index] = {"latents": latents, "tokens": tokens}
+            write_arrays(paths[index], parts[index])
+            progress.advance()
+    latents, tokens = (np.concatenate([part[key] for part in parts]) for key in ("latents", "tokens"))
     count = len(pool.orbits)
     return EncodedOrbits(latents[:count], tokens[:count], pool.orbits)
 

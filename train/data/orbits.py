@@ -7,7 +7,6 @@ shards of a larger pool.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.outputs import replacing, require_space, write_json
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import soft_light
@@ -96,14 +96,15 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
     directory.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(config) | dict.fromkeys(("objects", "any_input", "validation"))
     index = directory / "orbits.json"
-    if index.exists() and (found := json.loads(index.read_text())) != settings:
+    if index.exists() and (found := read_json(index)) != settings:
+        found = found if isinstance(found, dict) else {}
         names = sorted(name for name in settings if found.get(name) != settings[name])
         raise InputError(
             f"{directory} holds orbits rendered with other settings: {', '.join(names)}",
             hint="choose another folder with --data-dir",
         )
     write_json(index, settings)
-    missing = [path for path in _shard_paths(directory, config) if not path.exists()]
+    missing = [path for path in _shard_paths(directory, config) if not _is_whole(path, config)]
     orbit_bytes = config.num_frames * config.size**2 * 3
     require_space(directory, len(missing) * SHARD_ORBITS * orbit_bytes, "the rendered data")
     progress.stage("render", total=len(missing))
@@ -162,6 +163,16 @@ def _render_shard(path: Path, config: DataConfig) -> None:
     shard = np.concatenate(parts)
     with replacing(path) as file:
         np.save(file, shard)
+
+
+def _is_whole(path: Path, config: DataConfig) -> bool:
+    """Whether a shard exists with the pictures that it should hold; their values are not looked at."""
+    shape = (SHARD_ORBITS, config.num_frames, config.size, config.size, 3)
+    try:
+        shard = np.load(path, mmap_mode="r")
+    except Exception:  # numpy raises errors of many kinds on damaged files
+        return False
+    return isinstance(shard, np.ndarray) and (shard.shape, shard.dtype) == (shape, np.uint8)
 
 
 def _shard_paths(directory: Path, config: DataConfig) -> list[Path]:

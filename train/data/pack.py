@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import itertools
-import json
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from PIL import Image
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.cameras_file import CAMERAS_FILE, read_cameras
+from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
 from sv3d_jax.plan import checked_size
@@ -128,11 +128,12 @@ def _pack(config, folder: OutputFolder, orbits: dict[str, Path], held_out: set[s
     for number, group in enumerate(groups):
         file = f"orbits-{number:05d}{SHARD_SUFFIX}"
         facts_file = folder.scratch / f"{file}.json"
-        if not (folder.stage_done(file) and facts_file.is_file()):
+        facts = _kept_facts(facts_file) if folder.stage_done(file) else None
+        if facts is None:
             facts = packer.pack(folder.path(file), {name: orbits[name] for name in group})
             write_json(facts_file, facts)
             folder.finish_stage(file, [file] if facts["records"] else [])
-        parts.append((file, json.loads(facts_file.read_text())))
+        parts.append((file, facts))
         progress.advance()
     index = _index(folder, parts, held_out, encoder.fingerprint())
     write_index(folder.directory, index)
@@ -145,6 +146,16 @@ def _pack(config, folder: OutputFolder, orbits: dict[str, Path], held_out: set[s
     }
     folder.finish_stage("index", [INDEX_FILE], facts)
     folder.write_run_json(seeds=[config.seed], weights=origin)
+
+
+def _kept_facts(file: Path) -> dict[str, Any] | None:
+    """What an earlier start kept of a shard (`_Packer.pack`); None if it is absent or damaged."""
+    try:
+        facts = read_json(file)
+    except InputError:
+        return None
+    is_whole = isinstance(facts, dict) and set(facts) == {"records", "left_out", "shapes"}
+    return facts if is_whole else None
 
 
 def _index(

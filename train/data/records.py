@@ -13,13 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sv3d_jax.config import to_plain
 from sv3d_jax.errors import InputError
+from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.outputs import replacing, write_atomic
+from sv3d_jax.io.reading import reading
 from sv3d_jax.train.data.orbits import OrbitAngles
 
 INDEX_FILE = "index.json"
@@ -106,34 +108,36 @@ def write_index(directory: Path, index: ShardIndex) -> None:
 def read_index(directory: Path) -> ShardIndex:
     """The index of a packed folder; raises InputError if it is absent, damaged or of another format."""
     path = directory / INDEX_FILE
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} does not exist", hint="give a folder in which sv3d data pack has finished"
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", hint="pack again") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is not JSON that can be read", hint="pack again") from None
+    document = read_json(path, "give a folder in which sv3d data pack has finished", "pack again")
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path} is not an index of format {FORMAT}", hint="pack again")
-    try:
+    with reading(path, "is damaged: its entries are not those of an index", "pack again"):
         index = ShardIndex(
-            views=document["views"],
-            latent_shape=tuple(document["latent_shape"]),
-            token_width=document["token_width"],
+            views=_count(document["views"]),
+            latent_shape=tuple(map(_count, document["latent_shape"])),
+            token_width=_count(document["token_width"]),
             encoder=document["encoder"],
-            shards=tuple(Shard(**shard) for shard in document["shards"]),
+            shards=tuple(_shard(**shard) for shard in document["shards"]),
             records=tuple(Entry(*entry) for entry in document["records"]),
         )
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {error}", hint="pack again") from None
-    if index.fingerprint != document["fingerprint"]:
-        raise InputError(f"{path} is damaged: its fingerprint differs", hint="pack again")
+        if index.fingerprint != document["fingerprint"]:
+            raise InputError(f"{path} is damaged: its fingerprint differs", hint="pack again")
     if sum(shard.records for shard in index.shards) != len(index.records):
         raise InputError(f"{path} is damaged: shards and records differ in number", hint="pack again")
     return index
+
+
+def _shard(file: Any, records: Any, bytes: Any, sha256: Any) -> Shard:
+    """The index entry of a shard, which the fingerprint does not cover. Raises ValueError for impossible ones."""
+    if not (isinstance(file, str) and isinstance(sha256, str)) or Path(file).name != file or "\0" in file:
+        raise ValueError(f"{file!r} is not a file beside the index")
+    return Shard(file, _count(records), _count(bytes), sha256)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 def shard_defect(directory: Path, shard: Shard) -> str | None:

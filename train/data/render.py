@@ -21,6 +21,7 @@ from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_o
 from sv3d_jax.errors import InputError, OutOfMemory, SV3DError, is_out_of_memory
 from sv3d_jax.geometry.mesh import Mesh, moved, object_to_world
 from sv3d_jax.io.environment import read_environment
+from sv3d_jax.io.reading import read_file, reading
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
 from sv3d_jax.render.orbit import Light, render_orbit
@@ -28,6 +29,7 @@ from sv3d_jax.train.data.config import RenderConfig
 
 FOLDERS = ("frames", "alphas")  # folders inside an orbit folder
 POLL_S = 0.2  # between looks at signals, while workers render
+MAX_LIST_BYTES = 100_000_000
 
 
 def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[str, Any]:
@@ -131,10 +133,8 @@ def _meshes_below(folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
 
 def _lines(path: Path) -> list[str]:
     """The non-empty lines of a list of files. Raises InputError."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    with reading(path, "is no list of meshes"):
+        content = read_file(path, MAX_LIST_BYTES)
     lines = []
     for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         try:

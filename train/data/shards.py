@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sv3d_jax import signals
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, is_out_of_memory
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.train.data.latents import EncodedOrbits, draw_views, gather_views, whole_orbits
 from sv3d_jax.train.data.orbits import OrbitAngles
@@ -68,8 +68,10 @@ class OrbitShards:
     def __getitem__(self, number: int) -> Record:
         try:
             data = self._source[number]
-        except RuntimeError as error:  # damage detected by the file format itself
-            raise DamagedRecord(str(error).splitlines()[0]) from None
+        except Exception as error:  # damage detected by the file format itself
+            if is_out_of_memory(error):
+                raise
+            raise DamagedRecord(f"it cannot be read: {error}".splitlines()[0]) from error
         return decode_record(data, self.index.records[number])
 
 

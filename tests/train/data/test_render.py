@@ -129,7 +129,7 @@ class TestVerb:
             (b"one.glb\ncaf\xe9.glb\n", "list.txt, line 2, is not UTF-8 text"),
             ("one.glb\n".encode("utf-16"), "list.txt, line 1, is not UTF-8 text"),
             (b"one.glb\n\na\0.glb\n", "list.txt, line 3, has a null byte"),
-            (None, "list.txt cannot be read"),
+            (None, "list.txt does not exist"),
         ],
     )
     def test_a_bad_list_is_an_error_that_names_it(self, tmp_path, mesh_folder, content, words):

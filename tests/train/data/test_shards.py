@@ -1,5 +1,6 @@
 """Batches of packed orbits: the same for any process, worker and start, and what damaged data do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -245,7 +246,35 @@ def test_an_index_that_is_no_json_is_refused_by_its_name(tmp_path, text):
     (tmp_path / "index.json").write_text(text)
     with pytest.raises(InputError) as error:
         read_index(tmp_path)
-    assert error.value.message == f"{tmp_path / 'index.json'} is not JSON that can be read"
+    assert error.value.message.startswith(f"{tmp_path / 'index.json'} is not JSON that can be read")
+
+
+def edited(folder, change):
+    """Change the content of an index that its fingerprint does not cover."""
+    document = json.loads((folder / "index.json").read_text())
+    change(document)
+    (folder / "index.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document["shards"][0].update(file="../orbits-00000.arrayrecord"),
+        lambda document: document["shards"][0].update(file=3),
+        lambda document: document["shards"][0].update(records=-4),
+        lambda document: document["shards"][0].update(bytes="many"),
+        lambda document: document["shards"][0].pop("sha256"),
+        lambda document: document["shards"].append([1]),
+        lambda document: document.update(shards=None),
+        lambda document: document.update(latent_shape=[2, "2", 4]),
+        lambda document: document.pop("fingerprint"),
+        lambda document: document["records"].append({"name": "x"}),
+    ],
+)
+def test_an_index_of_another_shape_is_refused_by_its_name(own, change):
+    edited(own, change)
+    with pytest.raises(InputError, match=r"index\.json is damaged"):
+        read_index(own)
 
 
 def test_views_that_do_not_divide_are_refused(packed):

@@ -1,0 +1,43 @@
+"""Reading files that others wrote: one guard turns whatever a parser raises into an error that names the file."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from sv3d_jax.errors import InputError, SV3DError, is_out_of_memory
+
+
+@contextlib.contextmanager
+def reading(
+    path: Path | str, fault: str, hint: str | None = None, error: type[SV3DError] = InputError
+) -> Iterator[None]:
+    """A context for opening and parsing a file; `fault` says what is wrong if that fails: "is not JSON", for example.
+
+    Parsers raise errors of any kind on damaged files. What is raised inside becomes `error`: the name of the file, then
+    the fault, or the system's reason why it cannot be opened; the cause is kept for -v. Errors of this package and
+    those of too little memory pass. Only parsing belongs inside, or mistakes of ours would be taken for damaged files.
+    """
+    try:
+        yield
+    except (SV3DError, MemoryError):
+        raise
+    except FileNotFoundError as cause:
+        raise error(f"{path} does not exist", hint) from cause
+    except IsADirectoryError as cause:
+        raise error(f"{path} is a folder, a file is needed", hint) from cause
+    except Exception as cause:
+        if is_out_of_memory(cause):
+            raise
+        # Decoders raise OSErrors of their own, without a reason of the system.
+        if isinstance(cause, OSError) and cause.strerror:
+            raise error(f"{path} cannot be read: {cause.strerror}", hint) from cause
+        raise error(f"{path} {fault}", hint) from cause
+
+
+def read_file(path: Path | str, max_bytes: int, error: type[SV3DError] = InputError) -> bytes:
+    """The content of a file. Raises `error` if it has more than `max_bytes`, and OSErrors for `reading`."""
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise error(f"{path} has more than {max_bytes / 1e6:g} MB, the most that is read")
+    return data

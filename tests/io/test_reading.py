@@ -1,0 +1,80 @@
+"""Whatever a parser raises becomes one error that names the file, what it should be, and what to do."""
+
+import errno
+import struct
+import zipfile
+import zlib
+
+import pytest
+
+from sv3d_jax.errors import CameraError, CheckpointError, InputError, WeightsError
+from sv3d_jax.io.reading import read_file, reading
+
+RAISED = [
+    RecursionError("deep"),
+    OverflowError("large"),
+    StopIteration(),
+    UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+    RuntimeError("a codec"),
+    TypeError("None"),
+    AttributeError("x"),
+    KeyError("x"),
+    IndexError(3),
+    ZeroDivisionError(),
+    struct.error("short"),
+    zlib.error("bad"),
+    zipfile.BadZipFile("no"),
+    SyntaxError("a chunk"),
+    OSError("broken data stream"),  # as Pillow raises it, without a reason of the system
+]
+
+
+@pytest.mark.parametrize("raised", RAISED, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("kind", [InputError, WeightsError, CheckpointError])
+def test_errors_of_parsers_become_ours(raised, kind):
+    with pytest.raises(kind) as found, reading("a.x", "is no mesh", "export it again", kind):
+        raise raised
+    assert found.value.message == "a.x is no mesh"
+    assert found.value.hint == "export it again"
+    assert found.value.__cause__ is raised
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        MemoryError(),
+        KeyboardInterrupt(),
+        SystemExit(3),
+        CameraError("frames[2]"),
+        RuntimeError("RESOURCE_EXHAUSTED: out of memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_that_say_more_pass(raised):
+    with pytest.raises(type(raised)) as found, reading("a.x", "is no mesh"):
+        raise raised
+    assert found.value is raised
+
+
+def test_errors_of_the_system_keep_their_reason(tmp_path):
+    with (
+        pytest.raises(InputError, match="a.x cannot be read: Input/output error"),
+        reading("a.x", "is no mesh"),
+    ):
+        raise OSError(errno.EIO, "Input/output error")
+    with (
+        pytest.raises(InputError, match="absent.x does not exist"),
+        reading(tmp_path / "absent.x", "is no mesh"),
+    ):
+        read_file(tmp_path / "absent.x", 10)
+    with pytest.raises(InputError, match="is a folder, a file is needed"), reading(tmp_path, "is no mesh"):
+        read_file(tmp_path, 10)
+
+
+def test_files_are_read_up_to_a_size(tmp_path):
+    (tmp_path / "a.x").write_bytes(b"0123456789")
+    assert read_file(tmp_path / "a.x", 10) == b"0123456789"
+    with pytest.raises(InputError, match="a.x has more than"):
+        read_file(tmp_path / "a.x", 9)
+    with pytest.raises(InputError, match="/dev/zero has more than"):  # endless, of size 0
+        read_file("/dev/zero", 9)

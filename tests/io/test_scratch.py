@@ -1,0 +1,43 @@
+"""Arrays kept for a later start: whole, or thrown away."""
+
+import numpy as np
+import pytest
+
+from sv3d_jax.io.scratch import read_arrays, write_arrays
+
+ARRAYS = {"x": np.arange(60.0).reshape(3, 20), "text": np.asarray("a text")}
+
+
+def test_arrays_come_back_by_name(tmp_path):
+    write_arrays(tmp_path / "a.npz", ARRAYS)
+    back = read_arrays(tmp_path / "a.npz")
+    assert list(back) == ["x", "text"] and str(back["text"]) == "a text"
+    np.testing.assert_array_equal(back["x"], ARRAYS["x"])
+
+
+def test_an_absent_file_holds_nothing(tmp_path):
+    assert read_arrays(tmp_path / "a.npz") is None
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:100],
+        lambda data: b"",
+        lambda data: flipped(data, 300),  # among the numbers
+        lambda data: flipped(data, 100),  # in the header that says their shape
+        lambda data: data.replace(b"(3, 20)", b"(3, 99)"),
+        lambda data: data.replace(b"(3, 20)", b"(9**9)*"),
+        lambda data: b"\x93NUMPY" + data,
+    ],
+)
+def test_a_damaged_file_is_thrown_away(tmp_path, damage):
+    write_arrays(tmp_path / "a.npz", ARRAYS)
+    data = damage((tmp_path / "a.npz").read_bytes())
+    (tmp_path / "a.npz").write_bytes(data)
+    assert read_arrays(tmp_path / "a.npz") is None
+    assert not (tmp_path / "a.npz").exists()
