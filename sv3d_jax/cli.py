@@ -238,18 +238,10 @@ def _check_output_given(name: str, cls: type, arguments: Sequence[str], settings
     is_given = any(word.startswith(("-o", "--output", "-h", "--help")) for word in arguments)
     if not needed or is_given or "output" in settings or name == "convert":
         return
-    words = list(arguments)
-    if len(words) == 2 and not any(
-        word.startswith("-") for word in words
-    ):  # a folder without its flag, on either side
-        first, second = words
-        words = (
-            [second, "-o", first]
-            if os.path.isfile(second) and not os.path.isfile(first)
-            else [first, "-o", second]
-        )
-    else:
-        words += ["-o", "DIR"]
+    words = [*arguments, "-o", "DIR"]
+    if len(arguments) == 2 and not any(word.startswith("-") for word in arguments):
+        given, place = sorted(arguments, key=lambda word: not os.path.isfile(word))  # either may come first
+        words = [given, "-o", place]
     raise InputError("-o DIR is needed, the folder of the results", hint=" ".join(["sv3d", name, *words]))
 
 
@@ -412,6 +404,7 @@ def _check_inputs(verb: Verb, config: Any) -> None:
 def _explained(error: Exception) -> SV3DError:
     """An unexpected error of Python, jax or the system as an `SV3DError` with its exit code."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    is_of_jax = isinstance(error, RuntimeError) and "jax" in sys.modules
     if is_out_of_memory(error):
         explained: SV3DError = OutOfMemory(
             f"out of memory: {text}",
@@ -419,6 +412,8 @@ def _explained(error: Exception) -> SV3DError:
         )
     elif isinstance(error, OSError):
         explained = OutputError(f"{error.filename or ''}: {error.strerror or text}".removeprefix(": "))
+    elif is_of_jax and (failure := _named("devices:device_failure")()):
+        explained = failure
     else:
         explained = SV3DError(f"{type(error).__name__}: {text}", hint="-v shows the traceback")
     explained.__cause__ = error

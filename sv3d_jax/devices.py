@@ -1,6 +1,7 @@
 """Choice of the device, workarounds for slow behaviour of CPUs and NVIDIA GPUs, cache of compiled programs."""
 
 import ctypes
+import math
 import os
 import re
 import sys
@@ -10,8 +11,9 @@ from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, SV3DError
 from sv3d_jax.io.ownership import NotOwn, check_own_files, make_own_folder
 
 CACHE_BYTES = 2 << 30
@@ -23,8 +25,13 @@ SCATTER_LIMIT_S = 0.05  # native, `scatter_seconds` is about a millisecond; as a
 
 
 def open_device(name: str | None, keep_programs: bool) -> None:
-    """Make `name` the default device (None: the best one), with compiled programs on disk if they are to be kept."""
+    """Make `name` the default device (None: the best one), with compiled programs on disk if they are to be kept.
+
+    Raises InputError for a device that does not exist, SV3DError if one of several fails.
+    """
     select_device(name)
+    if failure := device_failure():
+        raise failure
     if keep_programs:
         enable_compile_cache()
 
@@ -172,16 +179,49 @@ def scatter_seconds() -> float:
     return time.perf_counter() - start
 
 
+def device_failure() -> SV3DError | None:
+    """An error that names those devices on which a small computation fails; None where none does, or one is used."""
+    import jax
+    import numpy as np
+
+    try:
+        devices, failing = jax.local_devices(), []
+    except RuntimeError:  # no backend starts, which is another error
+        return None
+    if jax.config.jax_default_device is not None or len(devices) == 1:
+        return None
+    for device in devices:
+        try:
+            jax.block_until_ready(jax.device_put(np.ones(8, np.float32), device) + 1)
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            failing.append(f"{device.platform}:{device.id} ({device.device_kind}): {reason}")
+    return (
+        SV3DError(
+            f"{len(failing)} of {len(devices)} devices fail: {'; '.join(failing)}",
+            hint="leave them out: --device with another one, or CUDA_VISIBLE_DEVICES with the numbers of the others",
+        )
+        if failing
+        else None
+    )
+
+
 def memory_in_use() -> str:
-    """The name of the default device and, if it reports it, how much of its memory is free."""
+    """The name of the chosen device, or of that with the least free memory; and, if it reports it, how much is free."""
     import jax
 
-    device = jax.config.jax_default_device or jax.local_devices()[0]
+    devices = [named] if (named := jax.config.jax_default_device) else jax.local_devices()
+    device = min(devices, key=_free_memory)
     stats = device.memory_stats() or {}
     if "bytes_limit" not in stats:
         return device.device_kind
     used, limit = (stats[name] / 2**30 for name in ("bytes_in_use", "bytes_limit"))
     return f"{device.device_kind}, {limit - used:.1f} of {limit:.1f} GiB free"
+
+
+def _free_memory(device: Any) -> float:
+    stats = device.memory_stats() or {}
+    return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
 
 
 def cache_directory() -> Path:

@@ -68,9 +68,11 @@ def _devices(wanted: str | None, problems: list[str], remarks: list[str]) -> lis
     try:
         import jax
 
-        from sv3d_jax.devices import select_device
+        from sv3d_jax.devices import device_failure, select_device
 
         select_device(wanted)
+        if failure := device_failure():
+            problems.append(failure.message)
         devices = jax.devices()
     except (SV3DError, ImportError, RuntimeError) as error:
         problems.append(f"jax does not start: {error}")

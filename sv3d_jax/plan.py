@@ -143,13 +143,18 @@ def check_decode_chunk(chunk: int | None) -> None:
         check_range("--decode-chunk", chunk, 1, MAX_CHUNK, is_whole=True)
 
 
-def require_accelerator(plan: Plan, platform: str, device: str | None) -> None:
-    """Raise InputError for a full-size model on a CPU that the user has not chosen: sampling takes hours."""
+def require_accelerator(
+    plan: Plan, platform: str, device: str | None, work: str = "sampling", cost: float = 1.0
+) -> None:
+    """Raise InputError for a full-size model on a CPU that the user has not chosen: the work takes hours.
+
+    `cost` is the work's arithmetic as a multiple of sampling.
+    """
     asked = device == "cpu" or os.environ.get("JAX_PLATFORMS") == "cpu"
     if plan.is_full_size and platform == "cpu" and not asked:
         raise InputError(
-            f"no accelerator was found, and sampling {plan.parameters / 1e9:.1f} billion parameters on this CPU"
-            f" takes about {plan.cpu_hours:.1f} hours",
+            f"no accelerator was found, and {work} {plan.parameters / 1e9:.1f} billion parameters on this CPU"
+            f" takes about {plan.cpu_hours * cost:.1f} hours",
             hint="--device cpu to run it anyway; --weights mini runs on any device",
         )
 

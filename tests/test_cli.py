@@ -278,6 +278,42 @@ def test_a_backend_named_in_the_environment_and_absent_is_explained():
     assert "InputError: jax cannot start on JAX_PLATFORMS=bogus" in done.stderr
 
 
+FAILING_DEVICE = """
+import sys, jax, sv3d_jax.doctor
+from sv3d_jax.cli import VERBS, Verb, main
+put = jax.device_put
+def failing(value, device=None, **options):
+    if getattr(device, "id", None) == 2:
+        raise jax.errors.JaxRuntimeError("INTERNAL: the memory of the device is gone")
+    return put(value, device, **options)
+def run(config, progress):
+    jax.device_put = failing
+    raise jax.errors.JaxRuntimeError("INTERNAL: something, somewhere")
+if sys.argv[1] == "at the start":
+    jax.device_put = failing
+sv3d_jax.doctor.run_toy = run
+VERBS["toy"] = Verb("", "doctor:DoctorConfig", "doctor:run_toy")
+sys.exit(main(["toy", "--no-compile-cache", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("moment", ["at the start", "in the run"])
+def test_one_failing_device_of_several_is_named(moment):
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", FAILING_DEVICE, moment]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "1 of 4 devices fail: cpu:2 (cpu): INTERNAL: the memory of the device is gone" in done.stderr
+    assert "hint: leave them out" in done.stderr
+
+
+def test_another_device_is_taken_where_one_fails():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", FAILING_DEVICE, "at the start", "--device", "cpu:1"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "something, somewhere" in done.stderr and "devices fail" not in done.stderr
+
+
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
     script = (
         "import jax; from sv3d_jax.devices import enable_compile_cache; enable_compile_cache()\n"

@@ -35,7 +35,7 @@ from sv3d_jax.train.initial import first_trainable
 from sv3d_jax.train.losses import Loss
 from sv3d_jax.train.objectives import Objective, make_objective
 from sv3d_jax.train.optimizer import learning_rate, make_optimizer
-from sv3d_jax.train.plan import dry_run, plan_run
+from sv3d_jax.train.plan import dry_run, plan_run, require_training_accelerator
 from sv3d_jax.train.state import TrainState, new_state
 from sv3d_jax.train.step import train_step
 from sv3d_jax.train.trainable import Trainable, fingerprint
@@ -72,6 +72,7 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         return plan_run(config)
     if config.dry_run:
         return dry_run(config)
+    require_training_accelerator(config)
     check_recorders(config.watch)
     mesh = device_mesh(config.mesh)
     _check_batch(config, mesh)

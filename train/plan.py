@@ -15,6 +15,7 @@ from sv3d_jax.io.outputs import check_output_parent
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.parallel.devices import mesh_shape
 from sv3d_jax.parallel.rules import tree_specs
+from sv3d_jax.plan import plan_orbit, require_accelerator
 from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.losses import OrbitBatch
@@ -24,6 +25,7 @@ from sv3d_jax.weights.hub import find_weights
 
 # Fraction of a device's memory; the rest goes to the runtime, collectives and gaps between buffers.
 USABLE = 0.9
+GRADIENT_COST = 1.5  # of a step with its gradient, in guided steps of sampling: three forward passes for two
 
 
 class Accelerator(NamedTuple):
@@ -105,6 +107,16 @@ def dry_run(config: TrainConfig) -> dict[str, Any]:
         "pictures_mib": data.objects * data.num_frames * data.size**2 * 3 >> 20,
         "checkpoints": checkpoint_steps(config.output / CHECKPOINTS),
     }
+
+
+def require_training_accelerator(config: TrainConfig) -> None:
+    """Raise InputError for the UNet of a full-size model on a CPU that the user has not chosen: it takes days."""
+    model = read_model(config.model)
+    if config.objective == "unet":
+        frames = config.diffusion.frames_per_sample
+        steps = config.max_steps / model.num_steps
+        plan = plan_orbit(model, num_frames=frames, batch=config.batch_size)
+        require_accelerator(plan, jax.default_backend(), config.device, "training", GRADIENT_COST * steps)
 
 
 def asked_mesh(text: str) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What a run takes is known before it starts, also for meshes that are not here."""
 
+import dataclasses
 import json
 
 import jax
@@ -7,7 +8,18 @@ import numpy as np
 import pytest
 
 from sv3d_jax.cli import main
-from sv3d_jax.train.plan import ACCELERATORS, find_accelerator, fits, plan_run, sharded_bytes
+from sv3d_jax.errors import InputError
+from sv3d_jax.progress import NullProgress
+from sv3d_jax.train.config import TrainConfig
+from sv3d_jax.train.loop import run_train
+from sv3d_jax.train.plan import (
+    ACCELERATORS,
+    find_accelerator,
+    fits,
+    plan_run,
+    require_training_accelerator,
+    sharded_bytes,
+)
 from tests.train.tiny_run import tiny_config
 
 
@@ -100,3 +112,15 @@ def test_the_published_model_fits_a_tpu_v5p_when_sharded(tmp_path):
     assert report["gb_per_device"]["optimizer"] == pytest.approx(2 * 4 * 1.525 / 4, rel=0.01)
     assert report["fits"]["no remat, EMA"] == ["A100", "H100", "H200", "TPU v5p"]
     assert "TPU v6e" in report["fits"]["remat, EMA"] and "TPU v5e" in report["fits"]["remat, no EMA"]
+
+
+def test_training_at_full_size_on_a_cpu_wants_to_be_asked_for(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    config = TrainConfig(output=tmp_path / "run", model="sv3d_p")
+    with pytest.raises(
+        InputError, match=r"training 2\.2 billion parameters on this CPU takes about \d+"
+    ) as caught:
+        run_train(config, NullProgress())
+    assert "--device cpu" in caught.value.hint and not (tmp_path / "run").exists()
+    require_training_accelerator(dataclasses.replace(config, device="cpu"))
+    require_training_accelerator(dataclasses.replace(config, model="mini"))
