@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sv3d_jax import signals
-from sv3d_jax.config import build, nearest, read_settings, to_plain
+from sv3d_jax.config import build, nearest, read_settings, refuse_address, to_plain
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError, is_out_of_memory
 
 
@@ -395,6 +395,7 @@ def _check_inputs(verb: Verb, config: Any) -> None:
         value = getattr(config, name)
         for path in value if isinstance(value, tuple) else (value,):
             if not path.exists():
+                refuse_address(path)
                 beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
                 hint = nearest(path.name, beside)
                 raise InputError(f"there is no {path}", hint=hint if hint.startswith("did") else None)

@@ -155,7 +155,7 @@ def require_accelerator(
         raise InputError(
             f"no accelerator was found, and {work} {plan.parameters / 1e9:.1f} billion parameters on this CPU"
             f" takes about {plan.cpu_hours * cost:.1f} hours",
-            hint="--device cpu to run it anyway; --weights mini runs on any device",
+            hint="--device cpu to run it anyway; the model mini runs on any device",
         )
 
 

@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from sv3d_jax.config import refuse_address
 from sv3d_jax.errors import InputError, SV3DError, is_out_of_memory
 
 
@@ -22,6 +23,7 @@ def reading(
     except (SV3DError, MemoryError):
         raise
     except FileNotFoundError as cause:
+        refuse_address(path, error)
         raise error(f"{path} does not exist", hint) from cause
     except IsADirectoryError as cause:
         raise error(f"{path} is a folder, a file is needed", hint) from cause

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sv3d_jax.config import refuse_address
 from sv3d_jax.devices import cache_directory
 from sv3d_jax.errors import InputError, SV3DError, WeightsError
 from sv3d_jax.io.documents import read_json
@@ -80,7 +81,10 @@ def find_weights(source: str, variant: str = "auto") -> Path:
     Raises WeightsError if there is none, and InputError for a variant that is neither "auto" nor in `FAMILIES`.
     """
     if variant not in ("auto", *FAMILIES):
-        raise InputError(f"variant must be auto, {' or '.join(FAMILIES)}, got {variant!r}")
+        raise InputError(
+            f"variant must be one of auto, {', '.join(FAMILIES)}, got {variant!r}",
+            hint='the model, not its precision: that is dtype="bfloat16"' if "16" in variant else None,
+        )
     if source == "mini":
         if not (MINI / MODEL_FILE).is_file():
             raise WeightsError(f"the shipped weights are missing from {MINI}", hint="install sv3d_jax again")
@@ -90,6 +94,7 @@ def find_weights(source: str, variant: str = "auto") -> Path:
         return path
     if _HUB_ID.fullmatch(source) and path.suffix != ".safetensors":
         return _from_hub(source, variant)
+    refuse_address(source, WeightsError)
     raise _not_found(source, [str(path.absolute())])
 
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from sv3d_jax.config import nearest
+from sv3d_jax.config import nearest, refuse_address
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.models.config import METADATA_KEY, ModelConfig
 from sv3d_jax.models.families import FAMILIES, family_of_width
@@ -78,6 +78,7 @@ def open_weights(
     """
     path = Path(path)
     if not path.exists():
+        refuse_address(path, WeightsError)
         beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = nearest(path.name, beside)
         raise WeightsError(

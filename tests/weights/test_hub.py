@@ -87,7 +87,7 @@ def test_variant_of_the_loaded_weights_is_checked(folder):
 
 def test_a_variant_that_there_is_not_is_refused_by_name(folder):
     for source in (folder, "some/model"):
-        with pytest.raises(InputError, match="variant must be auto, u or p or c or v3d, got 'x'"):
+        with pytest.raises(InputError, match="variant must be one of auto, u, p, c, v3d, got 'x'"):
             load_weights(source, "x")
 
 
