@@ -124,3 +124,16 @@ def test_training_at_full_size_on_a_cpu_wants_to_be_asked_for(tmp_path, monkeypa
     assert "--device cpu" in caught.value.hint and not (tmp_path / "run").exists()
     require_training_accelerator(dataclasses.replace(config, device="cpu"))
     require_training_accelerator(dataclasses.replace(config, model="mini"))
+
+
+def test_pictures_of_a_size_that_the_model_cannot_halve_are_refused_before_any_is_rendered(tmp_path):
+    config = tiny_config(tmp_path, data={"objects": 4, "size": 33, "num_frames": 5})
+    with pytest.raises(InputError, match="--data.size 33: .* needs a multiple of"):
+        run_train(config, NullProgress())
+    assert not list((tmp_path / "data").glob("*")) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mesh", ["data=²", f"data={'9' * 5000}", "data=0", "data=-1"])
+def test_a_mesh_whose_size_is_no_number_is_refused(tmp_path, mesh):
+    with pytest.raises(InputError, match="is not an axis with its size"):
+        plan_run(tiny_config(tmp_path, mesh=mesh))

@@ -275,3 +275,11 @@ class TestVerb:
         written = {path.relative_to(tmp_path / "out").parts[0] for path in (tmp_path / "out").rglob("*")}
         expected = {"frames", "alphas", "cameras.json", "contact.png", "run.json", ".lock", ".stages.json"}
         assert written == expected and {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+@pytest.mark.filterwarnings("ignore:SV3D is trained")
+def test_cameras_that_cannot_be_leave_no_folder_behind(tmp_path, mesh_file):
+    """A folder with the settings of the wrong command would refuse the corrected one."""
+    with pytest.raises(InputError, match="no dynamic orbit"):
+        _render(tmp_path / "out", mesh_file, orbit="dynamic", elevation=90.0)
+    assert not (tmp_path / "out").exists()
