@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-ORBIT = ("--frames", "4", "--steps", "3", "--format", "gif")  # encoders of mp4 depend on their threads
+ORBIT = ("--frames", "4", "--steps", "3")
 ORBITS = {
     "orbit": (),
     "orbit-sine": ("--orbit", "sine", "--seed", "3"),

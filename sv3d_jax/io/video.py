@@ -15,6 +15,8 @@ from sv3d_jax.io.outputs import write_atomic
 
 VIDEO_FORMATS = ("mp4", "gif", "webp")
 FRAMES_PER_SECOND = 7  # one turn of 21 frames in three seconds
+X264 = "cpu-independent=1"
+"""Without this, and without exact rounding of colours, the bytes depend on the instructions that a processor has."""
 _BT709 = 1  # FFmpeg's number for it as matrix, primaries and transfer
 
 
@@ -34,8 +36,9 @@ def available_format(wanted: str = "mp4") -> str:
 def write_video(path: str | Path, frames_uint8: np.ndarray, fps: float = FRAMES_PER_SECOND) -> None:
     """Write frames (f, h, w, 3) as a video in the format of the suffix, atomically.
 
-    mp4 is H.264 in yuv420p, padded to even sides, with square pixels and without metadata; gif and webp loop. Raises
-    InputError for other suffixes and for frames that are not uint8.
+    mp4 is H.264 in yuv420p, padded to even sides, with square pixels and without metadata; gif and webp loop. The same
+    frames give the same bytes with the same version of the encoder (PyAV, Pillow). Raises InputError for other suffixes
+    and for frames that are not uint8.
     """
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in VIDEO_FORMATS:
@@ -115,16 +118,18 @@ def _mp4(frames: np.ndarray, fps: float, suffix: str) -> bytes:
 def _encode_h264(container: Any, frames: np.ndarray, fps: float) -> None:
     import av
     from av.bitstream import BitStreamFilterContext
+    from av.video.reformatter import Interpolation
 
     stream = container.add_stream("libx264", rate=round(fps))
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = "yuv420p"
-    stream.options = {"crf": "17", "preset": "medium", "threads": "1"}
+    stream.options = {"crf": "17", "preset": "medium", "threads": "1", "x264-params": X264}
     context = stream.codec_context
     context.sample_aspect_ratio = 1
     context.colorspace = context.color_primaries = context.color_trc = _BT709
     # x264 writes its version and settings into units of type 6; without them files are reproducible.
     strip_settings = BitStreamFilterContext("filter_units=remove_types=6", stream)
+    exact = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 
     def mux(packets):
         for packet in packets:
@@ -132,7 +137,8 @@ def _encode_h264(container: Any, frames: np.ndarray, fps: float) -> None:
 
     for pixels in frames:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-        mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
+        frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", interpolation=exact, threads=1)
+        mux(stream.encode(frame))
     mux(stream.encode())
     container.mux(strip_settings.filter(None))
 

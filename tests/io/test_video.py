@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import av
 import numpy as np
 import pytest
@@ -6,6 +10,7 @@ from PIL import Image
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.video import available_format, contact_sheet, frame_labels, write_video
+from tests.test_imports import ROOT
 
 ROWS, COLUMNS = np.mgrid[:47, :65]
 FRAMES = np.stack(
@@ -55,11 +60,49 @@ def test_animations_loop_and_hold_all_frames(tmp_path, name):
         assert np.abs(np.asarray(image.convert("RGB"), int) - FRAMES[5]).mean() < 6
 
 
+ENCODE = """
+import ctypes, os, sys
+from pathlib import Path
+import numpy as np
+import av
+from sv3d_jax.io import video
+
+if sys.argv[2] == "old processor":
+    [library] = {line.split()[-1] for line in open("/proc/self/maps") if "libavutil" in line}
+    ctypes.CDLL(library).av_force_cpu_flags(0)
+    video.X264 += ":asm=0"
+if sys.argv[2] == "one core":
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+rows, columns = np.mgrid[:95, :130]
+noise = np.random.default_rng(0).normal(0, 20, (95, 130, 3))
+turns = [columns * 2 * (index % 2) + rows + 15 * index for index in range(12)]
+frames = np.stack([np.clip(turn[..., None] + np.roll(noise, turn[0, 1], 1), 0, 255) for turn in turns])
+for name in ("orbit.mp4", "orbit.gif", "orbit.webp"):
+    video.write_video(Path(sys.argv[1]) / name, frames.astype(np.uint8))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processors are changed by means of Linux")
+def test_the_same_frames_give_the_same_files_whatever_the_processor_and_the_memory(tmp_path):
+    files = []
+    for case in ("as is", "one core", "old processor", "used memory"):
+        folder = tmp_path / case
+        folder.mkdir()
+        environment = os.environ | ({"MALLOC_PERTURB_": "85"} if case == "used memory" else {})
+        subprocess.run(
+            [sys.executable, "-c", ENCODE, str(folder), case], env=environment, cwd=ROOT, check=True
+        )
+        files.append({file.name: file.read_bytes() for file in sorted(folder.iterdir())})
+    for other in files[1:]:
+        for name, content in files[0].items():
+            assert other[name] == content, name
+
+
 @pytest.mark.parametrize("name", ["orbit.mp4", "orbit.gif", "orbit.webp"])
 def test_the_same_frames_give_the_same_file(tmp_path, name):
-    for folder in ("a", "b"):
-        write_video(tmp_path / folder / name, FRAMES)
-    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    for index in range(4):
+        write_video(tmp_path / str(index) / name, FRAMES)
+    assert len({(tmp_path / str(index) / name).read_bytes() for index in range(4)}) == 1
 
 
 def test_an_unknown_suffix_is_refused(tmp_path):
