@@ -7,7 +7,6 @@ The range of a number stands beside its field and is checked whenever settings a
 import dataclasses
 import difflib
 import functools
-import re
 import reprlib
 import sys
 import types
@@ -194,15 +193,6 @@ def nearest(name: str, known: list[str]) -> str:
     """A hint for a misspelt name: the most similar known name, or a list of all known names."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-
-
-def refuse_address(path: Path | str, error: type[SV3DError] = InputError) -> None:
-    """Raise `error` for a web address in place of a file; `Path` has left one slash of it."""
-    if match := re.fullmatch(r"([a-z][a-z0-9+.-]+):/{1,2}([^/].*)", str(path)):
-        address = f"{match[1]}://{match[2]}"
-        raise error(
-            f"{address} is a web address, which is not fetched", hint="download it, and name the file"
-        )
 
 
 def check_range(flag: str, value: Any, low: int | float, high: int | float, is_whole: bool = False) -> None:

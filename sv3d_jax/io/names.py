@@ -7,7 +7,16 @@ scenes of other programs the names may lead one folder up, and COLMAP's pictures
 import re
 from pathlib import Path, PurePosixPath
 
-from sv3d_jax.errors import InputError
+from sv3d_jax.errors import InputError, SV3DError
+
+
+def refuse_address(path: Path | str, error: type[SV3DError] = InputError) -> None:
+    """Raise `error` for a web address in place of a file; `Path` has left one slash of it."""
+    if match := re.fullmatch(r"([a-z][a-z0-9+.-]+):/{1,2}([^/].*)", str(path)):
+        address = f"{match[1]}://{match[2]}"
+        raise error(
+            f"{address} is a web address, which is not fetched", hint="download it, and name the file"
+        )
 
 
 class AbsentFile(InputError):

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from sv3d_jax.config import refuse_address
 from sv3d_jax.errors import InputError, SV3DError, is_out_of_memory
+from sv3d_jax.io.names import refuse_address
 
 
 @contextlib.contextmanager

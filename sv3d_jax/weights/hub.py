@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from sv3d_jax.config import refuse_address
 from sv3d_jax.devices import cache_directory
 from sv3d_jax.errors import InputError, SV3DError, WeightsError
 from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.names import refuse_address
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.families import FAMILIES

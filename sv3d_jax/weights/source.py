@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 
-from sv3d_jax.config import nearest, refuse_address
+from sv3d_jax.config import nearest
 from sv3d_jax.errors import WeightsError
+from sv3d_jax.io.names import refuse_address
 from sv3d_jax.models.config import METADATA_KEY, ModelConfig
 from sv3d_jax.models.families import FAMILIES, family_of_width
 from sv3d_jax.weights.checkpoint import SavedTree
