@@ -16,6 +16,7 @@ LEVELS = (
         "colors",
         "errors",
         "signals",
+        "flags",
         "config",
         "progress",
         "devices",

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from sv3d_jax import signals
 from sv3d_jax.config import to_plain
 from sv3d_jax.errors import InputError, OutputError, SV3DError
 from sv3d_jax.io.documents import json_checksum, read_json
@@ -43,15 +44,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with open(temporary, "xb") as file, signals.temporary(temporary):
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}", hint="is the disk full or read-only?"
