@@ -62,6 +62,14 @@ def test_the_commands_of_a_page_run(page, tmp_path):
         assert words[0] == "sv3d" and done.returncode == 0, f"{line}\n{done.stderr}"
 
 
+def test_every_test_that_a_page_names_exists():
+    named = {name for page in PAGES for name in re.findall(r"`(tests/[\w/.]+py(?:::\w+)?)`", page.read_text())}
+    assert len(named) > 40
+    for name in sorted(named):
+        file, _, test = name.partition("::")
+        assert f"def {test}(" in (ROOT / file).read_text() if test else (ROOT / file).is_file(), name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if snippets(page, "python")], ids=lambda page: page.name
