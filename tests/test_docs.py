@@ -63,7 +63,9 @@ def test_the_commands_of_a_page_run(page, tmp_path):
 
 
 def test_every_test_that_a_page_names_exists():
-    named = {name for page in PAGES for name in re.findall(r"`(tests/[\w/.]+py(?:::\w+)?)`", page.read_text())}
+    named = {
+        name for page in PAGES for name in re.findall(r"`(tests/[\w/.]+py(?:::\w+)?)`", page.read_text())
+    }
     assert len(named) > 40
     for name in sorted(named):
         file, _, test = name.partition("::")

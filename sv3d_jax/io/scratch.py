@@ -21,10 +21,13 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays of an .npz file by name; None if it does not exist or is damaged, and a damaged one is removed.
 
-    The checksums of its parts are compared first: a damaged header could ask for any amount of memory.
+    The checksums of its parts are compared first: a damaged header could ask for any amount of memory. Compressed
+    parts, which could expand to any size, are not ours.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise zipfile.BadZipFile("a compressed part")
             if (part := archive.testzip()) is not None:
                 raise zipfile.BadZipFile(part)
         with np.load(path) as saved:

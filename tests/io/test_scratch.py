@@ -41,3 +41,9 @@ def test_a_damaged_file_is_thrown_away(tmp_path, damage):
     (tmp_path / "a.npz").write_bytes(data)
     assert read_arrays(tmp_path / "a.npz") is None
     assert not (tmp_path / "a.npz").exists()
+
+
+def test_a_file_of_compressed_parts_is_thrown_away(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x=np.zeros(10_000))  # such a file could expand to any size
+    assert read_arrays(tmp_path / "a.npz") is None
+    assert not (tmp_path / "a.npz").exists()

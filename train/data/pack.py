@@ -1,6 +1,5 @@
 """The verb `data pack`: orbit folders to record shards."""
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -8,14 +7,14 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.cameras_file import CAMERAS_FILE, read_cameras
+from sv3d_jax.io.cameras_file import CAMERAS_FILE
 from sv3d_jax.io.documents import read_json
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
@@ -45,7 +44,7 @@ VALIDATION_SHARE, MAX_VALIDATION_ORBITS = 0.1, 16
 def run_pack(config: PackConfig, progress: Progress | NullProgress) -> dict[str, Any]:
     """The verb `data pack`: writes the shards, then the index. Orbits that cannot be read are skipped and reported."""
     import_grain()
-    checked_size(read_model_config(config.weights), config.size)
+    size = checked_size(read_model_config(config.weights), config.size)
     training, validation = find_orbits(config.orbits), find_orbits(config.validation)
     if both := sorted(training.keys() & validation.keys()):
         raise InputError(f"a training orbit and a validation orbit have the same name: {both[0]}")
@@ -54,11 +53,13 @@ def run_pack(config: PackConfig, progress: Progress | NullProgress) -> dict[str,
     result = {"output": config.output, "orbits": len(orbits), "validation": len(held_out)}
     settings = config.settings() | {"orbits": _digest(orbits), "validation": sorted(held_out)}
     folder = OutputFolder(config.output, {"verb": "data pack", **settings}, config.overwrite)
+    reader = _Reader(config.backgrounds, size, config.seed)
+    views = reader.number_of_views(orbits)  # before the folder is created, so that unusable orbits leave none
     if config.dry_run:
         return result
     with folder:
         if not folder.done:
-            _pack(config, folder, orbits, held_out, progress)
+            _pack(config, folder, orbits, held_out, reader, views, progress)
         facts = folder.stage_facts("index")
     for reason in facts["left_out"]:
         progress.note(f"left out: {reason}")
@@ -109,18 +110,18 @@ def _digest(orbits: dict[str, Path]) -> str:
     return digest.hexdigest()
 
 
-def _views(orbits: dict[str, Path]) -> int:
-    """The number of views of the first orbit that has cameras; orbits with another number are skipped."""
-    for path in orbits.values():
-        with contextlib.suppress(InputError):
-            return len(read_cameras(path / CAMERAS_FILE)["frames"])
-    raise InputError(f"none of the {len(orbits)} orbits has a readable {CAMERAS_FILE}")
-
-
-def _pack(config, folder: OutputFolder, orbits: dict[str, Path], held_out: set[str], progress) -> None:
+def _pack(
+    config: PackConfig,
+    folder: OutputFolder,
+    orbits: dict[str, Path],
+    held_out: set[str],
+    reader: "_Reader",
+    views: int,
+    progress: Progress,
+) -> None:
     params, model, origin = load_weights(config.weights, dtype="float32", progress=progress)
     encoder = OrbitEncoder(params, model, config.batch_size)
-    packer = _Packer(config, encoder, config.size or model.native_size, _views(orbits))
+    packer = _Packer(config.dtype, encoder, reader, views)
     names = list(orbits)
     groups = [names[i : i + config.shard_orbits] for i in range(0, len(names), config.shard_orbits)]
     progress.stage("pack", total=len(groups))
@@ -184,13 +185,62 @@ def _index(
     )
 
 
+class _OrbitPictures(NamedTuple):
+    """An orbit as it is encoded: for each kind of background, frames uint8 `f h w 3` at the model's size."""
+
+    pictures: dict[str, np.ndarray]
+    angles: OrbitAngles
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads orbits as pictures of a model."""
+
+    backgrounds: tuple[str, ...]
+    size: int
+    seed: int
+
+    def __call__(self, name: str, folder: Path) -> _OrbitPictures:
+        """The orbit in a folder. Raises InputError if it cannot be packed."""
+        orbit = read_orbit(folder)
+        pictures = {kind: self._pictures(name, orbit, kind) for kind in self.backgrounds}
+        return _OrbitPictures(pictures, _angles(name, orbit))
+
+    def number_of_views(self, orbits: dict[str, Path]) -> int:
+        """The number of views of the first orbit that can be packed; orbits with another number are skipped."""
+        reasons = []
+        for name, folder in orbits.items():
+            try:
+                return len(self(name, folder).angles.azimuths_deg)
+            except InputError as error:
+                reasons.append(f"{folder}: {error.message}")
+        raise InputError(f"none of {len(orbits)} orbits can be packed", hint=reasons[0])
+
+    def _pictures(self, name: str, orbit: OrbitFrames, background: str) -> np.ndarray:
+        """Frames uint8 `f h w 3` at the model's size."""
+        images = orbit.images
+        if background == "random":
+            rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+            images = over_color(orbit, rng.uniform(size=3))
+        height, width = images.shape[1:3]
+        if height != width:
+            raise InputError(f"its frames have {width}x{height} pixels and are not square")
+        images = np.round(255.0 * np.clip(images, 0.0, 1.0)).astype(np.uint8)
+        if height == self.size:
+            return images
+        side = (self.size, self.size)
+        return np.stack(
+            [np.asarray(Image.fromarray(image).resize(side, Image.Resampling.LANCZOS)) for image in images]
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Packer:
     """Encodes orbits and writes them into shards."""
 
-    config: PackConfig
+    dtype: str
     encoder: OrbitEncoder
-    size: int
+    reader: _Reader
     views: int
 
     def pack(self, path: Path, orbits: dict[str, Path]) -> dict[str, Any]:
@@ -205,13 +255,9 @@ class _Packer:
     def _records(self, orbits: dict[str, Path], facts: dict[str, Any]) -> Iterator[bytes]:
         for name, folder in orbits.items():
             try:
-                orbit = read_orbit(folder)
-                pictures = {kind: self._pictures(name, orbit, kind) for kind in self.config.backgrounds}
-                angles = _angles(name, orbit)
-                if len(orbit.images) != self.views:
-                    raise InputError(
-                        f"it has {len(orbit.images)} views, but the first orbit has {self.views}"
-                    )
+                pictures, angles = self.reader(name, folder)
+                if (views := len(angles.azimuths_deg)) != self.views:
+                    raise InputError(f"it has {views} views, but the first orbit has {self.views}")
             except InputError as error:
                 facts["left_out"].append(f"{folder}: {error.message}")
                 continue
@@ -221,7 +267,7 @@ class _Packer:
                 continue
             for background, (latents, tokens) in encoded.items():
                 record = Record(latents[0], tokens[0], angles)
-                data = encode_record(record, f"{name} {background}", self.config.dtype)
+                data = encode_record(record, f"{name} {background}", self.dtype)
                 facts["records"].append([name, background, zlib.crc32(data)])
                 facts["shapes"] = {
                     "views": self.views,
@@ -229,23 +275,6 @@ class _Packer:
                     "token_width": tokens.shape[2],
                 }
                 yield data
-
-    def _pictures(self, name: str, orbit: OrbitFrames, background: str) -> np.ndarray:
-        """Frames uint8 `f h w 3` at the model's size."""
-        images = orbit.images
-        if background == "random":
-            rng = np.random.default_rng([self.config.seed, zlib.crc32(name.encode())])
-            images = over_color(orbit, rng.uniform(size=3))
-        height, width = images.shape[1:3]
-        if height != width:
-            raise InputError(f"its frames have {width}x{height} pixels and are not square")
-        images = np.round(255.0 * np.clip(images, 0.0, 1.0)).astype(np.uint8)
-        if height == self.size:
-            return images
-        side = (self.size, self.size)
-        return np.stack(
-            [np.asarray(Image.fromarray(image).resize(side, Image.Resampling.LANCZOS)) for image in images]
-        )
 
 
 def _angles(name: str, orbit: OrbitFrames) -> OrbitAngles:

@@ -180,13 +180,11 @@ def _outcomes(config: RenderConfig, tasks: list[Task]) -> Iterator[tuple[Task, d
 
 def _start_worker(config: RenderConfig) -> None:
     signals.end_with_parent()
-    from sv3d_jax.devices import enable_compile_cache, select_device
+    from sv3d_jax.devices import open_device
 
-    select_device(config.device)
-    if config.compile_cache:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the first process has said it
-            enable_compile_cache()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the first process has said what is wrong with the cache
+        open_device(config.device, config.compile_cache)
 
 
 def _attempt(config: RenderConfig, task: Task) -> dict[str, Any] | SV3DError:

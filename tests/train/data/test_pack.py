@@ -119,6 +119,15 @@ def test_bad_orbits_are_named_and_left_out(orbits, weights, tmp_path):
     )
 
 
+def test_orbits_of_which_none_can_be_packed_leave_no_folder(orbits, weights, tmp_path):
+    shutil.copytree(orbits / "object0", tmp_path / "object0")
+    for frame in (tmp_path / "object0" / "frames").iterdir():
+        frame.write_bytes(b"no picture")
+    with pytest.raises(InputError, match="none of 1 orbits can be packed") as error:
+        pack(tmp_path / "out", tmp_path / "object0", weights)
+    assert "object0" in error.value.hint and not (tmp_path / "out").exists()
+
+
 def test_each_background_is_a_record_of_its_own(orbits, weights, tmp_path):
     pack(tmp_path / "both", orbits, weights, backgrounds=("white", "random"))
     index, shards = read_index(tmp_path / "both"), OrbitShards(tmp_path / "both")
