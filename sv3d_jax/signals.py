@@ -42,15 +42,21 @@ _temporaries: set[Path] = set()
 
 
 def install() -> None:
-    """Handle SIGINT and SIGTERM in this process until it ends; the first call of the `sv3d` command."""
+    """Handle SIGINT and SIGTERM in this process until it ends; the first call of the `sv3d` command.
+
+    One that the parent lets it ignore stays ignored: Ctrl-C for a job that a shell script runs in the background.
+    """
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     for number in SIGNALS:
-        signal.signal(number, _note)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _note)
     # The system's handler writes each signal's number to the socket, also while no Python code can run.
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
     atexit.register(_uninstall)  # runs last; the thread does not survive it
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_uninstall)
 
 
 def check() -> None:
@@ -67,9 +73,17 @@ def check() -> None:
 
 @contextmanager
 def finishing() -> Iterator[None]:
-    """A context in which SIGTERM is only noted, for `asked`: the run ends itself, after a step that it saves."""
+    """A context in which SIGTERM is only noted, for `asked`: the run ends itself, after a step that it saves.
+
+    Where `install` was not called, a second SIGTERM has its former effect.
+    """
     previous = signal.getsignal(signal.SIGTERM)
-    signal.signal(signal.SIGTERM, _note)
+
+    def note_once(number: int, frame: FrameType | None) -> None:
+        _note(number, frame)
+        signal.signal(number, previous)
+
+    signal.signal(signal.SIGTERM, _note if previous is _note else note_once)
     _received.finishing = True
     try:
         yield
@@ -144,17 +158,24 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 def _watch(reader: socket.socket) -> None:
     """Wait for signals: the first gives the main thread GRACE_S, the second ends the process."""
-    first = reader.recv(1)[0]
+    first = _next(reader)
     _note(first, None)
     reader.settimeout(GRACE_S)
     with suppress(TimeoutError):
-        reader.recv(1)
+        _next(reader)
         _end(first)
     if not (_received.raised or (_received.finishing and first == signal.SIGTERM)):
         _end(first)
     reader.settimeout(None)
-    reader.recv(1)
+    _next(reader)
     _end(first)
+
+
+def _next(reader: socket.socket) -> int:
+    """The next of SIGNALS; those that other code handles arrive here as well."""
+    while (number := reader.recv(1)[0]) not in SIGNALS:
+        pass
+    return number
 
 
 def _end(number: int) -> None:
@@ -194,5 +215,6 @@ def _reason(number: int) -> SV3DError:
 
 
 def _uninstall() -> None:
+    signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)

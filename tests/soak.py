@@ -19,15 +19,15 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SV3D = (sys.executable, "-m", "sv3d_jax")
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}
 ENDS_IN_A_ROW = 4  # then the run may finish
-STARTED_S = 0.3  # before that Python itself is starting, and nothing can handle signals
 LEFT_S = 5.0  # for the processes of a run to be gone after its end
 CHANGING = ("run.json", ".stages.json", ".lock", "metrics.jsonl")  # files that hold times
 
@@ -136,12 +136,12 @@ def _interrupt(run: Run, place: Path, seconds: float, rng: random.Random) -> tup
     number, group = rng.choice(list(SIGNALS)), rng.random() < 0.5
     before = _partial_files(place)  # of a run that was killed; the next whole run removes them
     process = _start(run, place)
-    started = time.monotonic()
-    until = started + rng.uniform(STARTED_S, max(STARTED_S, 0.9 * seconds))
+    wait_until_signals_are_handled(process)
+    until = time.monotonic() + rng.uniform(0.0, 0.9 * seconds)
     if run.moment:
         while process.poll() is None and not any(place.glob(run.moment)):
             time.sleep(0.002)
-        until = max(started + STARTED_S, time.monotonic() + rng.uniform(0.0, 0.3))
+        until = time.monotonic() + rng.uniform(0.0, 0.3)
     while process.poll() is None and time.monotonic() < until:
         time.sleep(0.002)
     name = signal.Signals(number).name
@@ -173,15 +173,31 @@ def _partial_files(place: Path) -> set[str]:
 
 def _start(run: Run, place: Path) -> subprocess.Popen:
     place.mkdir(parents=True, exist_ok=True)
-    words = [word.replace("OUT", str(place / "OUT")) for word in run.words]
+    return start([*SV3D, *(word.replace("OUT", str(place / "OUT")) for word in run.words)])
+
+
+def start(command: Sequence[str | Path], **options) -> subprocess.Popen:
+    """A process in a session of its own, whose stderr can be read; Ctrl-C reaches it whatever we ignore ourselves."""
     return subprocess.Popen(
-        [*SV3D, *words],
+        command,
         cwd=ROOT,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
+
+
+def wait_until_signals_are_handled(process: subprocess.Popen) -> None:
+    """Return when the process handles SIGINT and SIGTERM, or has ended: while Python itself starts, nothing can."""
+    wanted = 1 << signal.SIGINT - 1 | 1 << signal.SIGTERM - 1
+    while process.poll() is None:
+        for line in Path(f"/proc/{process.pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:") and int(line.split()[1], 16) & wanted == wanted:
+                return
+        time.sleep(0.002)
 
 
 def _whole(run: Run, place: Path) -> tuple[float, object]:

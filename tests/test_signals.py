@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM end every verb with its exit code; worker processes end with their parent."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -14,18 +13,12 @@ from sv3d_jax.io.meshes import write_glb
 from sv3d_jax.signals import GRACE_S
 from sv3d_jax.train.data.figures import figure_mesh
 from tests import soak
-from tests.soak import SV3D, running_in_session
+from tests.soak import SV3D, running_in_session, start, wait_until_signals_are_handled
 
 SOAK = (sys.executable, str(Path(soak.__file__)))
 DEADLINE_S = 120  # only a process that hangs takes that long
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGKILL: -signal.SIGKILL}
 MESSAGES = {signal.SIGINT: "sv3d: stopped; finished", signal.SIGTERM: "sv3d: stopped by SIGTERM; finished"}
-
-
-def start(command, **options):
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
-    )
 
 
 def end(process, number, send=os.kill):
@@ -50,12 +43,13 @@ def printed(process, line):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("after_s", [0.2, 1.0, 3.0])  # in the imports, before and after the device is opened
+@pytest.mark.parametrize("after_s", [0.0, 1.0, 3.0])  # in the imports, before and after the device is opened
 def test_generate_ends_with_the_code_of_the_signal(number, after_s, tmp_path):
     process = start(
         [*SV3D, "generate", "examples/figure.png", "-o", str(tmp_path / "out"), "--preset", "preview"]
     )
-    time.sleep(after_s + random.Random(after_s).uniform(0, 0.5))
+    wait_until_signals_are_handled(process)
+    time.sleep(after_s)
     end(process, number)
 
 
@@ -72,9 +66,9 @@ def meshes(tmp_path_factory):
     ("number", "send"),
     [
         (signal.SIGKILL, os.kill),
-        (signal.SIGTERM, os.kill),
+        pytest.param(signal.SIGTERM, os.kill, marks=pytest.mark.slow),
         (signal.SIGTERM, os.killpg),
-        (signal.SIGINT, os.killpg),  # what a terminal does
+        pytest.param(signal.SIGINT, os.killpg, marks=pytest.mark.slow),  # what a terminal does
     ],
 )
 def test_workers_end_with_their_parent(moment, number, send, meshes, tmp_path):
@@ -177,3 +171,40 @@ with signals.finishing():
     process.send_signal(numbers[1])
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 75
+
+
+def test_signals_that_other_code_handles_end_nothing():
+    process = script(
+        f"""
+signal.signal(signal.SIGUSR1, lambda *_: print("other", file=sys.stderr, flush=True))
+{READY}time.sleep({100 * GRACE_S})
+"""
+    )
+    printed(process, "ready")
+    process.send_signal(signal.SIGUSR1)
+    printed(process, "other")
+    time.sleep(2 * GRACE_S)  # longer than a run without steps is given
+    end(process, signal.SIGINT)
+
+
+def test_a_child_that_is_forked_is_ended_alone():
+    process = script(
+        f"""
+child = os.fork()
+if not child:
+    time.sleep({100 * GRACE_S})
+os.kill(child, signal.SIGTERM)
+print("child ended by", os.waitpid(child, 0)[1], file=sys.stderr, flush=True)
+time.sleep({2 * GRACE_S})
+signals.check()
+"""
+    )
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, errors) == (0, f"child ended by {int(signal.SIGTERM)}\n")
+
+
+def test_ctrl_c_that_the_parent_ignores_stays_ignored():
+    text = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom sv3d_jax import signals\n"
+    text += "signals.install(); print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert done.stdout == "True\n"

@@ -83,7 +83,7 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
     with (
         _output_folder(config, settings) as folder,
         Checkpoints(_checkpoint_folder(config)) as checkpoints,
-        ExitStack() as running,
+        _StopSignal(checkpoints) as stop,
     ):
         optimizer = make_optimizer(config.optimizer, config.max_steps)
         state = _first_state(config, trainable.initial, optimizer, mesh, checkpoints, settings)
@@ -91,8 +91,8 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         # The trained parameters are now in the state.
         trainable = trainable._replace(initial={}, frozen=frozen)
         with Watch(config, int(state.step), is_lead()) as watch:
-            saver = _Saver(checkpoints, settings, progress, running)
-            state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, progress)
+            saver = _Saver(checkpoints, settings, progress)
+            state = _train(config, objective, trainable, optimizer, state, mesh, saver, watch, stop, progress)
         if folder is not None:
             folder.write_run_json(
                 objective=config.objective, model=objective.model.to_dict(), **objective.data_report()
@@ -113,6 +113,7 @@ def _train(
     mesh: Mesh,
     saver: "_Saver",
     watch: Watch,
+    stop: "_StopSignal",
     progress: Progress,
 ) -> TrainState:
     key = jax.random.key(config.seed)
@@ -137,7 +138,7 @@ def _train(
         metrics = jax.device_get(metrics)
         if index == first:
             keep_freed_memory()
-            saver.defer_sigterm()
+            stop.defer()
         watch.end(images=objective.batch_images(batch), samples=rows, flop=step_flop(batch))
         progress.advance()
         done, last = index + 1, index + 1 == config.max_steps
@@ -155,7 +156,7 @@ def _train(
             sheet, score = objective.sheet(whole(state.ema))
             watch.write(done, sample_psnr=score)
             watch.sheet(done, sheet)
-        stopping = saver.stop_asked(done)
+        stopping = stop.asked(done)
         if done % config.save_every == 0 or last or stopping:
             saver.save(done, state, must=last or stopping)
         if stopping and not last:
@@ -264,20 +265,9 @@ def _output_folder(config: TrainConfig, settings: dict[str, Any]) -> Any:
 class _Saver:
     """Saves checkpoints and tolerates failures: the next interval tries again, until MAX_FAILED_SAVES in a row."""
 
-    def __init__(
-        self, checkpoints: Checkpoints, settings: dict[str, Any], progress: Progress, running: ExitStack
-    ):
+    def __init__(self, checkpoints: Checkpoints, settings: dict[str, Any], progress: Progress):
         self._checkpoints, self._settings, self._progress = checkpoints, settings, progress
-        self._running = running
         self._failed = 0
-
-    def defer_sigterm(self) -> None:
-        """Let SIGTERM wait for the end of a step until the run ends; before the first step there is nothing to save.
-
-        Several processes must stop at the same step: jax's runtime then handles SIGTERM and agrees on a step.
-        """
-        if not jax.distributed.is_initialized():
-            self._running.enter_context(signals.finishing())
 
     def save(self, step: int, state: TrainState, must: bool) -> None:
         """Start a save; with `must`, wait until it is on disk and raise CheckpointError if it is not."""
@@ -292,8 +282,30 @@ class _Saver:
             if must or self._failed == MAX_FAILED_SAVES:
                 raise
 
-    def stop_asked(self, step: int) -> bool:
-        """Whether SIGTERM asks the run to stop after this step, the same one in all processes."""
+
+class _StopSignal:
+    """Whether SIGTERM asks a run to end.
+
+    Several processes must stop at the same step: jax's runtime then handles the signal and agrees on a step.
+    """
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._deferred = ExitStack()
+
+    def __enter__(self) -> "_StopSignal":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._deferred.close()
+
+    def defer(self) -> None:
+        """From now on the signal waits for the end of a step; before the first one there is nothing to save."""
+        if not jax.distributed.is_initialized():
+            self._deferred.enter_context(signals.finishing())
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after this step, the same one in all processes."""
         if jax.distributed.is_initialized():
             return self._checkpoints.reached_preemption(step)
         return signals.asked()

@@ -39,15 +39,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     It is created exclusively: what a killed run or anybody else left under that name is removed, not written through,
     and a link in place of `path` is replaced, not followed. An error leaves `path` as it was and no temporary file.
-    Raises OutputError where the disk refuses.
+    Raises OutputError where the disk refuses, or if another process writes the same file.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file, signals.temporary(temporary):
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        with signals.temporary(temporary):
+            with open(temporary, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                own = os.fstat(file.fileno())
+            if not os.path.samestat(own, os.lstat(temporary)):
+                raise OutputError(f"cannot write {path}: another process writes it at the same time")
             os.replace(temporary, path)
     except OSError as error:
         raise OutputError(
@@ -76,7 +80,7 @@ def check_finite(values: np.ndarray, what: str) -> None:
     if values.dtype.kind != "f":
         return
     with np.errstate(over="ignore"):
-        is_finite = np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
+        is_finite = np.isfinite(values.astype(np.float32)).all(axis=tuple(range(1, values.ndim)))
     if not is_finite.all():
         raise SV3DError(
             f"{what} are not finite numbers: {(~is_finite).sum()} of {len(values)}, the first is number"
@@ -120,7 +124,7 @@ def refuse_links(directory: Path | str, names: Iterable[str] = OWN_PLACES, below
         if place.is_symlink():
             raise OutputError(
                 f"{place} is a link to {os.readlink(place)}, and nothing is written outside the output folder",
-                hint="remove the link, or choose another folder with -o",
+                hint="remove the link; to write elsewhere, name that place with -o, or let the whole folder be a link",
             )
 
 
@@ -346,10 +350,11 @@ def require_space(path: Path, needed: int, what: str) -> None:
 
 
 def free_bytes(path: Path) -> int:
-    """Free bytes of the disk where `path` lies or will lie."""
+    """Free bytes of the disk where `path` lies or will lie; a large number where the system does not tell its size."""
     while not path.exists():
         path = path.absolute().parent
-    return shutil.disk_usage(path).free
+    usage = shutil.disk_usage(path)
+    return usage.free if usage.total else sys.maxsize
 
 
 def peak_memory() -> int | None:
