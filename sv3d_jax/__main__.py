@@ -10,7 +10,8 @@ def main() -> int:
     signals.install()  # before the slower imports
     from sv3d_jax.cli import main as run
 
-    return run()
+    signals.end_with(code := run())
+    return code
 
 
 if __name__ == "__main__":

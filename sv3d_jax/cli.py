@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from sv3d_jax import signals
 from sv3d_jax.config import nearest, to_plain
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError, is_out_of_memory
 from sv3d_jax.flags import read_flags
-from sv3d_jax.io.names import refuse_address
+from sv3d_jax.io.names import printable, refuse_address
 
 
 @dataclass(frozen=True)
@@ -286,9 +287,10 @@ def _explained(error: Exception) -> SV3DError:
 def _report(error: SV3DError, verbose: bool) -> int:
     if verbose:
         traceback.print_exception(error)
-    print(f"sv3d: {error.message}", file=sys.stderr)
-    if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # stderr is closed or full; the exit code tells
+        print(printable(f"sv3d: {error.message}"), file=sys.stderr)
+        if error.hint:
+            print(printable(f"hint: {error.hint}"), file=sys.stderr)
     return error.exit_code
 
 

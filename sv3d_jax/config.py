@@ -79,6 +79,11 @@ class Settings:
                 if number is not None and not dataclasses.is_dataclass(number):
                     shown = self.flag(f"{name}[{index}]" if several else name)
                     check_range(shown, number, limits.low, limits.high, is_whole)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for item in value if isinstance(value, (tuple, list)) else [value]:
+                if isinstance(item, (str, Path)) and "\0" in str(item):
+                    raise InputError(f"{self.flag(field.name)} {item!r}: a name cannot hold a null byte")
 
     @classmethod
     def flag(cls, name: str) -> str:

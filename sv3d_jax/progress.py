@@ -3,12 +3,15 @@
 Every step that is shown is a place where a run can be stopped.
 """
 
+import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, TextIO
 
 from sv3d_jax import signals
+from sv3d_jax.io.names import printable
 
 PLAIN_INTERVAL_S = 10.0
 
@@ -25,7 +28,8 @@ class Progress:
 
     def __init__(self, stages: Sequence[str] = (), stream: TextIO | None = None):
         self.stages = stages
-        self._stream = stream if stream is not None else sys.stderr
+        stream = stream if stream is not None else sys.stderr
+        self._stream = stream if stream is not None else open(os.devnull, "w")  # no stderr since the start
         self._name, self._total, self._done = "", None, 0
         self._stage_start = time.monotonic()
         self._last_line = -float("inf")
@@ -78,9 +82,9 @@ class Progress:
     def note(self, text: str) -> None:
         """Print a line above the progress."""
         if self._live is not None:
-            self._live.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         else:
-            print(text, file=self._stream, flush=True)
+            self._print(text)
 
     def _complete(self) -> None:
         if self._task is not None:
@@ -109,7 +113,11 @@ class Progress:
             if self._done:
                 left = (now - self._stage_start) / self._done * (self._total - self._done)
                 line += f", {left:.0f} s left"
-        print(line, file=self._stream, flush=True)
+        self._print(line)
+
+    def _print(self, text: str) -> None:
+        with suppress(OSError, ValueError):  # a stream that is closed or full does not end the run
+            print(printable(text), file=self._stream, flush=True)
 
 
 class NullProgress(Progress):

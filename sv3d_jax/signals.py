@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from sv3d_jax.errors import Cancelled, Preempted, SV3DError
 
@@ -35,6 +36,8 @@ class _Received:
     first: int | None = None
     raised = False  # the main thread is on its way out
     finishing = False  # SIGTERM waits for the end of a step and its save
+    code: int | None = None  # of a run that is over
+    mask: Any = None  # of the blocked signals before a fork
 
 
 _received = _Received()
@@ -54,9 +57,14 @@ def install() -> None:
     # The system's handler writes each signal's number to the socket, also while no Python code can run.
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=(reader,), name="signals", daemon=True).start()
-    atexit.register(_uninstall)  # runs last; the thread does not survive it
+    atexit.register(_leave)  # first to be registered, last to run
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_uninstall)
+        os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_uninstall)
+
+
+def end_with(code: int) -> None:
+    """Let this process end with an exit code, whatever arrives while Python shuts down."""
+    _received.code = code
 
 
 def check() -> None:
@@ -214,7 +222,26 @@ def _reason(number: int) -> SV3DError:
     return Cancelled("stopped; finished files are kept")
 
 
+def _leave() -> None:
+    if _received.code is not None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # closed, or none from the start
+                stream.flush()
+        os._exit(_received.code)
+
+
+def _block() -> None:
+    _received.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _received.mask)
+
+
 def _uninstall() -> None:
+    """What is left to do in a forked child: signals have their usual effects."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    atexit.unregister(_leave)
+    _unblock()

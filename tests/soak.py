@@ -21,7 +21,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -176,18 +175,20 @@ def _start(run: Run, place: Path) -> subprocess.Popen:
     return start([*SV3D, *(word.replace("OUT", str(place / "OUT")) for word in run.words)])
 
 
-def start(command: Sequence[str | Path], **options) -> subprocess.Popen:
-    """A process in a session of its own, whose stderr can be read; Ctrl-C reaches it whatever we ignore ourselves."""
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-        **options,
-    )
+def start(command: Sequence[str | Path]) -> subprocess.Popen:
+    """A process in a session of its own, whose stderr can be read; Ctrl-C reaches it also if we ignore it ourselves."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what is ignored would be handed on
+    try:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def wait_until_signals_are_handled(process: subprocess.Popen) -> None:

@@ -247,6 +247,24 @@ def test_a_reader_that_leaves_early_is_no_error():
     assert b"frame" in done.stdout and b"Traceback" not in done.stderr and b"Exception" not in done.stderr
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", "2>/dev/full"])
+def test_a_closed_or_full_stream_does_not_end_a_run(tmp_path, closed):
+    command = f"{sys.executable} -m sv3d_jax data objects -o {tmp_path / 'out'} --count 1 {closed}"
+    assert subprocess.run(command, shell=True).returncode == 0
+    assert (tmp_path / "out" / "run.json").is_file()
+
+
+def test_a_null_byte_in_a_path_is_refused_with_its_flag(tmp_path, capsys):
+    (tmp_path / "a.toml").write_text('output = "a\\u0000b"\n')
+    assert main(["data", "objects", "--config", str(tmp_path / "a.toml"), "--count", "1"]) == 2
+    assert "--output" in (said := capsys.readouterr().err) and "null byte" in said
+
+
+def test_a_file_name_cannot_steer_the_terminal(tmp_path, capsys):
+    assert main(["reconstruct", str(tmp_path / "a\x1b[31m"), "-o", str(tmp_path / "out")]) == 2
+    assert "a\\x1b[31m" in (said := capsys.readouterr().err) and "\x1b" not in said
+
+
 # Devices
 
 

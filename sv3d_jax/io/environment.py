@@ -7,7 +7,7 @@ import numpy as np
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.hdr import MAX_PIXELS, read_hdr
-from sv3d_jax.io.reading import reading
+from sv3d_jax.io.reading import open_file, reading
 
 EXR_START = bytes([0x76, 0x2F, 0x31, 0x01])
 REC709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
@@ -22,7 +22,7 @@ def read_environment(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     with reading(path, "is damaged: it cannot be read as an environment map"):
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             start = file.read(len(EXR_START))
         return _read_exr(path) if start == EXR_START else read_hdr(path)
 

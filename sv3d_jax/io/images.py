@@ -14,7 +14,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.outputs import write_atomic
-from sv3d_jax.io.reading import read_file, reading
+from sv3d_jax.io.reading import open_file, read_file, reading
 
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 200_000_000
@@ -113,7 +113,7 @@ def check_total_pixels(paths: Iterable[Path], whole: Path) -> None:
     total = 0
     for path in paths:
         try:
-            with warnings.catch_warnings(), path.open("rb") as file:
+            with warnings.catch_warnings(), open_file(path) as file:
                 warnings.simplefilter("ignore")
                 with _open(file) as image:
                     total += image.size[0] * image.size[1]

@@ -19,6 +19,11 @@ def refuse_address(path: Path | str, error: type[SV3DError] = InputError) -> Non
         )
 
 
+def printable(text: str) -> str:
+    """A text with its control characters, which could steer a terminal, as escapes; lines and tabs stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
 class AbsentFile(InputError):
     """A file that another file names does not exist."""
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -19,6 +20,7 @@ from sv3d_jax import signals
 from sv3d_jax.config import to_plain
 from sv3d_jax.errors import InputError, OutputError, SV3DError
 from sv3d_jax.io.documents import json_checksum, read_json
+from sv3d_jax.io.names import outside_reason
 
 RUN_FILE = "run.json"
 STAGES_FILE = ".stages.json"
@@ -94,6 +96,11 @@ def check_output_parent(directory: Path | str) -> None:
     To be called before long work.
     """
     directory = Path(directory)
+    if directory.is_symlink() and not directory.exists():
+        raise OutputError(
+            f"{directory} is a link to {os.readlink(directory)}, which does not exist",
+            hint="make that folder, or remove the link",
+        )
     if directory.exists() and not directory.is_dir():
         raise InputError(
             f"{directory} is a file, not a folder for results",
@@ -275,8 +282,9 @@ class OutputFolder:
         for stage in self._record().get("stages", {}).values():
             for name in stage["files"]:
                 file = root / name
-                if file.parent.resolve().is_relative_to(root):
-                    file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError, RuntimeError):  # no file of ours: a folder, a ring of links
+                    if file.parent.resolve().is_relative_to(root):
+                        file.unlink()
         for name in (RUN_FILE, STAGES_FILE):
             (root / name).unlink(missing_ok=True)
         shutil.rmtree(root / SCRATCH_FOLDER, ignore_errors=True)
@@ -396,10 +404,12 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 
 def _is_stage(stage: Any) -> bool:
     """Whether a value is what `OutputFolder.finish_stage` records of a stage."""
-    if not isinstance(stage, dict) or not isinstance(stage.get("seconds"), (int, float)):
+    if not isinstance(stage, dict) or type(stage.get("seconds")) not in (int, float):
         return False
     files, facts = stage.get("files"), stage.get("facts")
-    return isinstance(files, dict) and isinstance(facts, dict) and not any("\0" in name for name in files)
+    if not isinstance(files, dict) or not isinstance(facts, dict) or not math.isfinite(stage["seconds"]):
+        return False
+    return all(type(size) is int and outside_reason(name) is None for name, size in files.items())
 
 
 def _size(path: Path) -> int | None:

@@ -1,8 +1,12 @@
 """Reading files that others wrote: one guard turns whatever a parser raises into an error that names the file."""
 
 import contextlib
+import errno
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sv3d_jax.errors import InputError, SV3DError, is_out_of_memory
 from sv3d_jax.io.names import refuse_address
@@ -36,9 +40,20 @@ def reading(
         raise error(f"{path} {fault}", hint) from cause
 
 
+def open_file(path: Path | str) -> BinaryIO:
+    """A file open for reading. Raises OSErrors for `reading`, also for a pipe or device, which might never end."""
+    # Opening a pipe would wait for a writer without O_NONBLOCK.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = open(path, "rb", opener=lambda name, _: os.open(name, flags))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
 def read_file(path: Path | str, max_bytes: int, error: type[SV3DError] = InputError) -> bytes:
     """The content of a file. Raises `error` if it has more than `max_bytes`, and OSErrors for `reading`."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         raise error(f"{path} has more than {max_bytes / 1e6:g} MB, the most that is read")

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from sv3d_jax.errors import WeightsError
+from sv3d_jax.io.reading import open_file
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -73,7 +74,7 @@ class SafetensorsFile:
         self.path = Path(path)
         refuse_pickle(self.path)
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 self._parse(file, os.fstat(file.fileno()).st_size)
         except OSError as error:
             raise WeightsError(f"cannot read {self.path}: {error.strerror}") from None
@@ -83,7 +84,7 @@ class SafetensorsFile:
         info = self.tensors[name]
         data = np.empty(info.nbytes, np.uint8)
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self._begin[name])
                 count = file.readinto(memoryview(data))
         except OSError as error:

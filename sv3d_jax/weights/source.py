@@ -18,6 +18,7 @@ import numpy as np
 from sv3d_jax.config import nearest
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.io.names import refuse_address
+from sv3d_jax.io.reading import open_file
 from sv3d_jax.models.config import METADATA_KEY, ModelConfig
 from sv3d_jax.models.families import FAMILIES, family_of_width
 from sv3d_jax.weights.checkpoint import SavedTree
@@ -230,7 +231,7 @@ class _FolderSource:
 
 
 def _feed(digest: Any, path: Path) -> None:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
 

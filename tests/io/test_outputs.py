@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from sv3d_jax.errors import InputError, OutputError
-from sv3d_jax.io.outputs import OutputFolder, replacing, require_space, write_atomic
+from sv3d_jax.io.outputs import OutputFolder, check_finite, replacing, require_space, write_atomic
 
 CONFIG = {"verb": "example", "steps": 50, "levels": {"sigma": 700.0}}
 
@@ -315,3 +316,56 @@ def test_a_folder_that_is_named_after_an_input_lies_inside_the_one_that_the_user
     with pytest.raises(InputError, match="is no folder inside"):
         OutputFolder(tmp_path / "out" / name, CONFIG, below=tmp_path / "out")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"gone": None},
+        {"orbit.bin": True},
+        {"orbit.bin": -1.5},
+        {"/etc/hostname": 1},
+        {"../orbit.bin": 1},
+    ],
+)
+def test_a_record_of_files_that_no_run_wrote_does_not_count(tmp_path, files):
+    run(tmp_path, finish=False)
+    record = json.loads((tmp_path / ".stages.json").read_text())
+    del record["crc32"]
+    record["stages"]["orbit"]["files"] = files
+    (tmp_path / ".stages.json").write_text(json.dumps(record))
+    assert run(tmp_path) == ["orbit", "mesh"]
+
+
+@pytest.mark.parametrize("name", ["folder", "ring/file", "plain/file", "n" * 300])
+def test_overwrite_passes_over_what_is_no_file_of_a_run(tmp_path, name):
+    run(tmp_path, finish=False)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "ring").symlink_to(tmp_path / "ring")
+    (tmp_path / "plain").write_text("mine")
+    record = json.loads((tmp_path / ".stages.json").read_text())
+    del record["crc32"]
+    record["stages"]["orbit"]["files"] = {name: 3}
+    (tmp_path / ".stages.json").write_text(json.dumps(record))
+    assert run(tmp_path, overwrite=True) == ["orbit", "mesh"]
+    assert (tmp_path / "plain").read_text() == "mine" and (tmp_path / "folder").is_dir()
+
+
+@pytest.mark.parametrize("target", ["nowhere", "link"])
+def test_a_link_to_nothing_is_told_before_work(tmp_path, target):
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(OutputError, match="is a link to .*, which does not exist"):
+        OutputFolder(tmp_path / "link", CONFIG)
+
+
+def test_two_writers_of_one_file_do_not_publish_each_others_half(tmp_path):
+    with pytest.raises(OutputError, match="another process"), replacing(tmp_path / "a.bin") as first:
+        first.write(b"first")
+        (tmp_path / "a.bin.tmp").unlink()  # as another process does that begins to write
+        (tmp_path / "a.bin.tmp").write_bytes(b"half of the sec")
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_no_numbers_are_finite_numbers():
+    check_finite(np.zeros((0, 3)), "vertices")
+    check_finite(np.zeros(0), "vertices")

@@ -1,6 +1,7 @@
 """Whatever a parser raises becomes one error that names the file, what it should be, and what to do."""
 
 import errno
+import os
 import struct
 import zipfile
 import zlib
@@ -8,7 +9,12 @@ import zlib
 import pytest
 
 from sv3d_jax.errors import CameraError, CheckpointError, InputError, WeightsError
+from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.environment import read_environment
+from sv3d_jax.io.images import read_picture
+from sv3d_jax.io.meshes import read_mesh
 from sv3d_jax.io.reading import read_file, reading
+from sv3d_jax.weights.source import open_weights
 
 RAISED = [
     RecursionError("deep"),
@@ -76,5 +82,21 @@ def test_files_are_read_up_to_a_size(tmp_path):
     assert read_file(tmp_path / "a.x", 10) == b"0123456789"
     with pytest.raises(InputError, match="a.x has more than"):
         read_file(tmp_path / "a.x", 9)
-    with pytest.raises(InputError, match="/dev/zero has more than"):  # endless, of size 0
+    with pytest.raises(OSError, match="not a regular file"):  # endless, of size 0
         read_file("/dev/zero", 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "error"),
+    [
+        ("a.png", read_picture, InputError),
+        ("a.glb", read_mesh, InputError),
+        ("a.hdr", read_environment, InputError),
+        ("a.json", read_json, InputError),
+        ("a.safetensors", open_weights, WeightsError),
+    ],
+)
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name, read, error):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(error, match=f"{name}.* not a regular file"):
+        read(tmp_path / name)

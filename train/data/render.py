@@ -21,7 +21,7 @@ from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_o
 from sv3d_jax.errors import InputError, OutOfMemory, SV3DError, is_out_of_memory
 from sv3d_jax.geometry.mesh import Mesh, moved, object_to_world
 from sv3d_jax.io.environment import read_environment
-from sv3d_jax.io.reading import read_file, reading
+from sv3d_jax.io.reading import open_file, read_file, reading
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
 from sv3d_jax.render.orbit import Light, render_orbit
@@ -204,7 +204,8 @@ def _render_task(config: RenderConfig, task: Task) -> dict[str, Any]:
     from sv3d_jax.io.outputs import RUN_FILE, OutputFolder
 
     try:
-        digest = hashlib.sha256(task.mesh.read_bytes()).hexdigest()
+        with open_file(task.mesh) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{task.mesh} cannot be read: {error.strerror}") from None
     settings = config.settings() | {"meshes": str(task.mesh), "seed": task.seed, "mesh_sha256": digest}
