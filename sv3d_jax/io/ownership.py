@@ -4,6 +4,7 @@ Where the system has no user ids (Windows), what lies in the user's home folder 
 """
 
 import os
+import shlex
 import stat
 from pathlib import Path
 
@@ -22,18 +23,19 @@ def make_own_folder(folder: Path) -> None:
     be made.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check(folder, folder.lstat())
+    _check(folder, folder.lstat(), _closing(folder))
 
 
 def check_own_files(folder: Path) -> None:
     """Raise NotOwn if a file of a folder of this user is a link, or belongs to or may be written by others.
 
-    Files may have any permissions in a folder that others cannot enter.
+    Files may have any permissions in a folder that others cannot enter: what writes them obeys the umask, which may let
+    a group write every new file.
     """
-    closed = not folder.stat().st_mode & ENTERED_BY_OTHERS
+    remedy = _closing(folder) if folder.stat().st_mode & ENTERED_BY_OTHERS else None
     for file in folder.iterdir():
         try:
-            _check(file, file.lstat(), writable=closed)
+            _check(file, file.lstat(), remedy)
         except FileNotFoundError:  # removed by another process meanwhile
             continue
 
@@ -54,13 +56,19 @@ def read_own_file(path: Path) -> bytes:
         raise
     with open(descriptor, "rb") as file:
         info = os.fstat(descriptor)
-        _check(path, info)
+        _check(path, info, f"chmod 600 {shlex.quote(str(path))}")
         if not stat.S_ISREG(info.st_mode):
             raise NotOwn(f"{path} is not a regular file")
         return file.read()
 
 
-def _check(path: Path, info: os.stat_result, writable: bool = False) -> None:
+def _closing(folder: Path) -> str:
+    """The command that lets this user alone enter a folder, whatever files are made in it later."""
+    return f"chmod 700 {shlex.quote(str(folder))}"
+
+
+def _check(path: Path, info: os.stat_result, remedy: str | None) -> None:
+    """Raise NotOwn; `remedy` is the command against the rights of others to write, None if these do no harm."""
     if stat.S_ISLNK(info.st_mode):
         raise NotOwn(f"{path} is a symbolic link")
     if not hasattr(os, "getuid"):
@@ -68,5 +76,5 @@ def _check(path: Path, info: os.stat_result, writable: bool = False) -> None:
             raise NotOwn(f"{path} lies outside the home folder, where other users may write")
     elif info.st_uid != os.getuid():
         raise NotOwn(f"{path} belongs to another user")
-    elif not writable and info.st_mode & WRITABLE_BY_OTHERS:
-        raise NotOwn(f"{path} may be written by other users (chmod go-w makes it yours alone)")
+    elif remedy and info.st_mode & WRITABLE_BY_OTHERS:
+        raise NotOwn(f"{path} may be written by other users ({remedy} makes it yours alone)")

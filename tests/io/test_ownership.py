@@ -1,6 +1,8 @@
 """Files that this user alone can have written."""
 
 import os
+import re
+import subprocess
 
 import pytest
 
@@ -43,6 +45,34 @@ class TestOnUnix:
         folder.chmod(0o750)
         with pytest.raises(NotOwn, match="a may be written by other users"):
             check_own_files(folder)
+
+    @pytest.mark.parametrize("fault", ["folder", "file in a folder that others enter"])
+    def test_the_remedy_holds_for_files_made_later(self, fault, folder):
+        """Where the umask lets a group write, every file that jax keeps is such a file."""
+        folder = folder.rename(folder.with_name("my own"))
+        before = os.umask(0o002)
+        try:
+            folder.chmod(0o770 if fault == "folder" else 0o755)
+            (folder / "a").touch()
+            with pytest.raises(NotOwn) as refused:
+                make_own_folder(folder)
+                check_own_files(folder)
+            remedy = re.search(r"\((.*) makes it yours alone\)", str(refused.value))[1]
+            subprocess.run(remedy, shell=True, check=True)
+            (folder / "b").touch()
+        finally:
+            os.umask(before)
+        make_own_folder(folder)
+        check_own_files(folder)
+
+    def test_a_file_that_a_group_may_write_is_not_read_until_its_remedy(self, folder):
+        (folder / "a").write_bytes(b"content")
+        (folder / "a").chmod(0o660)
+        with pytest.raises(NotOwn) as refused:
+            read_own_file(folder / "a")
+        remedy = re.search(r"\((.*) makes it yours alone\)", str(refused.value))[1]
+        subprocess.run(remedy, shell=True, check=True)
+        assert read_own_file(folder / "a") == b"content"
 
     def test_links_and_files_of_others_do_nowhere(self, folder, monkeypatch):
         (folder / "a").symlink_to(folder)
