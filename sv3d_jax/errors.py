@@ -70,6 +70,14 @@ def is_disk_full(error: BaseException) -> bool:
     )
 
 
+def is_refused_by_system(error: BaseException) -> bool:
+    """Whether an error of opening or reading a file is the system's, which says nothing about the file's content.
+
+    A disk of a network may refuse for a while. Parsers raise OSErrors too: without a number, or for a wrong offset.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that the host or a device ran out of memory."""
     return isinstance(error, MemoryError) or (

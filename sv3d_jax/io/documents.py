@@ -22,16 +22,29 @@ _LONG_KEY = re.compile(f"(?:{_NAME}){{{MAX_DEPTH}}}")
 
 
 def read_json(
-    path: Path, absent_hint: str | None = None, hint: str | None = None, error: type[SV3DError] = InputError
+    path: Path,
+    absent_hint: str | None = None,
+    hint: str | None = None,
+    error: type[SV3DError] = InputError,
+    max_bytes: int = MAX_JSON_BYTES,
 ) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises `error`, which names the file, if it does not exist (with `absent_hint`), cannot be opened, is larger than
-    `MAX_JSON_BYTES`, or for what `parse_json` refuses.
+    `max_bytes`, or for what `parse_json` refuses.
     """
     with reading(path, _NOT_JSON, absent_hint or hint, error):
-        data = read_file(path, MAX_JSON_BYTES, error)
+        data = read_file(path, max_bytes, error)
     return parse_json(data, str(path), hint, error)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file that a run wrote for a later one; None if the file is absent or damaged."""
+    try:
+        record = read_json(path)
+    except InputError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def parse_json(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.errors import is_out_of_memory
+from sv3d_jax.errors import InputError, is_out_of_memory, is_refused_by_system
 from sv3d_jax.io.outputs import write_atomic
 
 
@@ -22,7 +22,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """The arrays of an .npz file by name; None if it does not exist or is damaged, and a damaged one is removed.
 
     The checksums of its parts are compared first: a damaged header could ask for any amount of memory. Compressed
-    parts, which could expand to any size, are not ours.
+    parts, which could expand to any size, are not ours. Raises InputError where the system refuses to read the file,
+    as a network's disk may for a while: it stays, since nothing says that it is damaged.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,5 +38,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if is_refused_by_system(error):
+            raise InputError(
+                f"{path} cannot be read: {error}", hint="run again; if it stays so, remove the file"
+            ) from error
         path.unlink(missing_ok=True)
         return None

@@ -1,8 +1,14 @@
 """Arrays kept for a later start: whole, or thrown away."""
 
+import builtins
+import errno
+import io
+import os
+
 import numpy as np
 import pytest
 
+from sv3d_jax.errors import InputError
 from sv3d_jax.io.scratch import read_arrays, write_arrays
 
 ARRAYS = {"x": np.arange(60.0).reshape(3, 20), "text": np.asarray("a text")}
@@ -47,3 +53,18 @@ def test_a_file_of_compressed_parts_is_thrown_away(tmp_path):
     np.savez_compressed(tmp_path / "a.npz", x=np.zeros(10_000))  # such a file could expand to any size
     assert read_arrays(tmp_path / "a.npz") is None
     assert not (tmp_path / "a.npz").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_file_that_the_system_does_not_give_out_now_is_kept(number, tmp_path, monkeypatch):
+    write_arrays(tmp_path / "a.npz", ARRAYS)
+
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        for module in (builtins, io):
+            patch.setattr(module, "open", refuse)
+        with pytest.raises(InputError, match=rf"a\.npz cannot be read: .*{os.strerror(number)}"):
+            read_arrays(tmp_path / "a.npz")
+    assert list(read_arrays(tmp_path / "a.npz")) == ["x", "text"]

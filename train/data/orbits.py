@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraPath
-from sv3d_jax.errors import InputError
-from sv3d_jax.io.documents import read_json
+from sv3d_jax.errors import InputError, is_out_of_memory, is_refused_by_system
+from sv3d_jax.io.documents import read_record
 from sv3d_jax.io.outputs import replacing, require_space, write_json
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import soft_light
@@ -90,14 +90,19 @@ class OrbitPool:
 def render_pool(directory: Path, config: DataConfig, progress: Progress | None = None) -> OrbitPool:
     """Render the shards that are missing in the folder, then open it.
 
-    Raises InputError if the folder was rendered with other settings.
+    Raises InputError if the folder was rendered with other settings, or with settings that are not known any more.
     """
     progress = progress or NullProgress()
     directory.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(config) | dict.fromkeys(("objects", "any_input", "validation"))
     index = directory / "orbits.json"
-    if index.exists() and (found := read_json(index)) != settings:
-        found = found if isinstance(found, dict) else {}
+    found = read_record(index)
+    if found is None and any(path.exists() for path in _shard_paths(directory, config)):
+        raise InputError(
+            f"{index} does not say with which settings the orbits beside it were rendered",
+            hint=f"remove the folder {directory}, or choose another with --data-dir; the orbits are rendered again",
+        )
+    if found is not None and found != settings:
         names = sorted(name for name in settings if found.get(name) != settings[name])
         raise InputError(
             f"{directory} holds orbits rendered with other settings: {', '.join(names)}",
@@ -166,11 +171,22 @@ def _render_shard(path: Path, config: DataConfig) -> None:
 
 
 def _is_whole(path: Path, config: DataConfig) -> bool:
-    """Whether a shard exists with the pictures that it should hold; their values are not looked at."""
+    """Whether a shard exists with the pictures that it should hold; their values are not looked at.
+
+    Raises InputError where the system refuses to read it, so that a shard which may be whole is not rendered again.
+    """
     shape = (SHARD_ORBITS, config.num_frames, config.size, config.size, 3)
     try:
         shard = np.load(path, mmap_mode="r")
-    except Exception:  # numpy raises errors of many kinds on damaged files
+    except FileNotFoundError:
+        return False
+    except Exception as error:  # numpy raises errors of many kinds on damaged files
+        if is_out_of_memory(error):
+            raise
+        if is_refused_by_system(error):
+            raise InputError(
+                f"{path} cannot be read: {error}", hint="run again; if it stays so, remove the file"
+            ) from error
         return False
     return isinstance(shard, np.ndarray) and (shard.shape, shard.dtype) == (shape, np.uint8)
 

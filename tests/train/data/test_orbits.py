@@ -1,9 +1,14 @@
 """Cameras of training orbits, and the views that a sample takes of them."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
+from sv3d_jax.errors import InputError
 from sv3d_jax.train.config import DataConfig
+from sv3d_jax.train.data import orbits as module
 from sv3d_jax.train.data.latents import EncodedOrbits, ViewIndices, draw_views, gather_views
 from sv3d_jax.train.data.orbits import OrbitAngles, nth_orbit, render_objects, training_orbit
 
@@ -87,3 +92,47 @@ def test_a_mixed_object_is_seen_from_its_cameras():
     [pictures] = render_objects([5], [turned], 32, "mixed")
     [others] = render_objects([5], [OrbitAngles(*(angles[::-1] for angles in turned))], 32, "mixed")
     np.testing.assert_allclose(pictures[::-1].astype(int), others, atol=2)  # rounding moves a few edge pixels
+
+
+class TestPool:
+    """Two shards of two orbits, drawn as black pictures."""
+
+    CONFIG = DataConfig(objects=4, size=8, num_frames=2)
+
+    @pytest.fixture
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, "SHARD_ORBITS", 2)
+        monkeypatch.setattr(module, "RENDER_BATCH", 2)
+        monkeypatch.setattr(module, "render_objects", lambda *_: np.zeros((2, 2, 8, 8, 3), np.uint8))
+        module.render_pool(tmp_path, self.CONFIG)
+        return tmp_path
+
+    @pytest.mark.parametrize("content", [None, b"5", b"{", b"\xff"])
+    def test_orbits_of_unknown_settings_are_not_taken(self, folder, content):
+        index = folder / "orbits.json"
+        index.unlink() if content is None else index.write_bytes(content)
+        with pytest.raises(InputError, match=r"orbits\.json does not say with which settings") as refused:
+            module.render_pool(folder, self.CONFIG)
+        assert f"remove the folder {folder}" in refused.value.hint
+        for shard in folder.glob("*.npy"):
+            shard.unlink()
+        assert len(module.render_pool(folder, self.CONFIG).shards()) == 2
+
+    def test_a_damaged_shard_is_rendered_again(self, folder):
+        shard = folder / "orbits-00000000.npy"
+        whole = shard.read_bytes()
+        for damaged in (b"", whole[:50], whole[:-1], b"x" + whole[1:]):
+            shard.write_bytes(damaged)
+            module.render_pool(folder, self.CONFIG)
+            assert shard.read_bytes() == whole
+
+    @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+    def test_a_shard_that_the_system_does_not_give_out_now_is_kept(self, folder, number, monkeypatch):
+        def refuse(*_, **__):
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(np, "load", refuse)
+            patch.setattr(module, "_render_shard", lambda *_: pytest.fail("it is rendered again"))
+            with pytest.raises(InputError, match=rf"npy cannot be read: .*{os.strerror(number)}"):
+                module.render_pool(folder, self.CONFIG)
