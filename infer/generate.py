@@ -15,7 +15,8 @@ from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.errors import InputError
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.infer.pictures import RunPicture, prepare_pictures
-from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.documents import read_record
+from sv3d_jax.io.images import require_readable
 from sv3d_jax.io.outputs import RUN_FILE, OutputFolder, check_output_parent, require_space, write_json
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
@@ -77,6 +78,7 @@ def _run(
 
         check_model(model)
     cameras = config.camera_path(model.num_frames).with_input(model.family.input_frame)
+    require_readable(len(cameras), size, f"{len(cameras)} frames of --size {size}")
     settings = _settings(verb, config, model, cameras, reconstruction)
     check_output_parent(config.output)
     pictures, left_out = prepare_pictures(config, model, size, progress)
@@ -143,7 +145,7 @@ class _BatchRecord:
         folders = [job.picture.folder for job in jobs]
         record = {"config": {**settings, "images": None}, "pictures": folders, "left_out": left_out}
         self._record = json.loads(json.dumps(to_plain(record)))
-        self._earlier = read_json(self._file) if self._file.is_file() else None
+        self._earlier = read_record(self._file)
         if self._earlier is not None and "pictures" not in self._earlier:
             raise InputError(
                 f"{directory} holds the results of a single picture", hint="choose another folder with -o"

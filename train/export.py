@@ -54,8 +54,10 @@ def export_run(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         factor = measure_latent_factor(trained["vae_encoder"], model, pool)
     with reading(run / "metrics.jsonl", "is no log of a run", error=CheckpointError):
         lines = (run / "metrics.jsonl").read_text().splitlines()
-        seconds = _seconds(lines)
-    record = {"step": step, "seconds": seconds, **_device(), "settings": _without_none(settings)}
+        logged = [
+            (int(line["step"]), float(line["step_s"])) for line in map(json.loads, lines) if "step_s" in line
+        ]
+    record = {"step": step, "seconds": _seconds(logged), **_device(), "settings": _without_none(settings)}
     model = dataclasses.replace(model, latent_factor=factor, training={**earlier.training, stage: record})
     write_shipped(params | {part: trained[part] for part in PARTS[objective]}, model, target)
     logs[f"{stage}_log.jsonl"] = "".join(f"{line}\n" for line in _thinned(lines)).encode()
@@ -106,12 +108,11 @@ def _thinned(lines: list[str]) -> list[str]:
     return [line for i, line in enumerate(lines) if i < 20 or i % stride == 0 or "val_" in line]
 
 
-def _seconds(lines: list[str]) -> float:
-    """Time spent in training steps: over all lines, steps since the line before times mean seconds of a step."""
-    logged = [line for line in map(json.loads, lines) if "step_s" in line]
-    before = [0, *(line["step"] for line in logged)]
+def _seconds(logged: list[tuple[int, float]]) -> float:
+    """Time spent in training, from steps that were logged: those since the one logged before, times their mean time."""
+    before = [0, *(step for step, _ in logged)]
     return round(
-        sum((line["step"] - start) * line["step_s"] for start, line in zip(before, logged, strict=False)), 1
+        sum((step - start) * seconds for start, (step, seconds) in zip(before, logged, strict=False)), 1
     )
 
 

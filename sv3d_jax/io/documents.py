@@ -26,15 +26,15 @@ def read_json(
     absent_hint: str | None = None,
     hint: str | None = None,
     error: type[SV3DError] = InputError,
-    max_bytes: int = MAX_JSON_BYTES,
+    max_bytes: int | None = None,
 ) -> Any:
     """The content of a JSON file in UTF-8, with or without a byte order mark.
 
     Raises `error`, which names the file, if it does not exist (with `absent_hint`), cannot be opened, is larger than
-    `max_bytes`, or for what `parse_json` refuses.
+    `max_bytes` (`MAX_JSON_BYTES` by default), or for what `parse_json` refuses.
     """
     with reading(path, _NOT_JSON, absent_hint or hint, error):
-        data = read_file(path, max_bytes, error)
+        data = read_file(path, MAX_JSON_BYTES if max_bytes is None else max_bytes, error)
     return parse_json(data, str(path), hint, error)
 
 

@@ -2,12 +2,13 @@
 
 import importlib
 import io
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
@@ -102,7 +103,8 @@ def read_picture(path: str | Path, min_side: int = MIN_SIDE, upright: bool = Tru
             article = "an" if image.format in ("AVIF", "MPO") else "a"
             hint = "it may be cut short: copy it again from where it came, or save it again"
             with reading(path, f"is {article} {image.format} file that is damaged", hint):
-                return replace(_convert(image, upright, len(data)), name=str(path))
+                decoded = _decoded(image, upright, len(data))
+    return _converted(decoded, str(path))
 
 
 def check_total_pixels(paths: Iterable[Path], whole: Path) -> None:
@@ -127,6 +129,19 @@ def check_total_pixels(paths: Iterable[Path], whole: Path) -> None:
                 f" up to {path.name}",
                 hint="make the pictures smaller, or use fewer",
             )
+
+
+def require_readable(pictures: int, size: int, option: str) -> None:
+    """Raise InputError, which begins with `option`, if so many square pictures would be too many pixels to read.
+
+    `pictures` counts alphas in files of their own as well; `size` is the side.
+    """
+    if pictures * size**2 > MAX_TOTAL_PIXELS:
+        raise InputError(
+            f"{option}: {pictures} pictures of {size}x{size} are {pictures * size**2 / 1e6:.0f} megapixels,"
+            f" and an orbit of more than {MAX_TOTAL_PIXELS // 10**6} is not read again",
+            hint=f"--size {math.isqrt(MAX_TOTAL_PIXELS // pictures)} at most, or fewer --frames",
+        )
 
 
 def read_mask(path: str | Path, upright: bool = True) -> Mask:
@@ -233,9 +248,18 @@ def _describe(data: bytes) -> str:
     return f"{len(data)} bytes that begin with {data[:8].hex(' ')}"
 
 
-def _convert(image: Any, upright: bool, size: int) -> Picture:
-    """Convert any Pillow mode to 8-bit sRGB and alpha; apply the EXIF orientation if `upright`. `size` is in bytes."""
-    notes = []
+class _Decoded(NamedTuple):
+    """A picture as Pillow decodes it."""
+
+    image: Image.Image  # 8-bit sRGB, or grey of more bits
+    alpha: Image.Image | None  # of 8 bits
+    grey: str  # which numbers stand for grey of more bits: 16-bit, signed 16-bit, unsigned 32-bit, 32-bit or float
+    notes: list[str]
+
+
+def _decoded(image: Any, upright: bool, size: int) -> _Decoded:
+    """Decode any Pillow mode; apply the EXIF orientation if `upright`. `size` is in bytes."""
+    notes: list[str] = []
     file = image
     if image.format == "HEIF" and image.n_frames > 1:
         notes.append(f"the main one of its {image.n_frames} pictures is used")
@@ -250,43 +274,60 @@ def _convert(image: Any, upright: bool, size: int) -> Picture:
         image = ImageOps.exif_transpose(image)
 
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Picture(np.repeat(_grey_8bit(image, file, notes)[..., None], 3, axis=2), None, notes)
+        return _Decoded(image, None, _grey_kind(image.mode, file), notes)
     if image.mode not in ("RGB", "RGBA"):
         notes.append(f"converted from {image.mode} to 8-bit RGB")
-    has_alpha = image.has_transparency_data
-    alpha = np.asarray(image.convert("RGBA"))[..., 3] if has_alpha else None
-    if alpha is not None and (alpha == 255).all():
-        notes.append("an alpha channel that is opaque everywhere is ignored")
-        alpha = None
-    return Picture(np.asarray(_to_srgb(image, profile, notes)), alpha, notes)
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    return _Decoded(_to_srgb(image, profile, notes), alpha, "", notes)
 
 
-def _grey_8bit(image: Image.Image, file: Image.Image, notes: list[str]) -> np.ndarray:
+def _grey_kind(mode: str, file: Any) -> str:
+    """What the numbers of a grey picture of more than 8 bits are, as `_Decoded.grey`."""
+    if mode == "F":
+        return "float"
+    if mode.startswith("I;16") or file.format != "TIFF":
+        return "16-bit"
+    tags = getattr(file, "tag_v2", {})
+    if tags.get(258) == (16,):
+        return "signed 16-bit"
+    return "unsigned 32-bit" if set(tags.get(339, (1,))) == {1} else "32-bit"
+
+
+def _converted(decoded: _Decoded, name: str) -> Picture:
+    """The picture of a file with this name, without an alpha that is opaque everywhere."""
+    if decoded.grey:
+        grey, note = _grey_8bit(decoded.image, decoded.grey)
+        return Picture(np.repeat(grey[..., None], 3, axis=2), None, [*decoded.notes, note], name)
+    alpha, notes = decoded.alpha, decoded.notes
+    if alpha is not None and alpha.getextrema() == (255, 255):
+        notes, alpha = [*notes, "an alpha channel that is opaque everywhere is ignored"], None
+    return Picture(np.asarray(decoded.image), None if alpha is None else np.asarray(alpha), notes, name)
+
+
+def _grey_8bit(image: Image.Image, kind: str) -> tuple[np.ndarray, str]:
     """8-bit levels of grey with more than 8 bits, which Pillow's own conversion would clip.
 
     16-bit values use their full range. 32-bit integers and floats do not state which value is white: it is taken as the
-    smallest of the usual values that is not below the largest value of the picture.
+    smallest of the usual values that is not below the largest value of the picture. Also returns a note on it.
     """
     values = np.asarray(image, np.float64)
-    if image.mode.startswith("I;16") or (image.mode == "I" and file.format != "TIFF"):
-        notes.append("16-bit grey scaled to 8 bits")
-        return np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8)
-    tags = getattr(file, "tag_v2", {})
-    kind, whites = "32-bit", _WHITES[1:]
-    if image.mode == "F":
-        kind, whites = "float", _WHITES
+    if kind == "16-bit":
+        return np.clip(np.rint(values / 257.0), 0, 255).astype(np.uint8), "16-bit grey scaled to 8 bits"
+    whites = _WHITES[1:]
+    if kind == "float":
+        whites = _WHITES
         values = np.nan_to_num(values, nan=0.0, posinf=np.inf, neginf=0.0)
         # Bright highlights of a picture in 0 to 1; a picture in 0 to 255 is not that dark.
         if 1 < values.max() <= 2:
             values = np.minimum(values, 1.0)
-    elif tags.get(258) == (16,):
-        kind, whites = "signed 16-bit", (255, 2**15 - 1)
-    elif set(tags.get(339, (1,))) == {1}:
+    elif kind == "signed 16-bit":
+        whites = 255, 2**15 - 1
+    elif kind == "unsigned 32-bit":
         values = values % 2.0**32  # unsigned numbers, which Pillow reads as signed
     highest = values[np.isfinite(values)].max(initial=0.0)
     white = next((white for white in whites if highest <= white), highest)
-    notes.append(f"{kind} grey: 0 is taken as black, {white:.10g} as white")
-    return np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
+    note = f"{kind.removeprefix('unsigned ')} grey: 0 is taken as black, {white:.10g} as white"
+    return np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8), note
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:

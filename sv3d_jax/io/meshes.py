@@ -4,6 +4,8 @@ Files have y up unless told otherwise; a `Mesh` in memory has z up. Readers open
 or below it, and limit time and memory whatever sizes a damaged header claims.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -54,12 +56,11 @@ def read_mesh(path: str | Path, up: Up = "y") -> Mesh:
     source = Source(path)
     with reading(path, _DAMAGED, "-v shows where"):
         data = read_file(path, MAX_FILE_BYTES)
-        try:
-            with np.errstate(all="ignore"):  # overflow shows later as vertices that are not finite
-                parts = _drawn(_read_parts(data, suffix, source))
-                return _checked(merge_parts(parts, world_from_mesh_file(path, up), source))
-        except InputError as error:
-            raise InputError(f"{path}: {error.message}", hint=error.hint) from error
+        with _naming(path), np.errstate(all="ignore"):
+            parts = _read_parts(data, suffix, source)
+    turn = world_from_mesh_file(path, up)
+    with _naming(path), np.errstate(all="ignore"):  # overflow shows as vertices that are not finite
+        return _checked(merge_parts(_drawn(parts), turn, source))
 
 
 def check_mesh_file(path: Path) -> str:
@@ -86,10 +87,19 @@ def world_from_mesh_file(path: str | Path, up: Up = "y") -> np.ndarray:
     path = Path(path)
     if path.suffix.lower() == ".ply":
         with reading(path, _DAMAGED), path.open("rb") as file:
-            stated = stated_axes(file.read(MAX_HEADER_BYTES))
-        if stated is not None:
+            header = file.read(MAX_HEADER_BYTES)
+        if (stated := stated_axes(header)) is not None:
             return stated
     return world_from_file(up)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A context whose InputErrors begin with the name of the file."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", hint=error.hint) from error
 
 
 def _read_parts(data: bytes, suffix: str, source: Source) -> list[Part]:

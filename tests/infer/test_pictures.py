@@ -1,6 +1,7 @@
 """Folders of pictures, and pictures that cannot be used among others."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,23 @@ def test_the_folder_of_a_single_picture_is_not_taken_for_many(made, place, mixed
 def test_a_box_belongs_to_no_folder(place, mixed, tmp_path, capsys):
     assert orbit(place, mixed, "-o", tmp_path / "out", "--box", "1", "1", "9", "9") == 2
     assert "--box is for pictures that are named" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["5", "[]", '{"pic', "\xff"])
+@pytest.mark.parametrize("words", [[], ["--overwrite"]])
+def test_a_damaged_record_of_a_folder_of_many_is_written_again(made, place, tmp_path, content, words):
+    folder = shutil.copytree(made, tmp_path / "out")
+    before = (folder / "run.json").read_bytes()
+    (folder / "run.json").write_text(content, "latin-1")
+    files = [] if words else files_with_times(folder / "box")
+    assert orbit(place, place / "box.png", place / "ball.png", "-o", folder, *words) == 0
+    assert (folder / "run.json").read_bytes() == before
+    assert words or files_with_times(folder / "box") == files
+
+
+def test_frames_that_could_not_be_read_again_are_refused_before_sampling(
+    place, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("sv3d_jax.io.images.MAX_TOTAL_PIXELS", 1000)
+    assert orbit(place, place / "box.png", "-o", tmp_path / "out", "--dry-run") == 2
+    assert "is not read again" in (said := capsys.readouterr().err) and "hint: --size 14 at most" in said

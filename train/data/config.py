@@ -61,10 +61,15 @@ class RenderConfig(CommonConfig):
             check_range("--elevation-max", self.elevation_max, self.elevation, 90)
 
     def check_inputs(self) -> None:
-        """Raise an SV3DError for an output that cannot be written, a folder without meshes or another kind of file."""
+        """Raise an SV3DError for frames that are too large to be read again, an output that cannot be written, a folder
+        without meshes or another kind of file.
+        """
+        from sv3d_jax.io.images import require_readable
         from sv3d_jax.io.meshes import check_mesh_file, mesh_files
         from sv3d_jax.io.outputs import check_output_parent
 
+        files = self.frames * (2 if self.background == "white" else 1)
+        require_readable(files, self.size, f"--frames {self.frames} --size {self.size}")
         check_output_parent(self.output)
         for path in self.meshes:
             if path.is_dir():

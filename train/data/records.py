@@ -27,6 +27,7 @@ from sv3d_jax.train.data.orbits import OrbitAngles
 INDEX_FILE = "index.json"
 FORMAT = 1
 SHARD_SUFFIX = ".arrayrecord"
+MAX_INDEX_BYTES = 2_000_000_000  # thirty million records
 # One record per group, for random access; uncompressed, because latents do not compress.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -108,7 +109,9 @@ def write_index(directory: Path, index: ShardIndex) -> None:
 def read_index(directory: Path) -> ShardIndex:
     """The index of a packed folder; raises InputError if it is absent, damaged or of another format."""
     path = directory / INDEX_FILE
-    document = read_json(path, "give a folder in which sv3d data pack has finished", "pack again")
+    document = read_json(
+        path, "give a folder in which sv3d data pack has finished", "pack again", max_bytes=MAX_INDEX_BYTES
+    )
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise InputError(f"{path} is not an index of format {FORMAT}", hint="pack again")
     with reading(path, "is damaged: its entries are not those of an index", "pack again"):

@@ -1,5 +1,7 @@
 """The verb `data render`."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -283,3 +285,14 @@ def test_cameras_that_cannot_be_leave_no_folder_behind(tmp_path, mesh_file):
     with pytest.raises(InputError, match="no dynamic orbit"):
         _render(tmp_path / "out", mesh_file, orbit="dynamic", elevation=90.0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("values", [{"frames": 84, "size": 2048}, {"frames": 128, "size": 1251}])
+def test_frames_that_could_not_be_read_again_are_refused(tmp_path, values):
+    """Alphas in files of their own count as the reader counts them."""
+    config = RenderConfig(meshes=(tmp_path / "a.glb",), output=tmp_path / "out", **values)
+    with pytest.raises(InputError, match="is not read again") as refused:
+        config.check_inputs()
+    side = int(refused.value.hint.split()[1])
+    dataclasses.replace(config, size=side).check_inputs()
+    dataclasses.replace(config, background="transparent").check_inputs()

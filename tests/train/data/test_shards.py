@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from sv3d_jax.errors import InputError
+from sv3d_jax.io import documents
 from sv3d_jax.progress import NullProgress
+from sv3d_jax.train.data import records
 from sv3d_jax.train.data import shards as module
 from sv3d_jax.train.data.records import read_index, write_shard
 from sv3d_jax.train.data.shards import OrbitShards, ShardBatches, ShardSampler, check_encoder, epoch_order
@@ -302,3 +304,13 @@ def test_a_link_that_stands_where_a_shard_is_written_is_not_followed(tmp_path):
         tmp_path / "a.arrayrecord"
     ).stat().st_size > 100
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.arrayrecord", "elsewhere"]
+
+
+def test_an_index_may_be_larger_than_other_files(tmp_path, monkeypatch):
+    """Ten million records are more than a hundred megabytes."""
+    write_shards(tmp_path, [numbered_record(number, 5) for number in range(3)], per_shard=2)
+    per_record = (tmp_path / "index.json").stat().st_size / 3
+    assert documents.MAX_JSON_BYTES < 10_000_000 * per_record < records.MAX_INDEX_BYTES
+    monkeypatch.setattr(records, "MAX_INDEX_BYTES", 20)
+    with pytest.raises(InputError, match=r"index\.json has more than"):
+        read_index(tmp_path)
