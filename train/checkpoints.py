@@ -153,8 +153,19 @@ class Checkpoints:
             read_only=self._read_only,
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-        with reading(self.directory, "is no folder of checkpoints", error=CheckpointError):
+        if self._read_only:
+            with reading(self.directory, "is no folder of checkpoints", error=CheckpointError):
+                return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        # It makes the folder and waits for the other processes; their end is not a fault of the folder.
+        try:
             return ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        except Exception as error:
+            if not (isinstance(error, OSError) or is_disk_full(error)):
+                raise
+            raise CheckpointError(
+                f"{self.directory}: checkpoints cannot be written: {_reason(error)}",
+                hint="is the disk full or read-only?",
+            ) from error
 
     @contextlib.contextmanager
     def _named_errors(self):
@@ -166,8 +177,7 @@ class Checkpoints:
                 self._manager.close()
             self._manager = self._open()  # removes partly written files
             raise CheckpointError(
-                f"{self.directory}: the checkpoint of step {step} could not be written: "
-                + ("no space left on the disk" if is_disk_full(error) else _first_line(error)),
+                f"{self.directory}: the checkpoint of step {step} could not be written: " + _reason(error),
                 hint="is the disk full or read-only? earlier checkpoints are kept",
             ) from error
 
@@ -289,6 +299,10 @@ def _checksums_of(arrays: Mapping[str, Array]) -> dict[str, int]:
 def _stored_names(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Orbax takes a slash for a folder; parameter names have no dots."""
     return {name.replace("/", "."): leaf for name, leaf in arrays.items()}
+
+
+def _reason(error: Exception) -> str:
+    return "no space left on the disk" if is_disk_full(error) else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
