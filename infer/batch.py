@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from sv3d_jax.devices import memory_in_use
+from sv3d_jax.devices import check_devices, memory_in_use
 from sv3d_jax.errors import OutOfMemory, is_out_of_memory
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.models.config import ModelConfig
@@ -39,6 +39,7 @@ class OrbitSampler:
         self._asked, self._model, self._cameras, self._progress = config, model, cameras, progress
         self._attempts = _attempts(config)
         self._devices = _devices(config, num_pictures)
+        check_devices(self._devices)
         self.pictures_at_once = config.batch or len(self._devices)
         self.plan = self._plan()
 

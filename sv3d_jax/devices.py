@@ -7,6 +7,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,11 +28,9 @@ SCATTER_LIMIT_S = 0.05  # native, `scatter_seconds` is about a millisecond; as a
 def open_device(name: str | None, keep_programs: bool) -> None:
     """Make `name` the default device (None: the best one), with compiled programs on disk if they are to be kept.
 
-    Raises InputError for a device that does not exist, SV3DError if one of several fails.
+    Raises InputError for a device that does not exist.
     """
     select_device(name)
-    if failure := device_failure():
-        raise failure
     if keep_programs:
         enable_compile_cache()
 
@@ -179,17 +178,33 @@ def scatter_seconds() -> float:
     return time.perf_counter() - start
 
 
+def check_devices(devices: Sequence[Any]) -> None:
+    """Raise SV3DError, which names them, if a small computation fails on some of the devices that share a work.
+
+    Each device compiles it, so a run that uses one of several does not call this.
+    """
+    if len(devices) > 1 and (failure := _failure(devices)):
+        raise failure
+
+
 def device_failure() -> SV3DError | None:
     """An error that names those devices on which a small computation fails; None where none does, or one is used."""
     import jax
-    import numpy as np
 
     try:
-        devices, failing = jax.local_devices(), []
+        devices = jax.local_devices()
     except RuntimeError:  # no backend starts, which is another error
         return None
     if jax.config.jax_default_device is not None or len(devices) == 1:
         return None
+    return _failure(devices)
+
+
+def _failure(devices: Sequence[Any]) -> SV3DError | None:
+    import jax
+    import numpy as np
+
+    failing = []
     for device in devices:
         try:
             jax.block_until_ready(jax.device_put(np.ones(8, np.float32), device) + 1)

@@ -299,15 +299,20 @@ def test_a_backend_named_in_the_environment_and_absent_is_explained():
 FAILING_DEVICE = """
 import sys, jax, sv3d_jax.doctor
 from sv3d_jax.cli import VERBS, Verb, main
+from sv3d_jax.devices import check_devices
 put = jax.device_put
 def failing(value, device=None, **options):
     if getattr(device, "id", None) == 2:
         raise jax.errors.JaxRuntimeError("INTERNAL: the memory of the device is gone")
     return put(value, device, **options)
 def run(config, progress):
+    if sys.argv[1] == "never used":
+        return {}
+    if sys.argv[1] == "before the work":
+        check_devices(jax.local_devices())
     jax.device_put = failing
     raise jax.errors.JaxRuntimeError("INTERNAL: something, somewhere")
-if sys.argv[1] == "at the start":
+if sys.argv[1] != "in the run":
     jax.device_put = failing
 sv3d_jax.doctor.run_toy = run
 VERBS["toy"] = Verb("", "doctor:DoctorConfig", "doctor:run_toy")
@@ -315,7 +320,7 @@ sys.exit(main(["toy", "--no-compile-cache", *sys.argv[2:]]))
 """
 
 
-@pytest.mark.parametrize("moment", ["at the start", "in the run"])
+@pytest.mark.parametrize("moment", ["before the work", "in the run"])
 def test_one_failing_device_of_several_is_named(moment):
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     command = [sys.executable, "-c", FAILING_DEVICE, moment]
@@ -325,9 +330,16 @@ def test_one_failing_device_of_several_is_named(moment):
     assert "hint: leave them out" in done.stderr
 
 
+def test_a_failing_device_ends_no_run_on_another():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    command = [sys.executable, "-c", FAILING_DEVICE, "never used"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_another_device_is_taken_where_one_fails():
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    command = [sys.executable, "-c", FAILING_DEVICE, "at the start", "--device", "cpu:1"]
+    command = [sys.executable, "-c", FAILING_DEVICE, "in the run", "--device", "cpu:1"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert "something, somewhere" in done.stderr and "devices fail" not in done.stderr
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax import signals
 from sv3d_jax.arrays import Array, Params
 from sv3d_jax.cost import step_flop_counter
-from sv3d_jax.devices import keep_freed_memory
+from sv3d_jax.devices import check_devices, keep_freed_memory
 from sv3d_jax.errors import CheckpointError, InputError, Preempted, SV3DError
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.parallel.devices import (
@@ -74,6 +74,7 @@ def run_train(config: TrainConfig, progress: Progress) -> dict[str, Any]:
         return dry_run(config)
     require_training_accelerator(config)
     check_recorders(config.watch)
+    check_devices(jax.local_devices())
     mesh = device_mesh(config.mesh)
     _check_batch(config, mesh)
     objective = _lead_first(functools.partial(make_objective, config, progress))
