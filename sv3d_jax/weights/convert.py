@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from sv3d_jax import signals
 from sv3d_jax.errors import InputError, OutputError, WeightsError, is_disk_full
+from sv3d_jax.io.outputs import require_space
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.weights.checkpoint import save_leaves
@@ -169,11 +170,7 @@ def _check_space(output: Path, needed: int) -> None:
         raise OutputError(
             f"{parent} does not exist, so {output} cannot be written", hint=f"mkdir -p {parent}"
         )
-    if (free := shutil.disk_usage(parent).free) < needed * 1.05:
-        raise OutputError(
-            f"{output} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free in {parent}",
-            hint="free some space, or write a narrower type: --dtype bfloat16",
-        )
+    require_space(output, int(1.05 * needed), "the converted model")
 
 
 @contextmanager

@@ -7,7 +7,6 @@ the tensors follow without gaps. Memory maps would count the whole file as resid
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.io.reading import open_file
+from sv3d_jax.io.documents import parse_json
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -136,20 +136,10 @@ class SafetensorsFile:
             raise self._fault("it is a JSON text, perhaps the answer of a server", _DOWNLOAD_AGAIN)
 
     def _header(self, text: bytes) -> dict:
-        def unique(pairs: list[tuple[str, object]]) -> dict:
-            found = dict(pairs)
-            if len(found) < len(pairs):
-                double = Counter(name for name, _ in pairs).most_common(1)[0][0]
-                raise self._fault(f"its header names {double!r} twice")
-            return found
-
-        try:
-            header = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
-        except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-            raise self._fault("its header is not JSON that can be read", _DOWNLOAD_AGAIN) from None
-        if not isinstance(header, dict):
+        if not text.startswith(b"{"):
             raise self._fault("its header is not a table of tensors", _DOWNLOAD_AGAIN)
-        return header
+        where = self._fault("its header").message
+        return parse_json(text, where, _DOWNLOAD_AGAIN, WeightsError)
 
     def _metadata(self, metadata: object) -> dict[str, str]:
         if isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values()):
