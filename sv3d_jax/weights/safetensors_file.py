@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from sv3d_jax.errors import WeightsError
-from sv3d_jax.io.reading import open_file
 from sv3d_jax.io.documents import parse_json
+from sv3d_jax.io.reading import open_file
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),

@@ -6,7 +6,9 @@ import struct
 import zipfile
 import zlib
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sv3d_jax.errors import CameraError, CheckpointError, InputError, WeightsError
 from sv3d_jax.io.documents import read_json
@@ -99,4 +101,38 @@ def test_files_are_read_up_to_a_size(tmp_path):
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name, read, error):
     os.mkfifo(tmp_path / name)
     with pytest.raises(error, match=f"{name}.* not a regular file"):
+        read(tmp_path / name)
+
+
+def write_mesh(path):
+    path.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+
+
+def write_grey(path):
+    Image.fromarray(np.full((40, 40), 300, np.uint16)).save(path)
+
+
+def write_sky(path):
+    path.write_bytes(b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 1 +X 1\n" + bytes([128, 64, 0, 129]))
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "read", "computing"),
+    [
+        ("a.obj", write_mesh, read_mesh, "sv3d_jax.io.meshes.merge_parts"),
+        ("a.png", write_grey, read_picture, "sv3d_jax.io.images._grey_8bit"),
+        ("a.hdr", write_sky, read_environment, "sv3d_jax.io.hdr._radiance"),
+    ],
+)
+def test_a_mistake_of_the_computing_is_not_told_as_a_damaged_file(
+    name, write, read, computing, tmp_path, monkeypatch
+):
+    write(tmp_path / name)
+    read(tmp_path / name)
+
+    def mistaken(*_):
+        raise ValueError("a mistake of ours")
+
+    monkeypatch.setattr(computing, mistaken)
+    with pytest.raises(ValueError, match="a mistake of ours"):
         read(tmp_path / name)
