@@ -19,7 +19,7 @@ import numpy as np
 from sv3d_jax import signals
 from sv3d_jax.config import to_plain
 from sv3d_jax.errors import InputError, OutputError, SV3DError
-from sv3d_jax.io.documents import json_checksum, read_json
+from sv3d_jax.io.documents import json_checksum, read_json, read_record
 from sv3d_jax.io.names import outside_reason
 
 RUN_FILE = "run.json"
@@ -385,11 +385,8 @@ def _holder(path: Path) -> str:
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     """The record of a run; None if the file is absent or damaged, so that what it recorded is made again."""
-    try:
-        record = read_json(path)
-    except InputError:
-        return None
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+    record = read_record(path)
+    if record is None or not isinstance(record.get("config"), dict):
         return None
     # Records of earlier versions have no checksum.
     if "crc32" in record and record.pop("crc32") != json_checksum(record):

@@ -14,7 +14,7 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import encode_moments
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import TrainConfig
-from sv3d_jax.train.data.orbits import OrbitAngles, OrbitPool, relative_angles
+from sv3d_jax.train.data.orbits import OrbitAngles, OrbitPool, pool_lock, relative_angles
 from sv3d_jax.train.losses import OrbitBatch, to_pixels
 
 ENCODE_BATCH = 168
@@ -72,6 +72,16 @@ class OrbitEncoder:
 
 def encode_pool(directory: Path, pool: OrbitPool, encoder: OrbitEncoder, progress: Progress) -> EncodedOrbits:
     """Latents of all shards: those in the folder, and the others, which are missing or damaged, encoded now."""
+    with pool_lock(directory):
+        parts = _encode_missing(directory, pool, encoder, progress)
+    latents, tokens = (np.concatenate([part[key] for part in parts]) for key in ("latents", "tokens"))
+    count = len(pool.orbits)
+    return EncodedOrbits(latents[:count], tokens[:count], pool.orbits)
+
+
+def _encode_missing(
+    directory: Path, pool: OrbitPool, encoder: OrbitEncoder, progress: Progress
+) -> list[dict[str, np.ndarray]]:
     name = encoder.fingerprint()[:12]
     shards = pool.shards()
     paths = [directory / f"latents-{name}-{index:05d}.npz" for index in range(len(shards))]
@@ -83,9 +93,7 @@ def encode_pool(directory: Path, pool: OrbitPool, encoder: OrbitEncoder, progres
             parts[index] = {"latents": latents, "tokens": tokens}
             write_arrays(paths[index], parts[index])
             progress.advance()
-    latents, tokens = (np.concatenate([part[key] for part in parts]) for key in ("latents", "tokens"))
-    count = len(pool.orbits)
-    return EncodedOrbits(latents[:count], tokens[:count], pool.orbits)
+    return parts
 
 
 class ViewIndices(NamedTuple):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.errors import InputError, is_out_of_memory, is_refused_by_system
@@ -88,12 +89,23 @@ class OrbitPool:
 
 
 def render_pool(directory: Path, config: DataConfig, progress: Progress | None = None) -> OrbitPool:
-    """Render the shards that are missing in the folder, then open it.
+    """Render the shards that are missing in the folder, then open it. Other runs that use the folder wait meanwhile.
 
     Raises InputError if the folder was rendered with other settings, or with settings that are not known any more.
     """
     progress = progress or NullProgress()
     directory.mkdir(parents=True, exist_ok=True)
+    with pool_lock(directory):
+        _render_missing(directory, config, progress)
+    return OrbitPool(directory, config)
+
+
+def pool_lock(directory: Path) -> FileLock:
+    """A context in which this run alone writes into a folder of rendered orbits, which several runs may share."""
+    return FileLock(directory / "orbits.lock")
+
+
+def _render_missing(directory: Path, config: DataConfig, progress: Progress) -> None:
     settings = dataclasses.asdict(config) | dict.fromkeys(("objects", "any_input", "validation"))
     index = directory / "orbits.json"
     found = read_record(index)
@@ -108,7 +120,8 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
             f"{directory} holds orbits rendered with other settings: {', '.join(names)}",
             hint="choose another folder with --data-dir",
         )
-    write_json(index, settings)
+    if found is None:
+        write_json(index, settings)
     missing = [path for path in _shard_paths(directory, config) if not _is_whole(path, config)]
     orbit_bytes = config.num_frames * config.size**2 * 3
     require_space(directory, len(missing) * SHARD_ORBITS * orbit_bytes, "the rendered data")
@@ -116,7 +129,6 @@ def render_pool(directory: Path, config: DataConfig, progress: Progress | None =
     for path in missing:
         _render_shard(path, config)
         progress.advance()
-    return OrbitPool(directory, config)
 
 
 def num_orbits(config: DataConfig) -> int:
