@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sv3d_jax import signals
 from sv3d_jax.config import nearest, to_plain
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError, is_out_of_memory
 from sv3d_jax.flags import read_flags
@@ -186,7 +185,6 @@ def _run(words: list[str]) -> int:
             elif config.compile_cache:
                 enable_compile_cache()  # says once, and not in each worker, if its folder cannot be used
         result = _named(verb.run)(config, progress)
-        signals.check()  # one that arrived after the last step
     if lead and (config.json or not verb.prints):
         _print_result(result, config.json)
     return 0 if result.get("ok", True) else 1

@@ -63,11 +63,13 @@ def runs(data: Path) -> dict[str, Run]:
             )
         ),
         "pack": Run(("data", "pack", str(data / "views"), "-o", "OUT")),
-        "convert": Run(("convert", "mini", "OUT", "--dtype", "float32"), result=_weights),
+        "convert": Run(("convert", "mini", "OUT", "--dtype", "float32", "--overwrite"), result=_weights),
         "convert, inside its writing": Run(
-            ("convert", "mini", "OUT", "--dtype", "float32"), ".OUT.tmp/OUT*", _weights
+            ("convert", "mini", "OUT", "--dtype", "float32", "--overwrite"), ".OUT.tmp/OUT*", _weights
         ),
-        "convert to a file": Run(("convert", "mini", "OUT.safetensors"), ".OUT.safetensors.tmp/OUT*"),
+        "convert to a file": Run(
+            ("convert", "mini", "OUT.safetensors", "--overwrite"), ".OUT.safetensors.tmp/OUT*"
+        ),
         "train": Run(
             ("train", "--config", str(data / "train.toml"), "-o", "OUT"),
             result=_last_checkpoint,

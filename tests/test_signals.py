@@ -125,21 +125,6 @@ sys.exit(cli.main(["toy"]))
     assert (process.returncode, errors) == (130, "sv3d: stopped; finished files are kept\n")
 
 
-def test_a_signal_after_the_last_step_is_not_lost():
-    process = script(
-        """
-import sv3d_jax.doctor
-def run(config, progress):
-    os.kill(os.getpid(), signal.SIGINT)
-    return {}
-sv3d_jax.doctor.run_toy = run
-cli.VERBS["toy"] = cli.Verb("", "doctor:DoctorConfig", "doctor:run_toy", uses_jax=False)
-sys.exit(cli.main(["toy"]))
-"""
-    )
-    assert process.communicate(timeout=DEADLINE_S)[0] == "" and process.returncode == 130
-
-
 def test_a_run_without_steps_is_ended_and_what_it_was_writing_removed(tmp_path):
     text = f"""
 path = Path({str(tmp_path / "half")!r})
