@@ -1,5 +1,6 @@
 """The pictures of a run: those that are named and those in folders, prepared for a model; unusable ones told apart."""
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -8,7 +9,7 @@ from pathlib import Path
 from sv3d_jax.cutout import Remover
 from sv3d_jax.errors import InputError
 from sv3d_jax.infer.config import OrbitConfig
-from sv3d_jax.io.cameras_file import CAMERAS_FILE
+from sv3d_jax.io.folders import orbit_of
 from sv3d_jax.io.images import PICTURE_SUFFIXES, read_mask, read_picture
 from sv3d_jax.io.outputs import RUN_FILE
 from sv3d_jax.models.config import ModelConfig
@@ -103,16 +104,16 @@ def find_pictures(given: Sequence[Path]) -> tuple[list[FoundPicture], list[str]]
 
 def _in_folder(folder: Path) -> Iterator[FoundPicture]:
     """The pictures directly inside a folder, by name; of the same name the suffix that comes first in the list."""
+    if (orbit := orbit_of(folder)) is not None:
+        what = "is an orbit" if orbit == folder else f"holds the pictures of the orbit {orbit}"
+        raise InputError(f"{folder} {what}", hint=f"sv3d reconstruct {shlex.quote(str(orbit))} -o DIR")
     files = [
         file for file in folder.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and file.name[0] != "."
     ]
     if not files:
-        is_orbit = (folder / CAMERAS_FILE).is_file()
         raise InputError(
             f"{folder} is a folder without pictures",
-            hint=f"it holds an orbit: sv3d reconstruct {folder} -o DIR"
-            if is_orbit
-            else f"pictures end in {', '.join(PICTURE_SUFFIXES)}",
+            hint=f"pictures end in {', '.join(PICTURE_SUFFIXES)}",
         )
     for file in sorted(
         files, key=lambda file: (file.stem, PICTURE_SUFFIXES.index(file.suffix.lower()), file.name)

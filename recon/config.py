@@ -1,5 +1,6 @@
 """Settings of the reconstruction; nothing here imports jax."""
 
+import shlex
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -290,6 +291,12 @@ class ReconstructVerbConfig(ReconstructConfig, CommonConfig):
         from sv3d_jax.weights.hub import find_weights
 
         check_views(self.orbit_dir)
+        folder = self.orbit_dir if self.orbit_dir.is_dir() else self.orbit_dir.parent
+        if self.output.resolve() == folder.resolve():
+            words = ["sv3d", "reconstruct", str(self.orbit_dir), "-o", f"{folder.resolve().name}_mesh"]
+            raise InputError(
+                f"{self.output} holds the orbit, results need another folder", hint=shlex.join(words)
+            )
         check_output_parent(self.output)
         if self.sds:
             find_weights(self.weights, self.variant)

@@ -8,13 +8,13 @@ import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sv3d_jax.config import nearest, to_plain
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError, is_out_of_memory
 from sv3d_jax.flags import read_flags
-from sv3d_jax.io.names import printable, refuse_address
+from sv3d_jax.io.names import printable
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Verb:
     help: str
     config: str
     run: str
-    inputs: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)  # settings, and a kind of `io/folders.py`
     uses_jax: bool = True  # from its first line on; others import it themselves when their inputs are checked
     prints: bool = False  # prints its result itself, except with --json
     processes: bool = False  # may run as several processes, of which the first prints
@@ -39,14 +39,14 @@ VERBS = {
         "pictures to orbits and meshes",
         "infer.config:GenerateConfig",
         "infer.generate:run_generate",
-        inputs=("images", "mask"),
+        inputs={"images": "pictures", "mask": "masks"},
         uses_jax=False,
     ),
     "orbit": Verb(
         "pictures to orbits: frames, cameras and a video",
         "infer.config:OrbitConfig",
         "infer.generate:run_orbit",
-        inputs=("images", "mask"),
+        inputs={"images": "pictures", "mask": "masks"},
         uses_jax=False,
     ),
     "bench": Verb(
@@ -56,7 +56,7 @@ VERBS = {
         "an orbit to a mesh",
         "recon.config:ReconstructVerbConfig",
         "recon.reconstruct:run_reconstruct",
-        inputs=("orbit_dir",),
+        inputs={"orbit_dir": "orbits"},
     ),
     "cameras": Verb(
         "print, plot or write a camera path",
@@ -87,26 +87,26 @@ VERBS = {
         "meshes to rendered orbits",
         "train.data.config:RenderConfig",
         "train.data.render:run_render",
-        inputs=("meshes", "hdr"),
+        inputs={"meshes": "meshes", "hdr": "environment maps"},
     ),
     "data import": Verb(
-        "orbits that Blender rendered to orbit folders",
+        "scenes of Blender, nerfstudio, instant-ngp or COLMAP to orbit folders",
         "train.data.config:ImportConfig",
         "train.data.scenes:run_import",
-        inputs=("orbits",),
+        inputs={"orbits": "scenes"},
         uses_jax=False,
     ),
     "data pack": Verb(
         "orbit folders to record shards for training",
         "train.data.config:PackConfig",
         "train.data.pack:run_pack",
-        inputs=("orbits", "validation"),
+        inputs={"orbits": "orbit folders", "validation": "orbit folders"},
     ),
     "data check": Verb(
         "find the defects of shards and orbit folders",
         "train.data.config:CheckConfig",
         "train.data.check:run_check",
-        inputs=("folder",),
+        inputs={"folder": "shards and orbits"},
         uses_jax=False,
     ),
     "eval orbit": Verb(
@@ -239,8 +239,9 @@ def _overview(verbs: Mapping[str, Verb]) -> str:
 
 
 EXIT_CODES = (
-    "exit codes: 0 done, 1 unexpected, 2 usage or bad input, 3 weights missing or wrong, 4 out of memory,\n"
-    "5 disk full or output not writable, 75 stopped but saved (run again), 130 Ctrl-C"
+    "exit codes: 0 done, 1 unexpected or defects found, 2 usage or bad input, 3 weights missing or wrong,\n"
+    "4 out of memory, 5 disk full, output not writable or in use by another run,\n"
+    "75 stopped by SIGTERM (run again), 130 Ctrl-C"
 )
 
 
@@ -252,14 +253,11 @@ def _named(place: str) -> Any:
 
 def _check_inputs(verb: Verb, config: Any) -> None:
     """Raise an SV3DError for files that are absent or cannot be what they should, before anything slow starts."""
-    for name in verb.inputs:
+    for name, kind in verb.inputs.items():
         value = getattr(config, name)
         for path in value if isinstance(value, tuple) else (value,):
             if not path.exists():
-                refuse_address(path)
-                beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-                hint = nearest(path.name, beside)
-                raise InputError(f"there is no {path}", hint=hint if hint.startswith("did") else None)
+                raise _named("io.folders:absent")(path, kind)
     config.check_inputs()
 
 

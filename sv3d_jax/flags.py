@@ -47,9 +47,14 @@ def _check_output_given(name: str, cls: type, arguments: Sequence[str], settings
         return
     words = [*arguments, "-o", "DIR"]
     if len(arguments) == 2 and not any(word.startswith("-") for word in arguments):
-        given, place = sorted(arguments, key=lambda word: not os.path.isfile(word))  # either may come first
+        given, place = sorted(arguments, key=_is_no_input)  # either may come first
         words = [given, "-o", place]
     raise InputError("-o DIR is needed, the folder of the results", hint=" ".join(["sv3d", name, *words]))
+
+
+def _is_no_input(word: str) -> tuple[bool, bool]:
+    """A key that sorts files first, then folders, then what does not exist."""
+    return not os.path.isfile(word), not os.path.isdir(word)
 
 
 def _with_current_names(cls: type, arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 # Words, exit code, what the sentence says, what the hint says. The folder holds figure.png (cut out), photo.jpg (not),
-# the folder `pictures` with one picture, `orbits` with the orbit `one`, and `empty`.
+# the folder `pictures` with one picture, `orbits` with the orbit `one`, `scene` without its picture, and `empty`.
 MISTAKES = {
     "no output": ("generate figure.png", 2, "-o DIR is needed", "sv3d generate figure.png -o DIR"),
     "output first": ("generate out figure.png", 2, "-o DIR is needed", "sv3d generate figure.png -o out"),
@@ -36,9 +36,68 @@ MISTAKES = {
     "orbit for a picture": (
         "generate orbits/one -o out",
         2,
-        "without pictures",
-        "sv3d reconstruct orbits/one",
+        "orbits/one is an orbit",
+        "sv3d reconstruct orbits/one -o DIR",
     ),
+    "pictures of an orbit": (
+        "orbit orbits/one/frames -o out",
+        2,
+        "holds the pictures of the orbit orbits/one",
+        "sv3d reconstruct orbits/one -o DIR",
+    ),
+    "orbit to import": (
+        "data import orbits/one -o out",
+        2,
+        "is an orbit already",
+        "sv3d data pack orbits/one -o DIR",
+    ),
+    "orbits to import": ("data import orbits -o out", 2, "holds orbits already", "sv3d data pack orbits -o"),
+    "scene without its pictures": (
+        "data import scene -o out -q",
+        2,
+        "does not exist",
+        "none of the 1 pictures is there: copy them to where the scene names them",
+    ),
+    "results into the orbit": (
+        "reconstruct orbits/one -o orbits/one",
+        2,
+        "holds the orbit, results need another folder",
+        "sv3d reconstruct orbits/one -o one_mesh",
+    ),
+    "results into the orbit, overwritten": (
+        "reconstruct orbits/one/cameras.json -o orbits/one --overwrite",
+        2,
+        "holds the orbit, results need another folder",
+        "-o one_mesh",
+    ),
+    "output before the folder": ("reconstruct new orbits", 2, "-o DIR", "sv3d reconstruct orbits -o new"),
+    "absent picture": ("generate nofolder -o out", 2, "no nofolder; looked in /", "there: figure.png, photo"),
+    "misspelt picture": ("generate figur.png -o out", 2, "no figur.png;", "did you mean figure.png?"),
+    "absent orbit": ("reconstruct no -o out", 2, "no no; looked in /", "orbits there: scene"),
+    "absent orbit to pack": ("data pack no -o out", 2, "no no; looked in /", "sv3d orbit PICTURE -o DIR"),
+    "mesh to pack": (
+        "data pack orbits/box.glb -o out",
+        2,
+        "no orbit",
+        "sv3d data render orbits/box.glb -o DIR",
+    ),
+    "scene to pack": ("data pack scene -o out", 2, "no orbit", "sv3d data import scene -o DIR"),
+    "misspelt orbit": ("reconstruct orbits/on -o out", 2, "no orbits/on; ", "did you mean orbits/one?"),
+    "absent data": ("data check nofolder", 2, "no nofolder; looked in /", "that sv3d data pack"),
+    "nothing to check": ("data check empty", 2, "neither shards nor orbits", "cameras.json"),
+    "pictures to check": (
+        "data check pictures",
+        2,
+        "neither shards nor orbits",
+        "sv3d orbit pictures -o DIR",
+    ),
+    "no elevation": (
+        "cameras --elevation",
+        2,
+        "--elevation needs a number, or one for each of 21 frames",
+        "--elevation 10",
+    ),
+    "no azimuths": ("cameras --azimuths", 2, "--azimuths needs a number for each of 21", "steps are even"),
     "empty folder": ("generate empty -o out", 2, "a folder without pictures", "pictures end in .png"),
     "picture for a mesh": ("data render figure.png -o out", 2, "not a mesh file", "sv3d orbit figure.png"),
     "folder without meshes": ("data render pictures -o out", 2, "holds no mesh", ".glb"),
@@ -76,6 +135,7 @@ MISTAKES = {
     "disk full in training": ("FULL train -o out", 5, "MB are free", "free some space"),
     "disk full in rendering": ("FULL data render orbits/box.glb -o out", 5, "MB are free", "free some space"),
 }
+SCENE = {"camera_angle_x": 0.6, "frames": [{"file_path": "a.png", "transform_matrix": np.eye(4).tolist()}]}
 SCRIPT = """
 import contextlib, io, json, sys
 sys.modules["jax"] = None  # importing it fails
@@ -101,6 +161,8 @@ def ends(tmp_path_factory) -> tuple[Path, dict[str, tuple[int, str]]]:
         (place / folder).mkdir(parents=True)
     (place / "orbits" / "one" / "cameras.json").write_text("{}")
     (place / "orbits" / "box.glb").touch()
+    (place / "scene").mkdir()
+    (place / "scene" / "transforms.json").write_text(json.dumps(SCENE))
     (place / "figure.png").write_bytes((ROOT / "examples" / "figure.png").read_bytes())
     (place / "pictures" / "figure.png").write_bytes((ROOT / "examples" / "figure.png").read_bytes())
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
@@ -130,5 +192,5 @@ def test_a_mistake_ends_in_a_sentence_and_something_to_do_without_jax(ends, name
 
 
 def test_mistakes_leave_nothing_behind(ends):
-    kept = {"empty", "pictures", "orbits", "figure.png", "photo.jpg"}
+    kept = {"empty", "pictures", "orbits", "scene", "figure.png", "photo.jpg"}
     assert {path.name for path in ends[0].iterdir()} == kept

@@ -42,10 +42,19 @@ class PathConfig(Settings):
         """
         from sv3d_jax.cameras.orbit import make_orbit
 
+        frames = trained_frames if self.frames is None else self.frames
+        if self.elevation == ():
+            raise InputError(
+                f"--elevation needs a number, or one for each of {frames} frames", hint="--elevation 10"
+            )
+        if self.azimuths == ():
+            raise InputError(
+                f"--azimuths needs a number for each of {frames} frames", hint="without it the steps are even"
+            )
         several = isinstance(self.elevation, tuple)
         return make_orbit(
             self.orbit,
-            trained_frames if self.frames is None else self.frames,
+            frames,
             10.0 if several else self.elevation,
             self.seed,
             self.azimuths,

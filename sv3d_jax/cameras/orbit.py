@@ -229,9 +229,10 @@ def _listed(given: ArrayLike | float, name: str, num_frames: int, limit: float =
     if name == "elevations_deg" and len(values) == 1:
         values = values * num_frames
     if len(values) != num_frames:
+        fits = MIN_FRAMES <= len(values) <= MAX_FRAMES
         raise CameraError(
             f"{name} needs num_frames={num_frames} values, got {len(values)}",
-            hint=f"give --frames {len(values)} or a list of {num_frames} angles",
+            hint=f"give {f'--frames {len(values)} or ' if fits else ''}a list of {num_frames} angles",
         )
     return _angles(values, name, limit)
 

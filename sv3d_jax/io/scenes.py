@@ -146,7 +146,7 @@ def read_scene(source: Path) -> Scene:
     """Read what `find_scene` found and undistort its pictures. Raises InputError and CameraError, naming the view."""
     views, absent = read_transforms(source) if source.is_file() else read_colmap(source)
     if not views:
-        raise InputError(absent[0], hint="none of the pictures exists")
+        raise InputError(absent[0], hint=_where_expected(source, len(absent)))
     poses = np.stack([view.camera_to_world for view in views])
     looked_at(poses, [f"{source}: {view.name}" for view in views])
     first = views[0].picture.rgb.shape
@@ -175,6 +175,15 @@ def read_scene(source: Path) -> Scene:
         center_px=np.array([view.lens.center_px for view in views]),
         absent=absent,
         undistorted=distortion,
+    )
+
+
+def _where_expected(source: Path, count: int) -> str:
+    """What to do where none of a scene's pictures is there."""
+    folder = source.parent if source.is_file() else source
+    return (
+        f"none of the {count} pictures is there: copy them to where the scene names them, below"
+        f" {folder.absolute()}"
     )
 
 

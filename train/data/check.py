@@ -11,6 +11,7 @@ import numpy as np
 from sv3d_jax.cameras.pose import look_at, looked_at
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.cameras_file import CAMERAS_FILE, camera_lenses, camera_poses, frame_column, read_cameras
+from sv3d_jax.io.folders import check_data
 from sv3d_jax.io.orbits import read_frame
 from sv3d_jax.io.outputs import RUN_FILE, STAGES_FILE
 from sv3d_jax.progress import NullProgress, Progress
@@ -35,8 +36,7 @@ POSE_TOLERANCE = 1e-4  # difference of a camera matrix from that of its angles, 
 def run_check(config: CheckConfig, progress: Progress | NullProgress) -> dict[str, Any]:
     """The verb `data check`."""
     folder = config.folder
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder", hint="give shards, an orbit, or a folder of orbits")
+    check_data(folder)
     packed = (folder / INDEX_FILE).exists() or any(folder.glob(f"*{SHARD_SUFFIX}*"))
     if packed:
         checked, defects = "shards", list(shard_defects(folder, progress))
@@ -85,8 +85,6 @@ def _all_orbit_defects(folder: Path, progress: Progress | NullProgress) -> Itera
     # Complete orbits have the first file, incomplete ones at least the second.
     marks = [*folder.rglob(CAMERAS_FILE), *folder.rglob(STAGES_FILE)]
     orbits = sorted({mark.parent for mark in marks})
-    if not orbits:
-        yield f"{folder} holds neither shards nor orbits"
     progress.stage("check", total=len(orbits))
     for orbit in orbits:
         yield from orbit_defects(orbit)

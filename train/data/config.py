@@ -90,6 +90,14 @@ class ImportConfig(CommonConfig):
     up: Literal["auto", "y", "z"] = "auto"
     """axis of the scene that points up; auto: z, and for COLMAP's models the way up that the cameras have in common"""
 
+    def check_inputs(self) -> None:
+        """Raise an SV3DError for an orbit, which needs no import, or an output that cannot be written."""
+        from sv3d_jax.io.folders import refuse_orbits
+        from sv3d_jax.io.outputs import check_output_parent
+
+        refuse_orbits(self.orbits)
+        check_output_parent(self.output)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig(CommonConfig):
@@ -123,6 +131,15 @@ class PackConfig(CommonConfig):
                 f"--backgrounds {' '.join(self.backgrounds)}: give white, random or both, once each"
             )
 
+    def check_inputs(self) -> None:
+        """Raise an SV3DError for paths without orbits, or an output that cannot be written."""
+        from sv3d_jax.io.folders import find_orbits
+        from sv3d_jax.io.outputs import check_output_parent
+
+        find_orbits(self.orbits)
+        find_orbits(self.validation)
+        check_output_parent(self.output)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(CommonConfig):
@@ -130,3 +147,9 @@ class CheckConfig(CommonConfig):
 
     folder: Annotated[Path, POSITIONAL]
     """shards, an orbit, or a folder of orbits"""
+
+    def check_inputs(self) -> None:
+        """Raise InputError for a folder that holds neither."""
+        from sv3d_jax.io.folders import check_data
+
+        check_data(self.folder)

@@ -16,6 +16,7 @@ from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.cameras_file import CAMERAS_FILE
 from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.folders import find_orbits
 from sv3d_jax.io.orbits import OrbitFrames, read_orbit
 from sv3d_jax.io.outputs import OutputFolder, write_json
 from sv3d_jax.plan import checked_size
@@ -64,26 +65,6 @@ def run_pack(config: PackConfig, progress: Progress | NullProgress) -> dict[str,
     for reason in facts["left_out"]:
         progress.note(f"left out: {reason}")
     return result | facts
-
-
-def find_orbits(paths: tuple[Path, ...]) -> dict[str, Path]:
-    """Orbit folders by name, sorted within each path; a path is an orbit folder or contains some at any depth.
-
-    Raises InputError if a path contains none, or if two have the same name.
-    """
-    found: dict[str, Path] = {}
-    for path in paths:
-        if (path / CAMERAS_FILE).is_file():
-            orbits = {path.absolute().name: path}
-        else:
-            places = sorted(file.parent for file in path.rglob(CAMERAS_FILE))
-            orbits = {place.relative_to(path).as_posix(): place for place in places}
-        if not orbits:
-            raise InputError(f"{path} holds no orbit", hint=f"an orbit is a folder with a {CAMERAS_FILE}")
-        for name, orbit in orbits.items():
-            if found.setdefault(name, orbit) != orbit:
-                raise InputError(f"two orbits are called {name}: {found[name]} and {orbit}")
-    return found
 
 
 def over_color(orbit: OrbitFrames, color: np.ndarray) -> np.ndarray:

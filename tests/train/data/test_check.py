@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sv3d_jax.errors import InputError
 from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.data.check import run_check
 from sv3d_jax.train.data.config import CheckConfig
@@ -165,9 +166,9 @@ def test_a_missing_frame_of_cameras_and_a_begun_orbit_are_named(orbit):
     assert any("frames[1] names no file" in defect for defect in defects)
 
 
-def test_a_folder_without_anything_is_a_defect(tmp_path):
-    [defect] = check(tmp_path)
-    assert "holds neither shards nor orbits" in defect
+def test_a_folder_without_anything_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds neither shards nor orbits"):
+        check(tmp_path)
 
 
 def test_an_elevation_that_no_camera_has_is_a_defect(tmp_path):
