@@ -12,7 +12,6 @@ import numpy as np
 from sv3d_jax.devices import cache_directory
 from sv3d_jax.errors import InputError, SV3DError, WeightsError
 from sv3d_jax.io.documents import read_json
-from sv3d_jax.io.names import refuse_address
 from sv3d_jax.io.outputs import write_json
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.families import FAMILIES
@@ -26,6 +25,7 @@ from sv3d_jax.weights.source import (
     MODEL_FILE,
     PARAMS_FOLDER,
     WeightsSource,
+    absent_weights,
     cast,
     open_weights,
 )
@@ -94,8 +94,7 @@ def find_weights(source: str, variant: str = "auto") -> Path:
         return path
     if _HUB_ID.fullmatch(source) and path.suffix != ".safetensors":
         return _from_hub(source, variant)
-    refuse_address(source, WeightsError)
-    raise _not_found(source, [str(path.absolute())])
+    raise absent_weights(path, "the same command with --weights sv3d_p.safetensors")
 
 
 def write_shipped(params: Mapping[str, Any], config: ModelConfig, directory: Path | str) -> None:
@@ -190,11 +189,11 @@ def _hub_error(error: OSError, source: str, searched: list[str], command: str) -
     return WeightsError(f"{page} answered HTTP {status}", hint=f"try again later: {command}")
 
 
-def _not_found(source: str, searched: list[str], command: str | None = None) -> WeightsError:
+def _not_found(source: str, searched: list[str], command: str) -> WeightsError:
     places = "; ".join(searched)
     return WeightsError(
         f"no weights {source}; searched: {places}",
-        hint=f"with a network: {command or 'hf download stabilityai/sv3d sv3d_p.safetensors --local-dir .'}",
+        hint=f"with a network: {command}; then the same command again",
     )
 
 

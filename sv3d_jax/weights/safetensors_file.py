@@ -46,6 +46,32 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 # in a header of 0.4 MB; a trainer's file may hold them several times, with pages of metadata.
 MAX_HEADER_BYTES, MAX_TENSORS = 25_000_000, 50_000
 _PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle")
+_SIGNATURES = (
+    (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
+    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"GIF8", "a GIF picture"),
+    (b"RIFF", "a WebP picture or another RIFF file"),
+    (b"II*\x00", "a TIFF picture"),
+    (b"MM\x00*", "a TIFF picture"),
+    (b"glTF", "a GLB mesh"),
+    (b"ply\n", "a PLY mesh"),
+    (b"ply\r\n", "a PLY mesh"),
+    (b"%PDF", "a PDF document"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
+    (b"Rar!\x1a\x07", "a RAR archive"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"GGUF", "a GGUF model, which is quantized"),
+    (b"\x7fELF", "a program"),
+)
+GET_SV3D = (
+    "SV3D's own weights, whose licence is accepted at https://huggingface.co/stabilityai/sv3d: hf auth login && "
+    "hf download stabilityai/sv3d sv3d_p.safetensors --local-dir ."
+)
 _DOWNLOAD_AGAIN = "the file is damaged or was not fetched whole: download it again"
 
 
@@ -121,6 +147,9 @@ class SafetensorsFile:
     def _sniff(self, start: bytes) -> None:
         """Refuse, by name, what people most often have in place of a weights file."""
         text = start.lstrip().lower()
+        kind = next((kind for mark, kind in _SIGNATURES if start.startswith(mark)), None)
+        if kind is not None and start[8:9] != b"{":  # else the mark is the length of a header
+            raise WeightsError(f"{self.path} is {kind}, not a file of weights", GET_SV3D)
         if start.startswith(b"version https://git-lfs"):
             raise self._fault("it is a Git LFS pointer, not the file itself", "fetch the file: git lfs pull")
         if text.startswith((b"<!doctype", b"<html", b"<?xml")):

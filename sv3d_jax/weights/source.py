@@ -4,18 +4,19 @@ A source is a safetensors file, a folder of such files with an index or with `mo
 folder with `model.toml` and an Orbax checkpoint. Names and shapes are checked before any value is read.
 """
 
+import difflib
 import hashlib
 import json
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 
-from sv3d_jax.config import nearest
 from sv3d_jax.errors import WeightsError
 from sv3d_jax.io.names import refuse_address
 from sv3d_jax.io.reading import open_file
@@ -24,18 +25,18 @@ from sv3d_jax.models.families import FAMILIES, family_of_width
 from sv3d_jax.weights.checkpoint import SavedTree
 from sv3d_jax.weights.key_map import PREFIXES, Shape, infer_config, is_extra, model_parameters
 from sv3d_jax.weights.layouts import QUANTIZATION_METADATA, read_layout
-from sv3d_jax.weights.safetensors_file import WIDER_FILE, SafetensorsFile, TensorInfo, refuse_pickle
+from sv3d_jax.weights.safetensors_file import GET_SV3D, WIDER_FILE, SafetensorsFile, TensorInfo, refuse_pickle
 from sv3d_jax.weights.shards import TensorFiles, open_files
 
 MODEL_FILE = "model.toml"
 PARAMS_FOLDER = "params"
+MAX_SEARCHED = 1000  # files beside absent weights, for a hint
 EXTRA_FILE = "extra.safetensors"
 FLOAT_DTYPES = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-_GET_SV3D = "the published weights: hf download stabilityai/sv3d sv3d_p.safetensors"
 _MERGE_LORA = (
     "a LoRA is a change to a model: merge it into the whole SV3D file with the program that trained it (kohya:"
     " merge_lora, PEFT: merge_and_unload, diffusers: fuse_lora), save that as .safetensors and name it here"
@@ -80,12 +81,7 @@ def open_weights(
     """
     path = Path(path)
     if not path.exists():
-        refuse_address(path, WeightsError)
-        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = nearest(path.name, beside)
-        raise WeightsError(
-            f"there are no weights at {path}", hint=hint if hint.startswith("did") else _GET_SV3D
-        )
+        raise absent_weights(path, "name sv3d_p.safetensors in place of it")
     if (path / PARAMS_FOLDER).is_dir():
         if ema:
             raise WeightsError(f"{path} holds no averages (EMA) of its weights", hint="leave out --ema")
@@ -98,6 +94,30 @@ def open_weights(
     for remark in source.remarks:
         warnings.warn(remark, stacklevel=1)  # one place, so that each is said once
     return source
+
+
+def absent_weights(path: Path, after: str) -> WeightsError:
+    """The error for weights that do not exist: where was looked, the likely name or how to get some.
+
+    `after` says what to do with downloaded ones. Raises WeightsError for a web address.
+    """
+    refuse_address(path, WeightsError)
+    folder = path.parent
+    beside = islice(folder.iterdir(), MAX_SEARCHED) if folder.is_dir() else ()
+    names = [item.name for item in beside if _may_be_weights(item)]
+    close = difflib.get_close_matches(
+        path.name, [*names, *(["mini"] if path == Path(path.name) else [])], n=1
+    )
+    hint = f"did you mean {folder / close[0]}?" if close else f"{GET_SV3D}; then {after}"
+    return WeightsError(f"there are no weights {path}; searched: {path.absolute()}", hint=hint)
+
+
+def _may_be_weights(path: Path) -> bool:
+    """Whether a path has the name of a weights file, or is a folder with what this program writes."""
+    of_ours = (MODEL_FILE, PARAMS_FOLDER, "checkpoints")
+    return path.suffix == ".safetensors" or (
+        path.is_dir() and any((path / name).exists() for name in of_ours)
+    )
 
 
 def open_tensors(path: Path, ema: bool = False) -> "PublishedTensors | None":
@@ -173,7 +193,7 @@ class _FileSource:
         shapes = {name: info.shape for name, info in self.tensors.items()}
         # A model that is described may be of any family; a file that is not must be of one that its width tells.
         if tensors.described is None and stored is None and (problem := _other_model(shapes)):
-            raise WeightsError(f"{path} is not an SV3D model: it is {problem}", hint=_GET_SV3D)
+            raise WeightsError(f"{path} is not an SV3D model: it is {problem}", hint=GET_SV3D)
         try:
             self.config = tensors.described or inferred_config(shapes, stored)
         except (KeyError, ValueError, ZeroDivisionError, IndexError):
@@ -253,7 +273,7 @@ def _no_weights(path: Path) -> WeightsError:
             hint=f"name the file itself: {path / found[0]}",
         )
     if (path / "model_index.json").exists():
-        return WeightsError(f"{path} is a diffusers folder, whose layout is not read", hint=_GET_SV3D)
+        return WeightsError(f"{path} is a diffusers folder, whose layout is not read", hint=GET_SV3D)
     for file in files:
         refuse_pickle(file)
     return WeightsError(
@@ -353,12 +373,12 @@ def _not_a_model(path: Path, shapes: Mapping[str, Shape]) -> WeightsError:
     if has_frames and absent:
         return WeightsError(
             f"{path} is not a whole SV3D model: it has no {', no '.join(absent)}",
-            hint=f"take the missing parts from {_GET_SV3D}",
+            hint=f"they are in {GET_SV3D}",
         )
     if has_frames:
         return WeightsError(
             f"{path} is not a whole SV3D model: tensors are missing from which its widths follow",
-            hint=f"download it again: {_GET_SV3D}",
+            hint=GET_SV3D,
         )
     if not any(name.startswith(unet) for name in names) and starts & {"input_blocks", "down_blocks"}:
         kind = "a bare UNet in diffusers' names" if "down_blocks" in starts else "a bare UNet"
@@ -374,6 +394,4 @@ def _not_a_model(path: Path, shapes: Mapping[str, Shape]) -> WeightsError:
         found = "an image diffusion model without a time axis, such as Stable Diffusion"
     else:
         found = f"something else, its {len(names)} tensors begin with {_few(names)}" if names else "empty"
-    return WeightsError(
-        f"{path} is not an SV3D model: it is {found}", hint="SV3D: hf download stabilityai/sv3d"
-    )
+    return WeightsError(f"{path} is not an SV3D model: it is {found}", hint=GET_SV3D)

@@ -40,4 +40,4 @@ def test_a_folder_called_mini_goes_before_the_shipped_one(shipped, tmp_path):
 
 def test_no_other_name_is_looked_up(shipped, capsys):
     assert main(["convert", "minni", "out.safetensors"]) == 3
-    assert "there are no weights at minni" in capsys.readouterr().err
+    assert "there are no weights minni; searched: " in capsys.readouterr().err

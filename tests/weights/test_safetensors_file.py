@@ -104,6 +104,8 @@ BAD_FILES = {
     ),
     "login page": (b"\n<!DOCTYPE html>\n<html><head><title>Log in</title>", "web page"),
     "server's answer": (b'{"error": "Access to model is restricted"}', "JSON text"),
+    "picture": (b"\xff\xd8\xff\xe0" + bytes(100), "is a JPEG picture, not a file of weights"),
+    "archive": (b"\x1f\x8b\x08" + bytes(100), "is a gzip archive, not a file of weights"),
     "zip of torch": (b"PK\x03\x04" + bytes(100), "zip archive"),
     "pickle": (b"\x80\x02}q\x00(X\x05\x00\x00\x00state", "Python pickle"),
 }
@@ -116,6 +118,12 @@ def test_bad_file_is_refused_by_its_fault_and_name(tmp_path, content, says):
     with pytest.raises(WeightsError, match=says) as caught:
         SafetensorsFile(path)
     assert str(path) in caught.value.message
+
+
+def test_a_header_whose_length_reads_as_the_mark_of_an_archive_is_read(tmp_path):
+    header = b"{}".ljust(int.from_bytes(b"\x1f\x8b", "little"))
+    (tmp_path / "x.safetensors").write_bytes(raw_file(header))
+    assert SafetensorsFile(tmp_path / "x.safetensors").tensors == {}
 
 
 @pytest.mark.parametrize("fault", ["data cut", "trailing bytes", "header cut", "overlap", "not JSON"])

@@ -133,7 +133,7 @@ def test_crowd_of_empty_tensors_is_refused_at_once(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(raw_file({f"tensor.{index}": entry for index in range(200_000)}))
     start = time.process_time()
-    with pytest.raises(WeightsError, match="its 200000 tensors begin with 'tensor.0', 'tensor.1'"):
+    with pytest.raises(WeightsError, match="its header names 200000 tensors, more than"):
         open_weights(path)
     assert time.process_time() - start < 20
 
@@ -159,7 +159,7 @@ def test_model_file_that_cannot_be_read_is_refused_by_its_name(tmp_path, content
 
 
 def test_absent_path_is_a_weights_error(tmp_path):
-    with pytest.raises(WeightsError, match="no weights at"):
+    with pytest.raises(WeightsError, match="no weights .*nothing; searched: /"):
         open_weights(tmp_path / "nothing")
 
 
