@@ -77,7 +77,11 @@ def make_objective(config: TrainConfig, progress: Progress) -> Objective:
     if config.data.shards:
         return _packed_unet(config, model, config.data.shards, progress)
     check_picture_size(config, model)
-    pool = render_pool(config.data_dir or config.output / "data", config.data, progress)
+    folder, data = config.data_dir or config.output / "data", config.data
+    progress.note(
+        f"no --data.shards: {data.objects} procedural objects ({data.family}) are rendered into {folder}"
+    )
+    pool = render_pool(folder, data, progress)
     if config.objective == "autoencoder":
         return _autoencoder(config, model, pool)
     if config.objective == "tower":

@@ -27,6 +27,7 @@ STAGES_FILE = ".stages.json"
 SCRATCH_FOLDER = ".work"
 LOCK_FILE = ".lock"
 LEAST_SPACE = 1_000_000  # bytes of the smallest results
+MAX_DIFFERENCES = 3  # settings that a message names
 # What the verbs make inside their output folders besides files that are replaced whole. None of it may be a link: what
 # is written there would go elsewhere.
 OWN_PLACES = (
@@ -260,8 +261,11 @@ class OutputFolder:
         if earlier is not None:
             earlier = {self._renamed.get(name, name): value for name, value in earlier.items()}
         if earlier is not None and earlier != self.config:
+            found = _differences(earlier, self.config)
+            more = len(found) - MAX_DIFFERENCES
+            shown = "; ".join(found[:MAX_DIFFERENCES]) + (f" and {more} more" if more > 0 else "")
             raise InputError(
-                f"{self.directory} holds a run with other settings: {'; '.join(_differences(earlier, self.config))}",
+                f"{self.directory} holds a run with other settings: {shown}",
                 hint="choose another folder with -o, or --overwrite to start again",
             )
 

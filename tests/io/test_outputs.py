@@ -146,6 +146,14 @@ def test_other_settings_are_refused_with_what_differs(tmp_path):
     assert caught.value.exit_code == 2 and "--overwrite" in caught.value.hint
 
 
+def test_of_many_settings_that_differ_three_are_named(tmp_path):
+    run(tmp_path / "out")
+    with pytest.raises(
+        InputError, match=r"steps was 50, is 9; a was None, is 1; b was None, is 2 and 3 more$"
+    ):
+        run(tmp_path / "out", {**CONFIG, "steps": 9, "a": 1, "b": 2, "c": 3, "d": 4, "e": 5})
+
+
 def test_overwrite_begins_afresh_and_removes_only_its_own_files(tmp_path):
     run(tmp_path / "out")
     (tmp_path / "out" / "mine.txt").write_text("mine")

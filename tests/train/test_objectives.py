@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from sv3d_jax.train.config import EVALUATION_SEED, DataConfig
+from sv3d_jax.progress import NullProgress
+from sv3d_jax.train import objectives
+from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
 from sv3d_jax.train.data.latents import EncodedOrbits, OrbitEncoder, whole_orbits
 from sv3d_jax.train.data.orbits import nth_orbit, training_orbit
 from sv3d_jax.train.objectives import noisy_inputs, validation_orbits
@@ -61,3 +63,17 @@ def test_a_row_has_the_same_noise_whoever_loads_it(encoder, drawn):
     part = noisy_inputs(batch._replace(latents=batch.latents[2:]), images[2:], seeds[2:], encoder, -3.0, 0.5)
     np.testing.assert_array_equal(part.cond_aug, whole.cond_aug[2:])
     np.testing.assert_allclose(part.input_latents, whole.input_latents[2:], atol=1e-5)  # another batch size
+
+
+def test_training_without_shards_says_at_the_start_where_its_data_go(tmp_path, monkeypatch):
+    class Kept(NullProgress):
+        def note(self, text: str) -> None:
+            notes.append(text)
+
+    notes = []
+    monkeypatch.setattr(objectives, "render_pool", lambda *_: pytest.fail(notes[0]))
+    config = TrainConfig(output=tmp_path / "run", model="mini", objective="autoencoder")
+    with pytest.raises(pytest.fail.Exception) as caught:
+        objectives.make_objective(config, Kept())
+    assert "no --data.shards: 6144 procedural objects (figures) are rendered into" in str(caught.value)
+    assert str(tmp_path / "run" / "data") in str(caught.value)
