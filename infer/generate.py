@@ -17,6 +17,7 @@ from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from sv3d_jax.infer.pictures import RunPicture, prepare_pictures
 from sv3d_jax.io.documents import read_record
 from sv3d_jax.io.images import require_readable
+from sv3d_jax.io.inputs import refuse_overwriting
 from sv3d_jax.io.outputs import RUN_FILE, OutputFolder, check_output_parent, require_space, write_json
 from sv3d_jax.io.video import available_format
 from sv3d_jax.models.config import ModelConfig
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from sv3d_jax.pipeline import Pipeline
 
 NOT_IN_RESULT = ("batch", "low_memory", "auto_fit", "skip_broken")  # settings that do not change the result
+BESIDE_FRAMES = ("input.png", "orbit.*")  # that `Orbit.save` writes
+BESIDE_MESH = ("mesh.*", "turntable.*", "relit.*", "albedo.png", "normals.png", "comparison.png")
 LEAST_SHARE = 0.1  # of the bytes of raw frames that an orbit takes on disk, at least
 ORBIT_STAGES = ["load", "preprocess", "compile", "sample", "decode", "write"]
 MINI_NOTE = (
@@ -83,6 +86,7 @@ def _run(
     check_output_parent(config.output)
     pictures, left_out = prepare_pictures(config, model, size, progress)
     jobs = [_Job(picture, _folder(config, picture, settings)) for picture in pictures]
+    _refuse_overwriting(config, jobs, reconstruction is not None)
     batch = _BatchRecord(config.output, settings, jobs, left_out) if pictures[0].folder else None
 
     todo = sum(not (job.folder.directory / RUN_FILE).exists() for job in jobs)
@@ -110,6 +114,13 @@ def _run(
         batch.finish()
     names = (job.picture.folder or job.picture.path.stem for job in jobs)
     return {name: _results(job.folder.directory) for name, job in zip(names, jobs, strict=True)} | reported
+
+
+def _refuse_overwriting(config: OrbitConfig, jobs: list[_Job], makes_mesh: bool) -> None:
+    """Raise InputError if a picture, a mask or the cameras of a run are among the files that it will write."""
+    given = [file for job in jobs for file in (job.picture.path, job.picture.mask)] + [config.cameras]
+    further = BESIDE_FRAMES + BESIDE_MESH if makes_mesh else BESIDE_FRAMES
+    refuse_overwriting([file for file in given if file], [job.folder.directory for job in jobs], further)
 
 
 def _process(

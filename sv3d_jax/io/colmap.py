@@ -96,7 +96,7 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
         picture = masked(picture, mask[0]) if mask else picture
         height, width = picture.rgb.shape[:2]
         lens = lenses[image.camera].fitted(width, height, f"{file}: {image.name}")
-        views.append(PosedPicture(image.name, picture, pose, lens))
+        views.append(PosedPicture(image.name, picture, pose, lens, [path, *mask]))
     return views, absent
 
 

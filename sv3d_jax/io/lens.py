@@ -4,6 +4,7 @@ The pixel in row i, column j has its centre at (j + 0.5, i + 0.5), in these prog
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class PosedPicture:
     picture: Picture
     camera_to_world: np.ndarray  # (4, 4), camera x right, y up, looking along -z; in the file's own world
     lens: "Lens"  # for the size of the stored picture
+    files: list[Path]  # the picture, and its mask if it has one
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Scene:
     camera_to_scene: np.ndarray  # (f, 4, 4), x right, y up, looking along -z
     focal_px: np.ndarray  # (f, 2)
     center_px: np.ndarray  # (f, 2)
+    files: list[Path]  # pictures and masks that were read
     absent: list[str]  # a message for each view whose picture does not exist
     undistorted: str | None  # the distortion of the first distorted picture, None if there was none
 
@@ -173,6 +174,7 @@ def read_scene(source: Path) -> Scene:
         camera_to_scene=poses,
         focal_px=np.array([view.lens.focal_px for view in views]),
         center_px=np.array([view.lens.center_px for view in views]),
+        files=[file for view in views for file in view.files],
         absent=absent,
         undistorted=distortion,
     )

@@ -51,7 +51,8 @@ def read_transforms(path: Path) -> tuple[list[PosedPicture], list[str]]:
         lens, contradiction = _lens(document, frame, width, height, where)
         if contradiction:
             contradictions.append(f"frames[{index}]: {contradiction}")
-        views.append(PosedPicture(f"frames[{index}]", picture, pose, lens.fitted(width, height, where)))
+        fitted = lens.fitted(width, height, where)
+        views.append(PosedPicture(f"frames[{index}]", picture, pose, fitted, files[index]))
     if contradictions:
         others = f", and so in {len(contradictions) - 1} more" if len(contradictions) > 1 else ""
         warnings.warn(f"{path}: {contradictions[0]}{others}", CameraWarning, stacklevel=2)

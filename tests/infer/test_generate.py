@@ -189,3 +189,14 @@ def test_an_orbit_that_shows_top_and_bottom_is_advised_for_meshes(place, orbit, 
     )
     assert run_generate(config, NullProgress())["dry_run"]
     assert any("--orbit sine" in note for note in notes) == is_advised
+
+
+@pytest.mark.parametrize("name", ["frames/000.png", "contact.png", "input.png"])
+def test_no_run_writes_over_its_own_picture_or_mask(place, tmp_path, capsys, name):
+    given = tmp_path / name
+    given.parent.mkdir(exist_ok=True)
+    shutil.copy(place / "box.png", given)
+    for words in ([given], [place / "box.png", "--mask", given]):
+        assert orbit(place, *words, "-o", tmp_path) == 2
+        assert f"{given} is an input of this run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*.*")] == [given.name]

@@ -21,6 +21,7 @@ from sv3d_jax.cameras.orbit import NUM_FRAMES, CameraPath, CameraWarning, make_o
 from sv3d_jax.errors import InputError, OutOfMemory, SV3DError, is_out_of_memory
 from sv3d_jax.geometry.mesh import Mesh, moved, object_to_world
 from sv3d_jax.io.environment import read_environment
+from sv3d_jax.io.inputs import refuse_overwriting
 from sv3d_jax.io.reading import open_file, read_file, reading
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light, soft_light
@@ -44,6 +45,7 @@ def run_render(config: RenderConfig, progress: Progress | NullProgress) -> dict[
     tasks, twice = _tasks(config)
     for reason in twice:
         progress.note(f"left out: {reason}")
+    refuse_overwriting([task.mesh for task in tasks], [task.directory for task in tasks])
     progress.stage("render", total=len(tasks))
     rendered, left_out = [], []
     for task, outcome in _outcomes(config, tasks):

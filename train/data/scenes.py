@@ -10,6 +10,7 @@ from sv3d_jax.cameras.pose import SV3D_FOV_DEG, check_ahead
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.cameras_file import CAMERAS_FILE, frame_file
 from sv3d_jax.io.images import Picture, write_png
+from sv3d_jax.io.inputs import refuse_overwriting
 from sv3d_jax.io.orbits import write_orbit
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.scenes import KNOWN, Scene, Up, find_scenes, read_scene
@@ -30,6 +31,7 @@ def run_import(config: ImportConfig, progress: Progress | NullProgress) -> dict[
             scene = read_scene(source)
             cameras, world_from_scene, order = scene_orbit(scene, config.up)
             images = _frames(scene, order)
+            refuse_overwriting(scene.files, [directory])
             if not config.dry_run:
                 _write(config, directory, scene, images, cameras, world_from_scene, order)
             imported.append({"transforms": source, "orbit": directory, "views": len(order)})

@@ -296,3 +296,11 @@ def test_frames_that_could_not_be_read_again_are_refused(tmp_path, values):
     side = int(refused.value.hint.split()[1])
     dataclasses.replace(config, size=side).check_inputs()
     dataclasses.replace(config, background="transparent").check_inputs()
+
+
+def test_a_mesh_among_the_frames_of_its_own_orbit_is_refused(tmp_path):
+    (tmp_path / "frames").mkdir()
+    write_glb(tmp_path / "frames" / "a.glb", figure_mesh(0))
+    with pytest.raises(InputError, match="is an input of this run"):
+        _render(tmp_path, tmp_path / "frames" / "a.glb")
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["a.glb"]

@@ -246,3 +246,15 @@ def test_a_folder_without_scenes_says_what_is_known(tmp_path):
     with pytest.raises(InputError, match="holds no cameras") as error:
         imported(tmp_path, tmp_path / "out")
     assert "COLMAP" in error.value.hint
+
+
+def test_a_scene_is_not_imported_over_its_own_pictures(tmp_path):
+    write_scene(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "frames")
+    file = tmp_path / "transforms.json"
+    file.write_text(file.read_text().replace("./train", "frames"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    with pytest.raises(InputError, match="is an input of this run"):
+        imported(tmp_path, tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+    imported(tmp_path, tmp_path / "orbit")  # a folder of its own may lie within the scene's
