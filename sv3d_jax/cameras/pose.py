@@ -5,6 +5,7 @@ World: right-handed, z up. Camera: x right, y up, looking along -z. Pixels: the 
 """
 
 import math
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -50,11 +51,7 @@ def rigid_pose(matrix: np.ndarray, where: str) -> np.ndarray:
         raise CameraError(f"{where} must be 4x4 numbers, got the shape {matrix.shape}")
     if not np.isfinite(matrix).all():
         raise CameraError(f"{where} has numbers that are not finite")
-    if len(matrix) == 4 and np.abs(matrix[3] - [0.0, 0.0, 0.0, 1.0]).max() > 1e-6:
-        raise CameraError(
-            f"{where} must end with the row 0 0 0 1, got {' '.join(f'{x:g}' for x in matrix[3])}",
-            hint="the position belongs into the last column; is the matrix transposed?",
-        )
+    check_last_row(matrix, where)
     check_distance(matrix[:3, 3], where)
     rotation = matrix[:3, :3]
     is_rotation = np.abs(rotation) < 1 + ROTATION_TOLERANCE
@@ -71,6 +68,15 @@ def rigid_pose(matrix: np.ndarray, where: str) -> np.ndarray:
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = left @ right, matrix[:3, 3]
     return pose
+
+
+def check_last_row(matrix: np.ndarray, where: str) -> None:
+    """Raise CameraError, which begins with `where`, for a matrix (4, 4) that does not end with the row 0 0 0 1."""
+    if len(matrix) == 4 and np.abs(matrix[3] - [0.0, 0.0, 0.0, 1.0]).max() > 1e-6:
+        raise CameraError(
+            f"{where} must end with the row 0 0 0 1, got {' '.join(f'{x:g}' for x in matrix[3])}",
+            hint="the position belongs into the last column; is the matrix transposed?",
+        )
 
 
 def quaternion_rotations(quaternions: np.ndarray) -> np.ndarray:
@@ -180,6 +186,19 @@ def finite_number(value: Any, where: str) -> float:
         pass
     shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
     raise CameraError(f"{where} must be a finite number, got {shown}")
+
+
+def number_matrix(value: Any, where: str) -> np.ndarray:
+    """A file's list of 4 (or, without the last row, 3) rows of 4 numbers each, as float64.
+
+    Raises CameraError, which begins with `where`, for other shapes and for anything that is not a finite number.
+    """
+    rows = value if isinstance(value, list) and len(value) in (3, 4) else [None]
+    if not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        raise CameraError(f"{where} must be 4x4 numbers, got {reprlib.repr(value)}")
+    return np.array(
+        [[finite_number(x, f"{where}[{i}][{j}]") for j, x in enumerate(row)] for i, row in enumerate(rows)]
+    )
 
 
 def intrinsics(fov_deg: float, size: int | tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

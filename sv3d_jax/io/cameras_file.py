@@ -14,12 +14,14 @@ from sv3d_jax.cameras.orbit import CameraPath, CameraWarning, custom_orbit
 from sv3d_jax.cameras.pose import (
     MAX_DISTANCE,
     check_distance,
+    check_last_row,
     check_lens,
     check_radius,
     finite_number,
     intrinsics,
     look_at,
     looked_at,
+    number_matrix,
 )
 from sv3d_jax.errors import CameraError, InputError, SV3DError
 from sv3d_jax.io.documents import read_frames
@@ -28,6 +30,7 @@ from sv3d_jax.io.outputs import write_atomic
 CAMERAS_FILE = "cameras.json"
 NOMINAL_SIZE = (576, 576)  # of pictures that do not exist yet
 ANGLE_TOLERANCE_DEG = 0.5  # between the angles of a frame and those of its camera_to_world
+RADIUS_TOLERANCE = 0.01  # relative, between the radius of a frame and the distance of its camera_to_world
 CONVENTION = (
     "camera_to_world: camera x right, y up, looking along -z; world right-handed, z up, object around the origin."
     " azimuth_deg is relative to input_frame, counter-clockwise seen from above; elevation_deg is absolute, up"
@@ -120,8 +123,8 @@ class FrameCameras:
 def frame_cameras(document: dict[str, Any], file: Path, height: int, width: int) -> FrameCameras:
     """The cameras in the content of a cameras.json; `height` and `width` are those of the stored pictures.
 
-    `file` is the path of the cameras.json, for messages. Raises CameraError for invalid cameras. Where the angles of a
-    frame contradict its matrix, a CameraWarning says so and the matrix is used.
+    `file` is the path of the cameras.json, for messages. Raises CameraError for invalid cameras. Where the angles
+    or the radius of a frame contradict its matrix, a CameraWarning says so and the matrix is used.
     """
     frames = document["frames"]
     with _name_in_errors(file):
@@ -129,6 +132,9 @@ def frame_cameras(document: dict[str, Any], file: Path, height: int, width: int)
         looked_at(poses, [f"frames[{index}]" for index in range(len(frames))])
         focal_px, center_px = camera_lenses(document, height, width)
         radii = frame_column(frames, "radius")
+        if radii is not None:  # the matrices decide where they contradict it
+            distances = np.linalg.norm(poses[:, :3, 3], axis=1)
+            radii = np.where(np.isclose(radii, distances, rtol=RADIUS_TOLERANCE, atol=0.0), radii, distances)
         read = FrameCameras(
             camera_to_world=poses,
             focal_px=focal_px,
@@ -136,11 +142,11 @@ def frame_cameras(document: dict[str, Any], file: Path, height: int, width: int)
             azimuths_deg=frame_column(frames, "azimuth_deg"),
             elevations_deg=frame_column(frames, "elevation_deg"),
             radius=float(radii[0]) if radii is not None and np.allclose(radii, radii[0]) else None,
-            input_frame=_input_frame(document),
+            input_frame=input_frame(document),
             fov_deg=_number(document, "fov_deg", "cameras"),
-            object_to_world=_object_to_world(document),
+            object_to_world=object_to_world(document),
         )
-        if contradiction := angle_contradiction(document):
+        if contradiction := placement_contradiction(document):
             warnings.warn(f"{file}: {contradiction}; the matrix is used", CameraWarning, stacklevel=3)
     return read
 
@@ -156,14 +162,14 @@ def read_camera_path(path: str | Path) -> CameraPath:
         path = path / CAMERAS_FILE
     document = read_cameras(path)
     with _name_in_errors(path):
-        given, count = _input_frame(document), len(document["frames"])
+        given, count = input_frame(document), len(document["frames"])
         if given not in (0, count - 1):
             raise CameraError(
                 f"the input view must be the last or the first of the frames, got frame {given}"
             )
         angles = _checked_angles(document)
-        if contradiction := angle_contradiction(document):
-            warnings.warn(f"{path}: {contradiction}; the angle is used", CameraWarning, stacklevel=2)
+        if contradiction := placement_contradiction(document):
+            warnings.warn(f"{path}: {contradiction}; its angles are used", CameraWarning, stacklevel=2)
         azimuths, elevations = np.array(angles).T
         return custom_orbit(azimuths, elevations, count, "last" if given == count - 1 else "first")
 
@@ -178,7 +184,7 @@ def _checked_angles(document: dict[str, Any]) -> list[tuple[float, float]]:
     angles, poses = [], {}
     for index, frame in enumerate(document["frames"]):
         pair = [_number(frame, name, f"frames[{index}]") for name in ("azimuth_deg", "elevation_deg")]
-        if None in pair or "radius" in frame or "camera_to_world" in frame:
+        if None in pair or "radius" in frame or _has_matrix(frame):
             poses[f"frames[{index}]"] = pose = _pose(frame, index)
             pair = _stands_at(pose) if None in pair else pair
         angles.append(pair)
@@ -189,19 +195,21 @@ def _checked_angles(document: dict[str, Any]) -> list[tuple[float, float]]:
     return angles
 
 
-def angle_contradiction(document: dict[str, Any]) -> str | None:
-    """The first contradiction between a frame's angles and its camera_to_world, as a message; None if there is none.
+def placement_contradiction(document: dict[str, Any]) -> str | None:
+    """The first contradiction between a frame's angles or radius and its camera_to_world, as a message; else None.
 
     Azimuths may be measured from any direction, as long as it is the same for all frames.
     """
     frames = document["frames"]
-    placed = [index for index, frame in enumerate(frames) if "camera_to_world" in frame]
+    placed = [index for index, frame in enumerate(frames) if _has_matrix(frame)]
     if not placed:
         return None
-    stands = np.array([_stands_at(_pose(frames[index], index)) for index in placed])
-    named = np.full((len(placed), 2), np.nan)
+    poses = [_pose(frames[index], index) for index in placed]
+    stands = np.array([(*_stands_at(pose), np.linalg.norm(pose[:3, 3])) for pose in poses])
+    names = ("azimuth_deg", "elevation_deg", "radius")
+    named = np.full((len(placed), 3), np.nan)
     for row, index in enumerate(placed):
-        for column, name in enumerate(("azimuth_deg", "elevation_deg")):
+        for column, name in enumerate(names):
             if (value := _number(frames[index], name, f"frames[{index}]")) is not None:
                 named[row, column] = value
     offsets = _turn_between(stands[:, 0], named[:, 0])
@@ -211,15 +219,18 @@ def angle_contradiction(document: dict[str, Any]) -> str | None:
         begins = np.array([0.0, *offsets[known]])
         apart = np.abs(_turn_between(offsets[known][None], begins[:, None])).sum(axis=1)
         stands[:, 0] = (stands[:, 0] - begins[int(np.argmin(np.round(apart, 6)))]) % 360.0
-    errors = np.stack([level * _turn_between(stands[:, 0], named[:, 0]), stands[:, 1] - named[:, 1]], axis=1)
-    wrong = np.argwhere(np.abs(errors) > ANGLE_TOLERANCE_DEG)
+    errors = named - stands
+    errors[:, 0] = level * _turn_between(named[:, 0], stands[:, 0])
+    limits = np.full_like(errors, ANGLE_TOLERANCE_DEG)
+    limits[:, 2] = RADIUS_TOLERANCE * stands[:, 2]
+    wrong = np.argwhere(np.abs(errors) > limits)
     if not len(wrong):
         return None
     row, column = wrong[0]
     others = len(set(wrong[:, 0])) - 1
     return (
-        f"frames[{placed[row]}].{('azimuth_deg', 'elevation_deg')[column]} is {named[row, column]:g}, but its"
-        f" camera_to_world stands at {stands[row, column]:.4g} degrees"
+        f"frames[{placed[row]}].{names[column]} is {named[row, column]:g}, but its camera_to_world stands at"
+        f" {stands[row, column]:.4g}{'' if names[column] == 'radius' else ' degrees'}"
         + (f", and {others} more frames contradict themselves" if others else "")
     )
 
@@ -289,11 +300,12 @@ def _pose(frame: dict[str, Any], index: int) -> np.ndarray:
         raise CameraError(f"{where}.elevation_deg is {elevation:g}, outside [-90, 90]")
     if radius is not None:
         check_radius(radius, f"{where}.radius")
-    if "camera_to_world" not in frame:
+    if not _has_matrix(frame):
         if azimuth is None or elevation is None or radius is None:
             raise CameraError(f"{where} needs camera_to_world, or azimuth_deg, elevation_deg and radius")
         return look_at(azimuth, elevation, radius)
     matrix = _matrix(frame["camera_to_world"], f"{where}.camera_to_world")
+    check_last_row(matrix, f"{where}.camera_to_world")
     check_distance(matrix[:3, 3], f"{where}.camera_to_world")
     rotation = matrix[:3, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-3) or np.linalg.det(rotation) < 0:
@@ -313,7 +325,7 @@ def _lens(
     """
     where = f"frames[{index}]"
     given = {name: _number(frame, name, where) for name in ("fl_x", "fl_y", "cx", "cy", "width", "height")}
-    declared = np.array([given["width"] or width, given["height"] or height], np.float64)
+    declared = np.array([_or(given["width"], width), _or(given["height"], height)], np.float64)
     if not ((declared >= 1) & (declared <= MAX_DISTANCE)).all():
         raise CameraError(
             f"{where}: width and height must be sizes in pixels, got {declared[0]:g}x{declared[1]:g}"
@@ -334,33 +346,40 @@ def _lens(
     return focal * scale, center * scale
 
 
-def _input_frame(document: dict[str, Any]) -> int:
-    """Index of the frame that is the input picture: as the file says, else the last one."""
+def input_frame(document: dict[str, Any]) -> int:
+    """Index of the frame that is the input picture: as the file says, else the last one. Raises CameraError."""
     frame = document.get("input_frame", len(document["frames"]) - 1)
     if isinstance(frame, bool) or not isinstance(frame, int) or not 0 <= frame < len(document["frames"]):
         raise CameraError(f"input_frame must be a frame's index, got {frame!r}")
     return frame
 
 
-def _object_to_world(document: dict[str, Any]) -> np.ndarray | None:
-    """The matrix (4, 4) from a rendered mesh file's coordinates to the world; None if the file gives none."""
+def object_to_world(document: dict[str, Any]) -> np.ndarray | None:
+    """The matrix (4, 4) from a rendered mesh file's coordinates to the world; None if the file gives none.
+
+    Raises CameraError for one that flattens the object, or has numbers beyond `MAX_DISTANCE`.
+    """
     if document.get("object_to_world") is None:
         return None
     matrix = _matrix(document["object_to_world"], "object_to_world")
-    is_large = np.abs(matrix).max() > MAX_DISTANCE
-    if is_large or np.linalg.norm(matrix[:3, :3], axis=0).min() < 1 / MAX_DISTANCE:
+    check_last_row(matrix, "object_to_world")
+    stretch = np.linalg.svd(matrix[:3, :3], compute_uv=False)  # from the largest to the smallest
+    if np.abs(matrix).max() > MAX_DISTANCE or stretch[2] < max(1.0, stretch[0]) / MAX_DISTANCE:
         raise CameraError(f"object_to_world has numbers beyond {MAX_DISTANCE:g}, or flattens the object")
     return matrix
 
 
 def _matrix(value: Any, where: str) -> np.ndarray:
-    try:
-        matrix = np.array(value, np.float64)
-    except (TypeError, ValueError, OverflowError) as cause:
-        raise CameraError(f"{where} is not a matrix of numbers") from cause
-    if matrix.shape != (4, 4) or not np.isfinite(matrix).all():
-        raise CameraError(f"{where} must be 4x4 and finite, got shape {matrix.shape}")
+    matrix = number_matrix(value, where)
+    if len(matrix) != 4:
+        raise CameraError(
+            f"{where} must be 4x4 numbers, got {len(matrix)} rows", hint="add the row 0, 0, 0, 1"
+        )
     return matrix
+
+
+def _has_matrix(frame: dict[str, Any]) -> bool:
+    return frame.get("camera_to_world") is not None
 
 
 def _number(record: dict[str, Any], name: str, where: str) -> float | None:

@@ -30,6 +30,12 @@ MODELS = {
 TERMS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")  # in OpenCV's order
 FISHEYE_TERMS = ("k1", "k2", "k3", "k4")
 FAR_OUTSIDE = -1e4  # a coordinate outside any picture
+# Of real lenses, coefficients grow with the power of the focal length that they belong to: a few thousand for a
+# telephoto. Powers of larger ones overflow.
+MAX_TERM = 1e9
+LEAST_SHOWN = (
+    0.1  # of an undistorted picture's pixels must lie in the original; below, the coefficients are wrong
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def undistorted(picture: Picture, lens: Lens, where: str) -> Picture:
     """The picture resampled to a pinhole camera with the lens' focal lengths and principal point, at the same size.
 
     Where the original shows nothing, the result is transparent, or white if it has no alpha. Raises CameraError, which
-    names the coefficients, if the model is not in MODELS, does not have these coefficients, or OpenCV is not installed.
+    names the coefficients, if the model is not in MODELS or does not have these coefficients, if they are larger than
+    `MAX_TERM` or leave less than `LEAST_SHOWN` of the picture, or if OpenCV is not installed.
     """
     if lens.distortion is None:
         return picture
@@ -109,6 +116,7 @@ def undistorted(picture: Picture, lens: Lens, where: str) -> Picture:
         ) from None
     try:
         sources = _sources(cv2, lens)
+        _check_shown(sources, lens, where)
         if picture.alpha is None:
             rgb = _remapped(cv2, picture.rgb, sources, 255)
             return replace(picture, rgb=rgb)
@@ -135,8 +143,23 @@ def _check_terms(lens: Lens, where: str) -> None:
                 f"{where}: {name} = {value:g} is no coefficient of the camera model {lens.model}",
                 hint=f"its coefficients are {', '.join(known)}; FULL_OPENCV has {', '.join(TERMS)}",
             )
-        if not np.isfinite(value):
-            raise CameraError(f"{where}: {name} must be a finite number, got {value}")
+        if not abs(value) <= MAX_TERM:  # also refuses NaN
+            raise CameraError(
+                f"{where}: {name} must lie between {-MAX_TERM:g} and {MAX_TERM:g}, got {value:g}"
+            )
+
+
+def _check_shown(sources: tuple[np.ndarray, np.ndarray], lens: Lens, where: str) -> None:
+    """Raise CameraError if hardly any pixel of the result lies in the original."""
+    shown = np.ones(sources[0].shape, bool)
+    for places, size in zip(sources, lens.size, strict=True):
+        shown &= (places >= -0.5) & (places <= size - 0.5)
+    if (share := float(shown.mean())) < LEAST_SHOWN:
+        raise CameraError(
+            f"{where}: undistorted by {lens.distortion}, its picture would show {share:.2%} of what it covers, at"
+            f" least {LEAST_SHOWN:.0%} are needed",
+            hint="are these the lens' coefficients, in the order and units of this camera model?",
+        )
 
 
 def _sources(cv2: Any, lens: Lens) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """Reading transforms.json with its pictures: NeRF's synthetic scenes, BlenderNeRF, instant-ngp, nerfstudio."""
 
 import math
+import reprlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sv3d_jax.cameras.orbit import CameraWarning
-from sv3d_jax.cameras.pose import finite_number, rigid_pose
+from sv3d_jax.cameras.pose import finite_number, number_matrix, rigid_pose
 from sv3d_jax.errors import CameraError, InputError
 from sv3d_jax.io.documents import read_frames
 from sv3d_jax.io.images import check_total_pixels, masked, read_picture
@@ -19,6 +20,7 @@ from sv3d_jax.io.names import AbsentFile, exists, named_file, not_leading_out
 TRANSFORMS_FILES = ("transforms.json", "transforms_train.json", "transforms_test.json", "transforms_val.json")
 SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".webp", ".PNG", ".JPG", ".JPEG")
 CLIMB = 1  # folders up that names may lead: instant-ngp writes ../images/0001.jpg
+EQUIRECTANGULAR = ("is_equirectangular", "equirectangular", "latlong")  # flags of such panoramas
 SAME_FOCAL = 1e-3  # relative difference from which two focal lengths contradict each other
 TERMS = ("k1", "k2", "k3", "k4", "k5", "k6", "p1", "p2", "p3", "p4")
 # Further coefficients of Metashape, OpenCV and instant-ngp's ftheta lenses; refused if not zero.
@@ -61,11 +63,10 @@ def read_transforms(path: Path) -> tuple[list[PosedPicture], list[str]]:
 
 def _pose(frame: dict[str, Any], where: str) -> np.ndarray:
     """World-from-camera matrix (4, 4). As in this package, cameras look along -z with y up."""
-    try:
-        matrix = np.array(frame["transform_matrix"], np.float64)
-    except (KeyError, TypeError, ValueError, OverflowError) as cause:
-        raise CameraError(f"{where} needs a transform_matrix of 4x4 numbers") from cause
-    return rigid_pose(matrix, f"{where}: transform_matrix")
+    if frame.get("transform_matrix") is None:
+        raise CameraError(f"{where} needs a transform_matrix of 4x4 numbers")
+    where = f"{where}: transform_matrix"
+    return rigid_pose(number_matrix(frame["transform_matrix"], where), where)
 
 
 def _files(folder: Path, frame: dict[str, Any], where: str) -> list[Path]:
@@ -162,9 +163,16 @@ def _model(levels, where: str) -> str:
     if name is not None and not isinstance(name, str):
         raise CameraError(f"{where}: camera_model must be a name, got {name!r}")
     model = (name or "OPENCV").upper()
-    if any(given(flag) for flag in ("is_equirectangular", "equirectangular", "latlong")):
+    flags = {name: _flag(given(name), f"{where}: {name}") for name in (*EQUIRECTANGULAR, "is_fisheye")}
+    if any(flags[name] for name in EQUIRECTANGULAR):
         return "EQUIRECTANGULAR"
-    return "OPENCV_FISHEYE" if given("is_fisheye") and not model.endswith("FISHEYE") else model
+    return "OPENCV_FISHEYE" if flags["is_fisheye"] and not model.endswith("FISHEYE") else model
+
+
+def _flag(value: Any, where: str) -> bool:
+    if isinstance(value, (bool, int, type(None))) and value in (True, False, None):  # 1 and 0 equal them
+        return bool(value)
+    raise CameraError(f"{where} must be true or false, got {reprlib.repr(value)}")
 
 
 def _number(record: dict[str, Any], name: str, where: str) -> float | None:

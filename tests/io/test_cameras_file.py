@@ -120,7 +120,7 @@ def test_a_path_to_sample_takes_the_angle_and_says_so(folder):
     true = dynamic_orbit(5, seed=1).azimuths_deg[1]
     edit(folder, lambda document: document["frames"][1].update(azimuth_deg=true + 5))
     (said,) = contradictions(folder, read_camera_path)
-    assert "the angle is used" in said
+    assert "its angles are used" in said
 
 
 def turned(frame):
@@ -194,11 +194,17 @@ def test_impossible_cameras_are_refused_by_all_that_read_them(folder, change, te
     assert any(re.search(text, defect) for defect in orbit_defects(folder))
 
 
-@pytest.mark.parametrize("matrix", [np.full((4, 4), 1e300), np.zeros((4, 4)), np.diag([1, 1, 0, 1])])
+FLAT = np.diag([1.0, 1.0, 1.0, 1.0])
+FLAT[:2, :2] = 1.0  # no column is 0, but two are the same
+
+
+@pytest.mark.parametrize("matrix", [1e300 * np.eye(4), np.diag([0, 0, 0, 1]), np.diag([1, 1, 0, 1]), FLAT])
 def test_a_placement_that_flattens_or_blows_up_the_object_is_refused(folder, matrix):
     edit(folder, lambda document: document.update(object_to_world=matrix.tolist()))
-    with pytest.raises(CameraError, match="object_to_world has numbers beyond"):
+    match = "object_to_world (has numbers beyond|must end with the row)"
+    with pytest.raises(CameraError, match=match):
         read_orbit(folder)
+    assert any(re.search(match, defect) for defect in orbit_defects(folder))
 
 
 @pytest.mark.parametrize("radius", [1e-6, 1e6])
@@ -218,3 +224,52 @@ def test_cameras_that_are_not_finite_are_not_written(tmp_path, what):
     with pytest.raises(SV3DError, match=r"cameras.json is not written"):
         write_cameras(tmp_path / "cameras.json", static_orbit(5), object_to_world=np.full((4, 4), np.nan))
     assert list(tmp_path.iterdir()) == []
+
+
+ROWS = np.eye(4)
+TEXTS = [[str(x) for x in row] for row in ROWS]
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (set_in_frame(2, camera_to_world=TEXTS), r"frames\[2\].camera_to_world\[0\]\[0\] must be a finite number"),
+        (set_in_frame(2, camera_to_world=(ROWS == 1).tolist()), r"camera_to_world\[0\]\[0\] must be a finite number"),
+        (set_in_frame(2, camera_to_world=ROWS[:3].tolist()), r"frames\[2\].camera_to_world must be 4x4 numbers"),
+        (set_in_frame(2, camera_to_world=[*ROWS[:3].tolist(), [0, 0, 1, 1]]), "must end with the row 0 0 0 1"),
+        (set_in_frame(2, camera_to_world=np.diag([1, 1, 1, 2]).tolist()), "must end with the row 0 0 0 1"),
+        (set_in_frame(2, width=0), "width and height must be sizes in pixels, got 0x"),
+        (set_in_frame(2, height=0), "width and height must be sizes in pixels"),
+        (lambda document: document.update(input_frame=True), "input_frame must be a frame's index, got True"),
+        (lambda document: document.update(input_frame=-1), "input_frame must be a frame's index, got -1"),
+        (lambda document: document.update(input_frame=4.0), "input_frame must be a frame's index, got 4.0"),
+        (lambda document: document.update(object_to_world=TEXTS), r"object_to_world\[0\]\[0\] must be a finite"),
+        (lambda document: document.update(object_to_world=[]), "object_to_world must be 4x4 numbers"),
+        (lambda document: document.update(object_to_world=False), "object_to_world must be 4x4 numbers, got False"),
+        (lambda document: document.update(object_to_world=(2 * ROWS).tolist()), "object_to_world must end with the row"),
+    ],
+)  # fmt: skip
+def test_what_is_no_camera_is_refused_by_readers_and_found_by_data_check(folder, change, text):
+    edit(folder, change)
+    with pytest.raises(CameraError, match=text):
+        read_orbit(folder)
+    assert any(re.search(text, defect) for defect in orbit_defects(folder))
+
+
+def test_a_radius_that_contradicts_its_matrix_is_said_and_the_matrix_counts(folder):
+    def changed(document):
+        for frame in document["frames"]:
+            frame["radius"] = 3
+
+    edit(folder, changed)
+    (said,) = contradictions(folder)
+    assert "frames[0].radius is 3, but its camera_to_world stands at 2, and 4 more frames" in said
+    with pytest.warns(CameraWarning):
+        assert read_orbit(folder).radius == pytest.approx(2.0)
+
+
+def test_a_matrix_that_is_null_counts_as_absent(folder):
+    before = read_orbit(folder).camera_to_world
+    edit(folder, set_in_frame(1, camera_to_world=None))
+    np.testing.assert_allclose(read_orbit(folder).camera_to_world, before, atol=1e-9)
+    assert len(read_camera_path(folder)) == 5

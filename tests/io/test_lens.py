@@ -126,7 +126,7 @@ def test_without_opencv_the_terms_are_named_with_the_way_to_install_it(monkeypat
     ("OPENCV", {"k4": 0.1}, "k4 = 0.1 is no coefficient of the camera model OPENCV"),
     ("OPENCV", {"b1": 2.0}, "b1 = 2 is no coefficient"),
     ("OPENCV_FISHEYE", {"p1": 0.1}, "p1 = 0.1 is no coefficient"),
-    ("OPENCV", {"k1": float("nan")}, "k1 must be a finite number"),
+    ("OPENCV", {"k1": float("nan")}, "k1 must lie between"),
 ])  # fmt: skip
 def test_terms_that_cannot_be_undone_are_refused_by_name(model, terms, text):
     with pytest.raises(CameraError, match=text):
@@ -142,3 +142,16 @@ def test_a_lens_fits_a_smaller_copy_of_its_picture():
 def test_a_lens_does_not_fit_a_picture_of_another_shape(width, height):
     with pytest.raises(CameraError, match=f"for 128x96 pixels, the picture has {width}x{height}"):
         lens().fitted(width, height, "view")
+
+
+@pytest.mark.parametrize("model, terms", [
+    ("OPENCV", {"k1": 1e300}), ("OPENCV", {"k1": float("inf")}), ("OPENCV", {"p1": 1e200}), ("OPENCV", {"k1": 1e10}),
+    ("OPENCV", {"k2": -1e8}), ("OPENCV", {"k1": 1e5}), ("OPENCV", {"p1": -1e5}), ("OPENCV_FISHEYE", {"k4": 1e8}),
+    ("FULL_OPENCV", {"k4": 1e8}), ("SIMPLE_RADIAL", {"k1": 1e300}),
+])  # fmt: skip
+@pytest.mark.parametrize("alpha", [None, np.full((HEIGHT, WIDTH), 255, np.uint8)])
+def test_terms_that_leave_next_to_nothing_of_the_picture_are_refused(model, terms, alpha):
+    (name,) = terms
+    with pytest.raises(CameraError, match=f"a picture: .*{name}") as error:
+        undistorted(ramp(alpha), lens(model, **terms), "a picture")
+    assert "must lie between" in error.value.message or "would show" in error.value.message

@@ -184,6 +184,8 @@ def test_pixels_stay_as_stored_whatever_exif_says(tmp_path):
 TRANSPOSED = np.transpose(frame()["transform_matrix"]).tolist()
 FAR = (np.eye(4) + 1e300 * np.eye(4, k=3)).tolist()
 MIRROR = np.diag([1.0, -1.0, 1.0, 1.0]).tolist()
+TEXTS = [[str(x) for x in row] for row in frame()["transform_matrix"]]
+TRUTHS = [[x == 1 for x in row] for row in frame()["transform_matrix"]]
 REFUSED = {
     "no focal length": ({}, {}, "no focal length"),
     "an angle of a half turn": ({"camera_angle_x": 3.2}, {}, "camera_angle_x must lie between"),
@@ -193,9 +195,15 @@ REFUSED = {
     "a negative focal length": ({"fl_x": -9}, {}, "must be positive"),
     "a picture that was turned": ({"fl_x": 9, "w": 6, "h": 8}, {}, "is for 6x8 pixels.*has 8x8"),
     "no width": ({"fl_x": 9, "w": 0, "h": 8}, {}, "w and h must be positive"),
-    "no matrix": ({"fl_x": 9}, {"transform_matrix": "x"}, r"frames\[0\] needs a transform_matrix"),
-    "a matrix with a hole": ({"fl_x": 9}, {"transform_matrix": [[float("nan")] * 4] * 4}, "not finite"),
-    "a matrix beyond floats": ({"fl_x": 9}, {"transform_matrix": [[10**400] * 4] * 4}, "needs a transform_matrix"),
+    "no matrix": ({"fl_x": 9}, {"transform_matrix": "x"}, r"frames\[0\]: transform_matrix must be 4x4 numbers"),
+    "a matrix with a hole": ({"fl_x": 9}, {"transform_matrix": [[float("nan")] * 4] * 4}, r"must be a finite number"),
+    "a matrix beyond floats": ({"fl_x": 9}, {"transform_matrix": [[10**400] * 4] * 4}, r"must be a finite number"),
+    "a matrix of texts": ({"fl_x": 9}, {"transform_matrix": TEXTS}, r"must be a finite number, got .1"),
+    "a matrix of truths": ({"fl_x": 9}, {"transform_matrix": TRUTHS}, r"must be a finite number, got T"),
+    "a fisheye flag as text": ({"fl_x": 9, "is_fisheye": "false"}, {}, "is_fisheye must be true or false, got 'false'"),
+    "a panorama flag as text": ({"fl_x": 9}, {"latlong": "no"}, "latlong must be true or false"),
+    "a panorama flag as a number": ({"fl_x": 9}, {"equirectangular": 2}, "equirectangular must be true or false"),
+    "a panorama flag as a list": ({"fl_x": 9, "is_equirectangular": [0]}, {}, "is_equirectangular must be true or"),
     "a mirror": ({"fl_x": 9}, {"transform_matrix": MIRROR}, "without a scale or a mirror"),
     "a transposed matrix": ({"fl_x": 9}, {"transform_matrix": TRANSPOSED}, "0 0 0 1"),
     "a camera at 1e300": ({"fl_x": 9}, {"transform_matrix": FAR}, "1e.300 from"),
@@ -259,3 +267,11 @@ def test_an_absent_mask_is_refused(tmp_path):
     document = {"fl_x": 9, "frames": [frame(0, mask_path="m.png"), frame(1)]}
     with pytest.raises(InputError, match=r"frames\[0\]: .*m.png does not exist"):
         read_transforms(write_transforms(tmp_path / "scene", document) / "transforms.json")
+
+
+@pytest.mark.parametrize(
+    "flag, model", [(True, "OPENCV_FISHEYE"), (1, "OPENCV_FISHEYE"), (0, "OPENCV"), (None, "OPENCV")]
+)
+def test_flags_are_truths_or_the_numbers_0_and_1(tmp_path, flag, model):
+    folder = write_transforms(tmp_path / "scene", {"fl_x": 9, "is_fisheye": flag})
+    assert read_transforms(folder / "transforms.json")[0][0].lens.model == model

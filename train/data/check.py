@@ -10,7 +10,15 @@ import numpy as np
 
 from sv3d_jax.cameras.pose import look_at, looked_at
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.cameras_file import CAMERAS_FILE, camera_lenses, camera_poses, frame_column, read_cameras
+from sv3d_jax.io.cameras_file import (
+    CAMERAS_FILE,
+    camera_lenses,
+    camera_poses,
+    frame_column,
+    input_frame,
+    object_to_world,
+    read_cameras,
+)
 from sv3d_jax.io.folders import check_data
 from sv3d_jax.io.orbits import read_frame
 from sv3d_jax.io.outputs import RUN_FILE, STAGES_FILE
@@ -74,6 +82,11 @@ def orbit_defects(folder: Path) -> Iterator[str]:
         yield error.message
         return
     yield from _camera_defects(folder / CAMERAS_FILE, document)
+    for read in (input_frame, object_to_world):
+        try:
+            read(document)
+        except InputError as error:
+            yield f"{folder / CAMERAS_FILE}: {error.message}"
     size = yield from _frame_defects(folder, document["frames"])
     try:
         camera_lenses(document, *(size or (1, 1)))
