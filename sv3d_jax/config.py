@@ -263,7 +263,7 @@ class _Converter:
                 shown = key if key.isprintable() and len(key) <= 80 else _shown(key)
                 raise self.error(f"{where}: unknown key {shown}", hint=nearest(name, sorted(known)))
             if known[name] in converted:
-                raise self.error(f"{where}: {key} is given twice, once under its former name")
+                raise self.error(f"{where}: {key} is given twice, once under another name")
             converted[known[name]] = self.value(hints[known[name]], value, f"{where}: {key}")
         return converted
 
@@ -278,8 +278,9 @@ class _Converter:
                 try:
                     return self.value(option, value, where)
                 except self.error as error:
-                    errors += [error] if option is not type(None) else []
-            raise errors[-1]
+                    fits = isinstance(value, (list, tuple)) == (get_origin(option) in (list, tuple))
+                    errors.append((option is not type(None), fits, error))
+            raise max(reversed(errors), key=lambda error: error[:2])[2]
         if hint is Any or (isinstance(hint, type) and isinstance(value, hint) and hint not in (int, float)):
             return value
         if origin is Literal:

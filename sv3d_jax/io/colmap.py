@@ -3,6 +3,7 @@
 import re
 import struct
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,11 +73,14 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
     )
     cameras, file = model / f"cameras{end}", model / f"images{end}"
     with reading(cameras, _DAMAGED, _HINT):
-        lenses = dict(read_lenses(cameras))
+        lenses = _by_id(read_lenses(cameras), cameras)
     with reading(file, _DAMAGED, _HINT):
         images = sorted(read_images(file), key=lambda image: _natural(image.name))
     if not images:
         raise InputError(f"{file} holds no image")
+    for image, following in pairwise(images):
+        if image.name == following.name:
+            raise InputError(f"{file} names the image {image.name} twice", hint=_HINT)
     poses = [_pose(image, f"{file}: {image.name}") for image in images]
     scene, folder = _picture_folder(model, [image.name for image in images], str(file))
     kept: list[tuple[_Image, np.ndarray, list[Path]]] = []  # with picture and mask
@@ -98,6 +102,14 @@ def read_colmap(model: Path) -> tuple[list[PosedPicture], list[str]]:
         lens = lenses[image.camera].fitted(width, height, f"{file}: {image.name}")
         views.append(PosedPicture(image.name, picture, pose, lens, [path, *mask]))
     return views, absent
+
+
+def _by_id(lenses: Iterator[tuple[int, Lens]], file: Path) -> dict[int, Lens]:
+    found: dict[int, Lens] = {}
+    for camera, lens in lenses:
+        if found.setdefault(camera, lens) is not lens:
+            raise CameraError(f"{file} has two cameras with the id {camera}", hint=_HINT)
+    return found
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -124,7 +136,7 @@ def _picture_folder(model: Path, names: list[str], where: str) -> tuple[Path, Pa
     while bases[-1].name in ("sparse", "colmap"):
         bases.append(bases[-1].parent)
     for place in (place for base in bases for place in (base / "images", base)):
-        if any(exists(named_file(place, name, where, within=bases[-1])) for name in names):
+        if any(exists(named_file(place, name, f"{where}: {name}", within=bases[-1])) for name in names):
             return bases[-1], place
     looked = ", ".join(str(base / "images") for base in bases)
     raise InputError(f"{where} names {names[0]}, and none of its pictures lies in {looked}")

@@ -57,7 +57,7 @@ def parse_json(
     """
     with reading(where, _NOT_JSON, hint, error):
         try:
-            value = json.loads(_decoded(text), object_pairs_hook=_unique)
+            value = json.loads(_decoded(text, where, _NOT_JSON, hint, error), object_pairs_hook=_unique)
             for leaf in _leaves(value):
                 if isinstance(leaf, str):  # half a character could not even be printed
                     leaf.encode("utf-8", "surrogateescape")
@@ -90,7 +90,7 @@ def parse_toml(
     Raises `error` for a text that is not TOML or is nested deeper than `MAX_DEPTH`.
     """
     with reading(where, _NOT_TOML, hint, error):
-        text = _decoded(text)
+        text = _decoded(text, where, _NOT_TOML, hint, error)
         try:
             if _LONG_KEY.search(text):
                 raise RecursionError("a key of many names")
@@ -135,8 +135,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _decoded(text: bytes | str) -> str:
-    return text if isinstance(text, str) else text.decode("utf-8-sig")
+def _decoded(text: bytes | str, where: str, fault: str, hint: str | None, error: type[SV3DError]) -> str:
+    if isinstance(text, str):
+        return text
+    try:
+        if b"\0" not in text[:4]:  # as in UTF-16 and UTF-32, whatever their byte order
+            return text.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        pass
+    raise error(f"{where} {fault}: it is not text in UTF-8", hint or "save it as UTF-8")
 
 
 def _leaves(value: Any) -> list[Any]:

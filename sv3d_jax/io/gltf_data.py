@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+import reprlib
 import struct
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ _WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 # Numbers in all accessors together that are copied when they are read, because they are normalized or sparse; others
 # are read where they lie. Twenty for each of ten million vertices: 800 MB.
 MAX_COPIED = 20 * MAX_FACES
+MAX_STRIDE = 252  # bytes from one element to the next (5.11.4)
 MAX_WITHOUT_DATA = 3 * MAX_FACES  # numbers in accessors that no bytes of the file stand for
 _MESHOPT = ("EXT_meshopt_compression", "KHR_meshopt_compression")
 
@@ -179,6 +181,15 @@ class Document:
         packed = kind.itemsize * width
         view = self.item("bufferViews", accessor["bufferView"], where)
         stride = whole(view, "byteStride", f"bufferViews[{accessor['bufferView']}]", 0) or packed
+        if (
+            "byteStride" in view
+            and stride != packed
+            and (stride < packed or stride > MAX_STRIDE or stride % 4)
+        ):
+            raise InputError(
+                f"is damaged: bufferViews[{accessor['bufferView']}].byteStride is {stride} below {where}, whose"
+                f" elements have {packed} bytes; it must be a multiple of 4 from there to {MAX_STRIDE}"
+            )
         end = start + (stride * (count - 1) + packed if count else 0)
         if end > len(data):
             raise InputError(
@@ -246,7 +257,9 @@ def whole(record: dict[str, Any], name: str, where: str, default: int | None = N
     """A non-negative integer of a JSON object. Raises InputError for anything else."""
     value = record.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 2**53:
-        raise InputError(f"is damaged: {where}.{name} is {str(value)[:50]}, a whole number is needed")
+        raise InputError(
+            f"is damaged: {where}.{name} is {reprlib.repr(value)}, a whole number from 0 to 2^53 is needed"
+        )
     return value
 
 

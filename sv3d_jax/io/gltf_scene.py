@@ -3,6 +3,8 @@
 docs/data.md lists which features are read, approximated and refused.
 """
 
+import re
+import reprlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -15,6 +17,9 @@ from sv3d_jax.io.gltf_primitives import DRACO, MAX_SKIN_SETS, Primitive, Primiti
 from sv3d_jax.io.surfaces import MAX_FACES, Part
 
 MAX_NODES = 100_000
+AFFINE_TOLERANCE = 1e-3  # of the last row of a matrix, which exporters may round
+QUATERNION_LENGTHS = (1e-2, 1e2)  # of the largest number; others have no direction that could be trusted
+_LAST_ROW = np.array([0.0, 0.0, 0.0, 1.0])
 _TRS = {"TRANSLATION": 3, "ROTATION": 4, "SCALE": 3}  # numbers of each
 
 # Extensions that a file may require: those that are read, and those that change neither shape nor base colour.
@@ -43,15 +48,32 @@ _READ_EXTENSIONS = (
 def read_gltf(document: Document) -> list[Part]:
     """The surfaces of the document's scene in glTF's axes: y up, the front towards +z.
 
-    Raises InputError for damaged documents and for required extensions that are not read.
+    Raises InputError for damaged documents, other versions of glTF, and required extensions that are not read.
     """
+    _check_version(document)
     required = document.json.get("extensionsRequired", [])
-    required = [str(name) for name in required] if isinstance(required, list) else []
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        raise InputError(
+            f"is damaged: extensionsRequired is {reprlib.repr(required)}, a list of names is needed"
+        )
     if unknown := [name for name in required if not name.startswith(_READ_EXTENSIONS)]:
         raise InputError(
             f"needs glTF extensions that are not read: {', '.join(unknown)}", hint="export without"
         )
     return _Scene(document).parts()
+
+
+def _check_version(document: Document) -> None:
+    """Raise InputError unless the document is glTF 2 and asks for no later minor version (3.2)."""
+    asset = as_object(document.json.get("asset"), "asset")
+    version, least = asset.get("version"), asset.get("minVersion", "2.0")
+    if not isinstance(version, str) or not re.fullmatch(r"2\.[0-9]+", version) or least != "2.0":
+        raise InputError(
+            f"is glTF of asset.version {reprlib.repr(version)}"
+            + ("" if least == "2.0" else f" and minVersion {reprlib.repr(least)}")
+            + ", only version 2.0 is read",
+            hint="export as glTF 2.0",
+        )
 
 
 class _Node(NamedTuple):
@@ -172,6 +194,10 @@ class _Scene:
             if inverse.ndim != 2 or inverse.shape[1] != 16 or len(inverse) < len(joints):
                 raise InputError(f"is damaged: {here} needs {len(joints)} inverse bind matrices")
             inverse = inverse[: len(joints)].reshape(-1, 4, 4).swapaxes(1, 2)
+            if (np.abs(inverse[:, 3] - _LAST_ROW) > AFFINE_TOLERANCE).any():
+                raise InputError(
+                    f"is damaged: inverse bind matrices of {here} do not end with the row 0 0 0 1"
+                )
             matrices = matrices @ inverse.astype(np.float64)
         self.joints[index] = matrices
         return matrices
@@ -222,7 +248,7 @@ class _Scene:
         move = values.get("TRANSLATION", np.zeros((count, 3)))
         turn = values.get("ROTATION", np.tile([0.0, 0.0, 0.0, 1.0], (count, 1)))
         scale = values.get("SCALE", np.ones((count, 3)))
-        return _trs(move.astype(np.float64), turn.astype(np.float64), scale.astype(np.float64))
+        return _trs(move.astype(np.float64), turn.astype(np.float64), scale.astype(np.float64), where)
 
 
 def _parents(nodes: list[dict[str, Any]]) -> np.ndarray:
@@ -263,17 +289,29 @@ def _blended(matrices: np.ndarray, weighted: list[tuple[np.ndarray, np.ndarray]]
 def _local_matrix(node: dict[str, Any], where: str) -> np.ndarray:
     """Parent-from-node matrix (4 4), from `matrix` or from translation, rotation and scale (3.5.3)."""
     if "matrix" in node:
-        return numbers(node, "matrix", where, [0.0] * 16).reshape(4, 4).T
+        matrix = numbers(node, "matrix", where, [0.0] * 16).reshape(4, 4).T
+        if np.abs(matrix[3] - _LAST_ROW).max() > AFFINE_TOLERANCE:
+            raise InputError(
+                f"is damaged: {where}.matrix must end with the row 0 0 0 1, got {matrix[3].tolist()}",
+                hint="matrices are stored column by column, so these are every fourth number",
+            )
+        return matrix
     move = numbers(node, "translation", where, [0.0] * 3)
     turn = numbers(node, "rotation", where, [0.0, 0.0, 0.0, 1.0])
     scale = numbers(node, "scale", where, [1.0] * 3)
-    return _trs(move[None], turn[None], scale[None])[0]
+    return _trs(move[None], turn[None], scale[None], where)[0]
 
 
-def _trs(move: np.ndarray, turn: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Matrices (n 4 4) of translations (n 3), quaternions x y z w (n 4) and scales (n 3)."""
-    lengths = np.linalg.norm(turn, axis=1, keepdims=True)
-    x, y, z, w = (turn / np.where(lengths > 0, lengths, 1.0)).T
+def _trs(move: np.ndarray, turn: np.ndarray, scale: np.ndarray, where: str) -> np.ndarray:
+    """Matrices (n 4 4) of translations (n 3), quaternions x y z w (n 4) and scales (n 3).
+
+    Quaternions are brought to length 1. Raises InputError for those that are far from it, as all zeros.
+    """
+    low, high = QUATERNION_LENGTHS
+    largest = np.abs(turn).max(axis=1, initial=0.0)
+    if not ((largest >= low) & (largest <= high)).all():  # also refuses NaN
+        raise InputError(f"is damaged: a rotation of {where} is no quaternion of length 1")
+    x, y, z, w = (turn / np.linalg.norm(turn, axis=1, keepdims=True)).T
     matrices = np.zeros((len(move), 4, 4))
     matrices[:, :3, :3] = quaternion_rotations(np.stack([w, x, y, z], axis=-1)) * scale[:, None]
     matrices[:, :3, 3], matrices[:, 3, 3] = move, 1.0

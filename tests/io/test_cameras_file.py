@@ -246,7 +246,7 @@ TEXTS = [[str(x) for x in row] for row in ROWS]
         (lambda document: document.update(object_to_world=TEXTS), r"object_to_world\[0\]\[0\] must be a finite"),
         (lambda document: document.update(object_to_world=[]), "object_to_world must be 4x4 numbers"),
         (lambda document: document.update(object_to_world=False), "object_to_world must be 4x4 numbers, got False"),
-        (lambda document: document.update(object_to_world=(2 * ROWS).tolist()), "object_to_world must end with the row"),
+        (lambda document: document.update(object_to_world=(2 * ROWS).tolist()), "to_world must end with the row"),
     ],
 )  # fmt: skip
 def test_what_is_no_camera_is_refused_by_readers_and_found_by_data_check(folder, change, text):

@@ -182,3 +182,24 @@ def test_images_without_a_picture_are_told_from_the_others(tmp_path):
     views, absent = read_colmap(tmp_path / "sparse/0")
     assert [view.name for view in views] == ["1.png", "2.png"]
     assert len(absent) == 1 and "images/0.png does not exist" in absent[0]
+
+
+def test_two_cameras_of_one_id_and_two_images_of_one_name_are_refused(tmp_path):
+    model = write_colmap(tmp_path, look_at([0, 90], 5.0, 2.0)) / "sparse/0"
+    with_pictures(tmp_path, ["0.png", "1.png"], (8, 8))
+    cameras, images = model / "cameras.txt", model / "images.txt"
+    once = cameras.read_text()
+    cameras.write_text(once + "1 PINHOLE 8 8 20 20 4 4\n")
+    with pytest.raises(InputError, match="cameras.txt has two cameras with the id 1"):
+        read_colmap(model)
+    cameras.write_text(once)
+    images.write_text(images.read_text().replace("1.png", "0.png"))
+    with pytest.raises(InputError, match="images.txt names the image 0.png twice"):
+        read_colmap(model)
+
+
+def test_a_name_outside_the_scene_is_refused_with_file_and_image(tmp_path):
+    names = ["0.png", "../../../etc/passwd"]
+    model = write_colmap(tmp_path, look_at([0, 90], 5.0, 2.0), names=names) / "sparse/0"
+    with pytest.raises(InputError, match="images.txt: ../../../etc/passwd lies outside the folder"):
+        read_colmap(model)

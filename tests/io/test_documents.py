@@ -28,7 +28,7 @@ def test_what_is_not_json_is_named_in_own_words(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(InputError) as error:
         read_json(path)
-    assert error.value.message == f"{path} is not JSON that can be read"
+    assert error.value.message.startswith(f"{path} is not JSON that can be read")
 
 
 def test_the_place_of_a_fault_is_the_hint(tmp_path):
@@ -105,3 +105,12 @@ def test_documents_are_read_up_to_a_size(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text("[1]" + " " * 8)
     with pytest.raises(WeightsError, match="a.json has more than"):
         read_json(tmp_path / "a.json", error=WeightsError)
+
+
+@pytest.mark.parametrize("code", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_texts_in_other_codes_are_refused_with_what_to_do(tmp_path, code):
+    for read, text in ((read_json, '{"a": "\u00e9"}'), (read_toml, 'a = "\u00e9"')):
+        (tmp_path / "a").write_bytes(text.encode(code))
+        with pytest.raises(InputError, match="it is not text in UTF-8") as error:
+            read(tmp_path / "a")
+        assert error.value.hint == "save it as UTF-8"

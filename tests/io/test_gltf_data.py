@@ -144,3 +144,23 @@ def test_accessors_that_share_bytes_count_each_time_before_they_are_copied(tmp_p
     assert all(len(document.accessor(index, "user")) == 8 for index in range(3))
     with pytest.raises(InputError, match="has 128 numbers that are normalized or sparse"):
         document.accessor(3, "user")
+
+
+@pytest.mark.parametrize("stride", [3, 4, 8, 13, 18, 253, 256, 10**18])
+def test_strides_that_elements_do_not_fit_into_are_refused(tmp_path, stride):
+    builder = Builder()
+    path = quad(lambda b: {}, tmp_path, builder=builder)
+    builder.document["bufferViews"][0]["byteStride"] = stride
+    with pytest.raises(InputError, match=r"bufferViews\[0\].byteStride is"):
+        read_mesh(builder.write(path))
+
+
+@pytest.mark.parametrize(
+    "count, shown", [(10**18, "10+"), ("4", "'4'"), (True, "True"), (-1, "-1"), (4.5, "4.5")]
+)
+def test_a_count_that_is_none_is_shown_with_what_is_needed(tmp_path, count, shown):
+    builder = Builder()
+    path = quad(lambda b: {}, tmp_path, builder=builder)
+    builder.document["accessors"][0]["count"] = count
+    with pytest.raises(InputError, match=f"count is {shown}, a whole number from 0 to 2.53 is needed"):
+        read_mesh(builder.write(path))

@@ -166,3 +166,38 @@ def test_nodes_nested_as_deep_as_the_limit_are_placed_without_recursion(tmp_path
     nodes: list[dict] = [{"children": [n + 1], "translation": [0, 0, 1]} for n in range(depth - 1)]
     path = quad(lambda b: {}, tmp_path, nodes=[*nodes, {"mesh": 0}], scene=0, scenes=[{"nodes": [0]}])
     assert read_mesh(path, up="z").vertices[:, 2].mean() == pytest.approx(depth - 1)
+
+
+PROJECTION = [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, -0.5, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "node, text",
+    [
+        ({"matrix": PROJECTION}, "matrix must end with the row 0 0 0 1"),
+        ({"matrix": [*PROJECTION[:11], 0, 0, 0, 0, 2]}, "matrix must end with the row 0 0 0 1"),
+        ({"rotation": [0, 0, 0, 0]}, r"a rotation of nodes\[0\] is no quaternion"),
+        ({"rotation": [0, 0, 0, 1e200]}, r"a rotation of nodes\[0\] is no quaternion"),
+    ],
+)
+def test_transforms_that_a_node_cannot_have_are_refused(tmp_path, node, text):
+    path = quad(lambda b: {}, tmp_path, nodes=[{"mesh": 0, **node}])
+    with pytest.raises(InputError, match=text):
+        read_mesh(path)
+
+
+@pytest.mark.parametrize(
+    "fields, text",
+    [
+        ({"asset": {"version": "1.0"}}, "asset.version '1.0', only version 2.0 is read"),
+        ({"asset": {"version": 3}}, "asset.version 3,"),
+        ({"asset": {}}, "asset.version None,"),
+        ({"asset": None}, "asset is not an object"),
+        ({"asset": {"version": "2.1", "minVersion": "2.1"}}, "minVersion '2.1'"),
+        ({"extensionsRequired": "KHR_draco_mesh_compression"}, "extensionsRequired is 'KHR.*a list of names"),
+        ({"extensionsRequired": [3]}, "extensionsRequired is .3., a list of names"),
+    ],
+)
+def test_other_versions_and_unreadable_requirements_are_refused(tmp_path, fields, text):
+    with pytest.raises(InputError, match=text):
+        read_mesh(quad(lambda b: {}, tmp_path, **fields))
