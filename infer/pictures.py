@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -23,6 +23,7 @@ class FoundPicture:
 
     path: Path
     in_folder: bool = False
+    others: tuple[Path, ...] = ()  # of the same folder and name, in the order in which they are taken instead
 
     @property
     def name(self) -> str:
@@ -48,18 +49,18 @@ def prepare_pictures(
 
     Raises an InputError that says of every other unusable picture what is wrong with it, or of all if none is usable.
     """
-    found, left_out = find_pictures(config.images)
+    found, left_out = find_pictures(config.images), []
     _check_one_each(config, found)
-    several = len(found) > 1 or found[0].in_folder or bool(left_out)
+    several = len(found) > 1 or found[0].in_folder
     if len(found) > 1:
         progress.stage("read", total=len(found))
     usable, refused, remover = [], [], Remover()
     for picture, mask in zip_longest(found, config.mask):
         try:
-            prepared = _prepared(config, model, size, picture.path, mask, remover)
-            usable.append(RunPicture(picture.path, mask, picture.name if several else "", prepared))
+            path, prepared = _first_usable(config, model, size, picture, mask, remover, left_out)
+            usable.append(RunPicture(path, mask, picture.name if several else "", prepared))
         except InputError as error:
-            if len(found) == 1:
+            if len(found) == 1 and not left_out:
                 raise
             refused.append(error) if not (picture.in_folder or config.skip_broken) else left_out.append(
                 error.message
@@ -68,7 +69,7 @@ def prepare_pictures(
     if refused or not usable:
         reasons = [error.message for error in refused] + left_out
         raise InputError(
-            "\n  ".join([f"{len(reasons)} of {len(found)} pictures cannot be used:", *reasons]),
+            "\n  ".join([f"{len(found) - len(usable)} of {len(found)} pictures cannot be used:", *reasons]),
             hint="--skip-broken goes on with the others"
             if usable
             else "none is left: see what is wrong with each",
@@ -78,28 +79,27 @@ def prepare_pictures(
     return usable, left_out
 
 
-def find_pictures(given: Sequence[Path]) -> tuple[list[FoundPicture], list[str]]:
-    """The picture files that paths stand for, and why some of a folder are left out: another has the same name.
+def find_pictures(given: Sequence[Path]) -> list[FoundPicture]:
+    """The picture files that paths stand for; those of one name in a folder are one picture.
 
     A folder stands for the pictures directly inside, sorted by name; hidden files are no pictures. Raises InputError
     for a folder without pictures, or if two results would have the same name.
     """
     found: dict[str, FoundPicture] = {}
-    left_out = []
     for path in given:
         for picture in _in_folder(path) if path.is_dir() else [FoundPicture(path)]:
             other = found.setdefault(picture.name, picture)
             if other is picture:
                 continue
             if picture.in_folder and other.path.parent == picture.path.parent:
-                left_out.append(f"{picture.path}: {other.path.name} is taken, which has the same name")
+                found[picture.name] = replace(other, others=(*other.others, picture.path))
                 continue
             raise InputError(
                 f"several pictures are named {picture.name}, so their folders would have the same name:"
                 f" {other.path} and {picture.path}",
                 hint="rename one, or run the pictures one by one",
             )
-    return list(found.values()), left_out
+    return list(found.values())
 
 
 def _in_folder(folder: Path) -> Iterator[FoundPicture]:
@@ -129,6 +129,32 @@ def _check_one_each(config: OrbitConfig, found: list[FoundPicture]) -> None:
             f"{flag} is for pictures that are named, {found[0].path.parent} is a folder",
             hint="name the pictures; or save them with a transparent background",
         )
+
+
+def _first_usable(
+    config: OrbitConfig,
+    model: ModelConfig,
+    size: int,
+    picture: FoundPicture,
+    mask: Path | None,
+    remover: Remover,
+    left_out: list[str],
+) -> tuple[Path, PreparedImage]:
+    """The first file of a picture that can be used, prepared; `left_out` is told why each of the others is not.
+
+    Raises the InputError of the last file if none can be used.
+    """
+    *before, last = (picture.path, *picture.others)
+    for index, path in enumerate(before):
+        try:
+            prepared = _prepared(config, model, size, path, mask, remover)
+        except InputError as error:
+            left_out.append(error.message)
+            continue
+        unused = [*before[index + 1 :], last]
+        left_out += [f"{other}: {path.name} is taken, which has the same name" for other in unused]
+        return path, prepared
+    return last, _prepared(config, model, size, last, mask, remover)
 
 
 def _prepared(

@@ -7,6 +7,7 @@ The range of a number stands beside its field and is checked whenever settings a
 import dataclasses
 import difflib
 import functools
+import numbers
 import reprlib
 import sys
 import types
@@ -207,6 +208,11 @@ def check_range(flag: str, value: Any, low: int | float, high: int | float, is_w
         raise InputError(f"{flag} {_shown(value)}: must be {_EXPECTED[int if is_whole else float]}")
     if not low <= value <= high:
         raise InputError(f"{flag} {_shown(value)}: must lie between {Range(low, high)}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number, of Python's or NumPy's types, and not a truth value."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def to_plain(value: Any) -> Any:

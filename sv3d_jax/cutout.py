@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import reprlib
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sv3d_jax.config import is_number
 from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.io.images import Mask, Picture, over_white
 
@@ -375,8 +377,8 @@ def _scaled_box(
     Raises InputError for a box that is not inside the picture or covers all of it.
     """
     rows, columns = picture.rgb.shape[:2]
-    if len(box) != 4:
-        raise InputError(f"a box is four numbers, x0 y0 x1 y1, got {len(box)}")
+    if not (isinstance(box, (tuple, list, np.ndarray)) and len(box) == 4 and all(map(is_number, box))):
+        raise InputError(f"a box is four numbers, x0 y0 x1 y1, got {reprlib.repr(box)}")
     x0, y0, x1, y1 = box
     given = " ".join(map(str, box))
     if not (0 <= x0 < x1 <= columns and 0 <= y0 < y1 <= rows):

@@ -95,7 +95,7 @@ def _picture(image: Any) -> Picture:
     if hasattr(image, "has_transparency_data"):  # a PIL image of any mode
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or not pixels.size:
         raise InputError(f"a picture as an array is uint8 (h, w, 3 or 4), got {pixels.dtype} {pixels.shape}")
     alpha = pixels[..., 3] if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any() else None
     return Picture(pixels[..., :3], alpha)

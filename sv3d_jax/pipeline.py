@@ -1,5 +1,6 @@
 """From a picture to an orbit: condition on the picture, sample latents, decode frames."""
 
+import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -274,6 +275,11 @@ class Pipeline:
         if cameras is None:
             num_frames = self.config.num_frames if num_frames is None else num_frames
             return custom_orbit(azimuths_deg, elevations_deg, num_frames, place)
+        if not isinstance(cameras, CameraPath):
+            raise CameraError(
+                f"cameras must be a CameraPath, got {reprlib.repr(cameras)}",
+                hint="sv3d_jax.io.cameras_file.read_camera_path reads one from a cameras.json",
+            )
         if cameras.input_frame != (0 if place == "first" else len(cameras) - 1):
             raise CameraError(
                 f"{self.config.name} has its input view {place}, these cameras have it at frame"

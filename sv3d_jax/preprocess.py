@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from sv3d_jax.config import is_number
 from sv3d_jax.cutout import Remover, cut_out
 from sv3d_jax.errors import InputError
 from sv3d_jax.io.images import MAX_PIXELS, Mask, Picture, over_white
@@ -46,8 +47,8 @@ def prepare_image(
     """
     if background not in BACKGROUNDS:
         raise InputError(f"background must be one of {', '.join(BACKGROUNDS)}, got {background!r}")
-    if frame_ratio is not None and not 0 < frame_ratio <= 1:
-        raise InputError(f"frame ratio must lie in (0, 1], got {frame_ratio}")
+    if frame_ratio is not None and not (is_number(frame_ratio) and 0 < frame_ratio <= 1):
+        raise InputError(f"frame ratio must lie in (0, 1], got {frame_ratio!r}")
     if (mask is not None) + (box is not None) + (background != "auto") > 1:
         raise InputError(
             "--mask, --box and --background are three ways to cut out an object: give one of them"

@@ -230,6 +230,11 @@ def test_progress_goes_through_the_stages(pipe):
         ({"output_type": "png"}, InputError, "pil"),
         ({"elevations_deg": float("nan")}, CameraError, r"elevations_deg\[0\]"),
         ({"azimuths_deg": [0.0, 90.0]}, CameraError, "num_frames=5 values, got 2"),
+        ({"cameras": "x"}, CameraError, "cameras must be a CameraPath, got 'x'"),
+        ({"box": "abcd"}, InputError, "a box is four numbers, x0 y0 x1 y1, got 'abcd'"),
+        ({"box": 3}, InputError, "a box is four numbers, x0 y0 x1 y1, got 3"),
+        ({"frame_ratio": "x"}, InputError, "got 'x'"),
+        ({"guidance_interval": 3}, InputError, "guidance_interval must be the lowest and the highest.*got 3"),
     ],
 )
 def test_bad_options_are_named(pipe, options, error, says):
@@ -240,6 +245,11 @@ def test_bad_options_are_named(pipe, options, error, says):
 def test_array_that_is_no_picture_is_refused(pipe):
     with pytest.raises(InputError, match=r"float64 \(40, 40, 3\)"):
         pipe(np.zeros((40, 40, 3)))
+
+
+def test_an_array_without_pixels_is_refused(pipe):
+    with pytest.raises(InputError, match=r"uint8 \(0, 0, 3\)"):
+        pipe(np.zeros((0, 0, 3), np.uint8))
 
 
 def test_unknown_dtype_is_refused():

@@ -102,9 +102,9 @@ class SamplingConfig(Settings):
         if self.churn_options.s_churn and not is_euler:
             raise InputError(f"--churn goes with --solver euler, not with {self.solver}")
         if self.guidance_interval is not None:
-            if len(self.guidance_interval) != 2:
+            if not isinstance(self.guidance_interval, (tuple, list)) or len(self.guidance_interval) != 2:
                 raise InputError(
-                    f"guidance_interval must be the lowest and the highest noise level, got {self.guidance_interval}"
+                    f"guidance_interval must be the lowest and the highest noise level, got {self.guidance_interval!r}"
                 )
             low, high = self.guidance_interval
             if not 0 <= low <= high:

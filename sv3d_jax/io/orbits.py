@@ -204,6 +204,8 @@ def _alpha_path(directory: Path, frame: dict[str, Any], index: int) -> str | Non
 def _check_inside(directory: Path, file: str, where: str) -> None:
     if outside_reason(file):
         raise InputError(f"{directory / CAMERAS_FILE}: {where} lies outside the folder: {file}")
+    if Path(file).name in ("", ".."):
+        raise InputError(f"{directory / CAMERAS_FILE}: {where} names a folder, a file is needed: {file}")
     not_leading_out(directory / file, directory, f"{directory / CAMERAS_FILE}: {where}")
 
 

@@ -110,8 +110,10 @@ def used_vertices(faces: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
 def world_from_file(up: Up) -> np.ndarray:
     """The rotation (4, 4) from the axes of a file to the world, where z is up.
 
-    A file with y up has its front at +z, which becomes the world's +x.
+    A file with y up has its front at +z, which becomes the world's +x. Raises InputError for another axis.
     """
+    if up not in ("y", "z"):
+        raise InputError(f"up must be y or z, got {up!r}")
     return FILE_FROM_WORLD.T if up == "y" else np.eye(4)
 
 

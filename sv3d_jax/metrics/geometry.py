@@ -18,6 +18,7 @@ from sv3d_jax.progress import Progress
 from sv3d_jax.render.appearance import appearance_of, seen_colors
 
 CHUNK = 2**19  # voxel columns processed at a time
+MAX_EXTENT = 1e30  # products of six lengths neither overflow float64 nor vanish
 MAX_PIECE = 1 / 64  # of the largest box side: longer faces are subdivided, as their bounds would be too loose
 
 
@@ -120,7 +121,12 @@ def compare_meshes(
     voxels: int = 128,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Surface distances in units of the target's largest box side, F-score, IoU (None unless both are closed)."""
+    """Surface distances in units of the target's largest box side, F-score, IoU (None unless both are closed).
+
+    Raises InputError for a mesh further from the origin than `MAX_EXTENT`, or smaller than its inverse.
+    """
+    for name, mesh in (("prediction", prediction), ("target", target)):
+        _check_extent(mesh, name)
     scale = 1.0 / _largest_side(target)
     there = distance_to_surface(sample_surface(prediction, points, seed), target) * scale
     back = distance_to_surface(sample_surface(target, points, seed + 1), prediction) * scale
@@ -166,6 +172,16 @@ def run_eval_mesh(config: EvalMeshConfig, progress: Progress) -> dict[str, Any]:
     if config.output is not None:
         write_json(config.output, result)
     return result
+
+
+def _check_extent(mesh: Mesh, name: str) -> None:
+    farthest, side = np.abs(_box(mesh)).max(), _largest_side(mesh)
+    if farthest > MAX_EXTENT or side < 1 / MAX_EXTENT:
+        raise InputError(
+            f"the {name} has a side of {side:.3g} and lies up to {farthest:.3g} from the origin: meshes between"
+            f" {1 / MAX_EXTENT:g} and {MAX_EXTENT:g} can be compared",
+            hint="scale the mesh",
+        )
 
 
 def _places(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -49,17 +49,29 @@ def mixed(tmp_path) -> Path:
 
 
 def test_a_folder_stands_for_the_pictures_directly_inside_by_name(mixed):
-    found, left_out = find_pictures([mixed])
+    found = find_pictures([mixed])
     names = sorted(["ball", "box", *(name.removesuffix(".png") for name in BROKEN)])
-    assert [each.name for each in found] == names and not left_out
+    assert [each.name for each in found] == names and not any(each.others for each in found)
 
 
 def test_of_two_pictures_with_one_name_in_a_folder_the_one_that_may_have_alpha_is_taken(tmp_path):
     for name in ("a.jpg", "a.png", "a.JPEG", "b.jpg"):
         (tmp_path / name).touch()
-    found, left_out = find_pictures([tmp_path])
+    found = find_pictures([tmp_path])
     assert [each.path.name for each in found] == ["a.png", "b.jpg"]
-    assert [Path(text.split(":")[0]).name for text in left_out] == ["a.jpg", "a.JPEG"]
+    assert [path.name for path in found[0].others] == ["a.jpg", "a.JPEG"] and not found[1].others
+
+
+def test_a_picture_that_opens_is_taken_in_place_of_a_broken_one_of_its_name(place, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"broken")
+    for name in ("a.jpg", "a.webp"):
+        Image.fromarray(picture()).convert("RGB").save(folder / name, quality=95)
+    assert orbit(place, folder, "-o", tmp_path / "out", "--dry-run", "--json") == 0
+    broken, unused = json.loads(capsys.readouterr().out)["left_out"]
+    assert str(folder / "a.png") in broken
+    assert unused == f"{folder / 'a.jpg'}: a.webp is taken, which has the same name"
 
 
 def test_one_name_in_two_places_is_refused_with_both(tmp_path):
@@ -72,7 +84,7 @@ def test_one_name_in_two_places_is_refused_with_both(tmp_path):
 
 @pytest.mark.parametrize("name", ["...png", "..png", "run.json.png"])
 def test_a_name_with_another_meaning_becomes_no_folder(tmp_path, name):
-    [found], _ = find_pictures([tmp_path / name])
+    [found] = find_pictures([tmp_path / name])
     assert found.name == name
 
 

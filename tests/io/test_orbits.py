@@ -189,6 +189,8 @@ def test_the_input_frame_is_the_last_unless_said(folder):
         (lambda d: d.update(fov_deg=190), r"frames\[0\]: fov_deg must lie"),
         (lambda d: d.update(object_to_world=[[1, 0], [0, 1]]), "object_to_world must be 4x4"),
         (set_in_frame(3, file=None), r"frames\[3\] has no \"file\""),
+        (set_in_frame(3, file="."), r"frames\[3\] names a folder"),
+        (set_in_frame(3, file="frames/.."), r"frames\[3\] names a folder"),
         (set_in_frame(3, file="../outside.png"), r"frames\[3\] lies outside"),
         (set_in_frame(3, file="/etc/passwd"), r"frames\[3\] lies outside"),
         (set_in_frame(2, camera_to_world=[[1]]), r"frames\[2\].camera_to_world must be 4x4"),

@@ -139,3 +139,9 @@ def test_pictures_are_written_from_8_bits_alone(tmp_path):
         with pytest.raises(InputError, match=f"{name}: .* from uint8, got float32"):
             write(tmp_path / name, array)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("up", ["q", "Y", None, True])
+def test_another_axis_than_y_or_z_is_refused(up):
+    with pytest.raises(InputError, match="up must be y or z, got"):
+        world_from_file(up)

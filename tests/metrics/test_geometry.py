@@ -172,3 +172,22 @@ def test_color_error_reads_a_texture():
 
 def test_color_error_needs_colors():
     assert color_error(colored(sphere(0.5), 1.0), sphere(0.5), points=10) is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [1e29, 1e-29])
+def test_very_large_and_small_meshes_are_compared_as_others(factor):
+    cube = box([-1, -1, -1], [1, 1, 1])
+    scaled = replace(cube, vertices=factor * cube.vertices)
+    result = compare_meshes(scaled, scaled, points=100, voxels=8)
+    assert result["chamfer"] < 1e-6 and result["iou"] == 1.0  # float64 rounding
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("factor", [1e90, 1e-90])
+def test_meshes_whose_areas_overflow_or_vanish_are_refused(factor):
+    cube = box([-1, -1, -1], [1, 1, 1])
+    scaled = replace(cube, vertices=factor * cube.vertices)
+    for pair, name in (((scaled, cube), "prediction"), ((cube, scaled), "target")):
+        with pytest.raises(InputError, match=f"the {name} has a side of"):
+            compare_meshes(*pair, points=100, voxels=8)
