@@ -356,9 +356,14 @@ def require_space(path: Path, needed: int, what: str) -> None:
     """Raise OutputError if the disk where `path` lies or will lie has fewer than `needed` bytes free."""
     if (free := free_bytes(path)) < needed:
         raise OutputError(
-            f"{what} takes at least {needed / 1e6:.3g} MB, but {free / 1e6:.3g} MB are free where {path} lies",
+            f"{what} takes at least {_megabytes(needed)}, but {_megabytes(free)} are free where {path} lies",
             hint="free some space, or choose a folder on another disk",
         )
+
+
+def _megabytes(count: int) -> str:
+    """A number of bytes with its unit."""
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
 
 
 def free_bytes(path: Path) -> int:

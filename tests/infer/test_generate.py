@@ -83,7 +83,9 @@ def test_a_run_recorded_under_the_flags_of_version_0_1_is_still_known(made, plac
     copy = shutil.copytree(made / "box", place / "older")
     for name in ("run.json", ".stages.json"):
         if (file := copy / name).exists():
-            file.write_text(file.read_text().replace('"num_steps"', '"steps"'))
+            record = json.loads(file.read_text().replace('"num_steps"', '"steps"'))
+            record.pop("crc32", None)  # that version wrote no checksums
+            file.write_text(json.dumps(record))
     assert '"steps"' in (copy / "run.json").read_text()
     before = files_with_times(copy)
     words = [word.replace("--num-steps", "--steps") for word in FRAMES]

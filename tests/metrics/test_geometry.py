@@ -175,6 +175,7 @@ def test_color_error_needs_colors():
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1e29, 1e-29])
 def test_very_large_and_small_meshes_are_compared_as_others(factor):
     cube = box([-1, -1, -1], [1, 1, 1])
