@@ -57,4 +57,4 @@ def fresh_params(config: TrainConfig, model: ModelConfig) -> Params:
 
 def _widths(part):
     """The configuration that must agree in both models; the width of the conditioning vector may differ."""
-    return replace(part, vector_width=0) if isinstance(part, UNetConfig) else part
+    return replace(part, vector_width=1) if isinstance(part, UNetConfig) else part
