@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from sv3d_jax.errors import InputError, SV3DError, is_out_of_memory
+from sv3d_jax.errors import InputError, SV3DError, is_out_of_memory, is_refused_by_system
 from sv3d_jax.io.names import refuse_address
 
 
@@ -38,6 +38,20 @@ def reading(
         if isinstance(cause, OSError) and cause.strerror:
             raise error(f"{path} cannot be read: {cause.strerror}", hint) from cause
         raise error(f"{path} {fault}", hint) from cause
+
+
+def check_is_damage(path: Path, error: Exception) -> None:
+    """Return if an error, raised in reading a file of our own, means that it is damaged, so that it may be made again.
+
+    Raises it again if memory ran out, and InputError if the system refuses to read the file, as a network's disk may
+    for a while: then nothing says that it is damaged.
+    """
+    if is_out_of_memory(error):
+        raise error
+    if is_refused_by_system(error):
+        raise InputError(
+            f"{path} cannot be read: {error}", hint="run again; if it stays so, remove the file"
+        ) from error
 
 
 def open_file(path: Path | str) -> BinaryIO:

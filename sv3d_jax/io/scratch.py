@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sv3d_jax.errors import InputError, is_out_of_memory, is_refused_by_system
 from sv3d_jax.io.outputs import write_atomic
+from sv3d_jax.io.reading import check_is_damage
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -36,11 +36,6 @@ def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     except FileNotFoundError:
         return None
     except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        if is_refused_by_system(error):
-            raise InputError(
-                f"{path} cannot be read: {error}", hint="run again; if it stays so, remove the file"
-            ) from error
+        check_is_damage(path, error)
         path.unlink(missing_ok=True)
         return None

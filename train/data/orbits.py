@@ -15,9 +15,10 @@ import numpy as np
 from filelock import FileLock
 
 from sv3d_jax.cameras.orbit import CameraPath
-from sv3d_jax.errors import InputError, is_out_of_memory, is_refused_by_system
+from sv3d_jax.errors import InputError
 from sv3d_jax.io.documents import read_record
 from sv3d_jax.io.outputs import replacing, require_space, write_json
+from sv3d_jax.io.reading import check_is_damage
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.render.lighting import soft_light
 from sv3d_jax.train.config import DataConfig
@@ -193,12 +194,7 @@ def _is_whole(path: Path, config: DataConfig) -> bool:
     except FileNotFoundError:
         return False
     except Exception as error:  # numpy raises errors of many kinds on damaged files
-        if is_out_of_memory(error):
-            raise
-        if is_refused_by_system(error):
-            raise InputError(
-                f"{path} cannot be read: {error}", hint="run again; if it stays so, remove the file"
-            ) from error
+        check_is_damage(path, error)
         return False
     return isinstance(shard, np.ndarray) and (shard.shape, shard.dtype) == (shape, np.uint8)
 
