@@ -54,6 +54,22 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.markexpr = ""  # a folder was named to be checked whole, whatever the defaults leave out
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable():
+    """A worker of `-n` sends its reports as UTF-8, which names of any bytes are not: it would end there."""
+    return _encodable((yield))
+
+
+def _encodable(data):
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {key: _encodable(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(_encodable(each) for each in data)
+    return data
+
+
 def pytest_testnodedown(node) -> None:
     """What a worker of `-n` has to add to the report."""
     node.config.stash[REPORT] += getattr(node, "workeroutput", {}).get("parity", [])
