@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SV3D = (sys.executable, "-m", "sv3d_jax")
 SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75, signal.SIGINT: 130}
-ENDS_IN_A_ROW = 4  # then the run may finish
+ENDS_IN_A_ROW = 6  # then the run may finish
 LEFT_S = 5.0  # for the processes of a run to be gone after its end
 CHANGING = ("run.json", ".stages.json", ".lock", "metrics.jsonl")  # files that hold times
 
@@ -92,7 +92,7 @@ def soak(folder: Path, options: argparse.Namespace) -> int:
     _make_inputs(folder / "data")
     chosen = {name: run for name, run in runs(folder / "data").items() if options.only in (None, name)}
     whole = {
-        name: _whole(run, folder / "whole" / str(index)) for index, (name, run) in enumerate(chosen.items())
+        name: _second(run, folder / "whole" / str(index)) for index, (name, run) in enumerate(chosen.items())
     }
     rng, tried, faults = random.Random(options.seed), Counter(), []
     deadline = time.monotonic() + 60 * options.minutes
@@ -211,6 +211,12 @@ def _whole(run: Run, place: Path) -> tuple[float, object]:
     if process.returncode:
         raise RuntimeError(f"a run that was left alone ended with {process.returncode}: {errors[-2000:]}")
     return time.monotonic() - started, (run.result or _files)(place)
+
+
+def _second(run: Run, place: Path) -> tuple[float, object]:
+    """What `_whole` says of a second run, whose programs were kept by the first."""
+    _whole(run, place / "first")
+    return _whole(run, place / "second")
 
 
 def _files(place: Path) -> dict[str, str]:
