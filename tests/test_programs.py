@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from sv3d_jax import programs
 from sv3d_jax.diffusion.guidance import guidance_scale, triangular_scale
@@ -24,14 +23,8 @@ from tests.tiny_model import CONFIG, picture, tiny_pipeline
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Where programs are kept."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    compilation_cache.reset_cache()  # jax opens its own with the first compilation
-    yield tmp_path / programs.FOLDER
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
+def folder(program_folder: Path) -> Path:
+    return program_folder
 
 
 def compiled(name: str = "program", factor: float = 2.0):
@@ -115,7 +108,7 @@ def test_no_program_of_an_orbit_is_loaded_with_a_flipped_bit(folder, monkeypatch
             kept[added.pop()] = description, program, inputs
         return program
 
-    monkeypatch.setattr("sv3d_jax.runner.load_or_compile", recorded)
+    monkeypatch.setattr(programs, "load_or_compile", recorded)
     tiny_pipeline()(picture())
     monkeypatch.setattr(programs, "deserialize_and_load", never_loaded)
     assert len(kept) > 2
