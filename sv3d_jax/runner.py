@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.compute import Compute
-from sv3d_jax.models.fast.attention import kernel_name
 from sv3d_jax.models.fast.quantize import FORMATS
 from sv3d_jax.programs import Programs
 
@@ -163,7 +162,7 @@ class Runner:
         return self.programs.compile(
             function,
             *inputs,
-            environment=(self.compute.target, kernel_name(self.compute), split),
+            environment=(self.compute.program_key(), split),
             out_shardings=partial(self.placement.output_shardings, function, inputs) if split else None,
         )
 

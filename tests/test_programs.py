@@ -16,7 +16,9 @@ from sv3d_jax import programs
 from sv3d_jax.diffusion.guidance import guidance_scale, triangular_scale
 from sv3d_jax.diffusion.sampler import Correction
 from sv3d_jax.diffusion.solvers import Euler
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.families import FAMILIES
+from sv3d_jax.models.fast import attention
 from sv3d_jax.programs import load_or_compile
 from tests.test_imports import ROOT
 from tests.tiny_model import CONFIG, picture, tiny_pipeline
@@ -286,6 +288,15 @@ def test_a_model_is_told_by_its_family_as_well(monkeypatch):
     assert "Opaque(" not in repr(before)
     monkeypatch.setitem(FAMILIES, "p", replace(FAMILIES["p"], cond_aug=0.5))
     assert programs.describe(CONFIG) != before
+
+
+def test_a_program_is_told_by_the_kernel_that_works_here(monkeypatch):
+    compute = Compute(jnp.bfloat16)
+    before = programs.describe(compute)
+    assert "Opaque(" not in repr(before)
+    monkeypatch.setattr(attention, "working_kernel", lambda platform: "another")
+    assert programs.describe(compute) != before
+    assert programs.describe(Compute(jnp.float32)) == programs.describe(Compute())
 
 
 def test_a_function_on_the_host_is_no_part_of_a_program():
