@@ -1,12 +1,14 @@
 """The fine stage's surface as a representation: triangles, a colour field for their albedo, and a light."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
+import jax
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params, Scalar
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.dmtet.render import render_surface
 from sv3d_jax.recon.dmtet.surface import Surface
 from sv3d_jax.recon.representations import ColorField
@@ -20,7 +22,10 @@ FULLY_LIT = 0.95  # quantile of vertex shading taken as full light
 
 @dataclass(frozen=True, eq=False)
 class TetSurface:
-    """A surface cut out of tetrahedra, in the colours of a field and in the light that the fit found."""
+    """A surface cut out of tetrahedra, in the colours of a field and in the light that the fit found.
+
+    `color` must be the same object for all surfaces of a fit, or each picture is compiled anew.
+    """
 
     vertices: Float[Array, "v 3"]
     faces: np.ndarray | Array  # t 3
@@ -37,8 +42,7 @@ class TetSurface:
     def render(self, cameras: Cameras, size: tuple[int, int]) -> Float[Array, "f h w 3"]:
         """Pictures over white, in light; size is (h, w)."""
         params = {"field": self.field, "light": self.light}
-        surface = self.vertices, self.faces
-        return _render(self.albedo_scale, params, *surface, cameras, color=self.color, size=size)
+        return _render(self.color, size, self.albedo_scale, params, self.vertices, self.faces, cameras)
 
     def mesh(self) -> Mesh:
         """The surface, without colours."""
@@ -51,7 +55,7 @@ class TetSurface:
         self, points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
     ) -> Float[np.ndarray, "n 3"]:
         """The albedo."""
-        return np.asarray(_albedo(self.albedo_scale, self.field, points, color=self.color))
+        return np.asarray(self._albedo_at(points))
 
     def with_full_light(self) -> "TetSurface":
         """The same colours in light, with the light scaled to a shading of 1 at the brightest places.
@@ -66,22 +70,20 @@ class TetSurface:
         brightest = float(np.quantile(shading, FULLY_LIT))
         return replace(self, light=self.light.times(1.0 / brightest), albedo_scale=brightest)
 
+    @cached_property
+    def _albedo_at(self) -> Callable[[Array], Array]:
+        return jax.jit(lambda points: self.albedo_scale * self.color(self.field, points))
 
-@kept_jit
-def _albedo(scale: Scalar, field: Params, points: Float[Array, "n 3"], *, color: ColorField) -> Array:
-    return scale * color(field, points)
 
-
-@kept_jit
+@partial(jax.jit, static_argnums=(0, 1))
 def _render(
+    color: ColorField,
+    size: tuple[int, int],
     albedo_scale: Scalar,
     params: Params,
     vertices: Float[Array, "v 3"],
     faces: Array,
     cameras: Cameras,
-    *,
-    color: ColorField,
-    size: tuple[int, int],
 ) -> Float[Array, "f h w 3"]:
     def albedo(field, points):
         return albedo_scale * color(field, points)

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,14 @@ def fit_surface(
     """
     lattice = start_lattice(config, coarse)
     views = jax.tree.map(jnp.asarray, views)
-    state = _start_state(config, lattice, field, views, guide)
+    optimizer = optax.adam(
+        optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
+    )
+    state = _start_state(config, lattice, field, views, optimizer, guide)
+
+    @cache
+    def step_with(sizes, guide):
+        return partial(_step, partial(_loss, config, color, guide, sizes), optimizer)
 
     def surface_of(state):
         capacity = state.capacity.static().mesh
@@ -109,7 +116,7 @@ def fit_surface(
 
     def choose_step(state):
         is_guided = int(state.step) in sds_steps(config)
-        return partial(_step, config, color, guide if is_guided else None, state.capacity.static())
+        return step_with(state.capacity.static(), guide if is_guided else None)
 
     preview = hooks.preview and hooks.preview.of(lambda state: (surface_of(state), state.params))
     hooks = replace(hooks, preview=preview, choose_step=choose_step, retry=grow_on_overflow)
@@ -184,6 +191,7 @@ def _start_state(
     lattice: Lattice,
     field: Params,
     views: Views,
+    optimizer: optax.GradientTransformation,
     guide: Guide | None,
 ) -> MeshState:
     params = {
@@ -201,7 +209,7 @@ def _start_state(
     )
     return MeshState(
         params=params,
-        optimizer=_optimizer(config).init(params),
+        optimizer=optimizer.init(params),
         step=jnp.zeros((), jnp.int32),
         capacity=GrowingCapacity.of(sizes),
     )
@@ -219,23 +227,15 @@ def _orbit_pixels(views: Views, guide: Guide) -> int:
     return whole_blocks(SPARE * share * guide.num_frames * guide.size**2)
 
 
-def _optimizer(config: MeshConfig) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1)
-    return optax.adam(schedule, b2=0.99, eps=1e-15)
-
-
 def _step(
-    config: MeshConfig,
-    color: ColorField,
-    guide: Guide | None,
-    sizes: StepSizes,
+    loss: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
     state: MeshState,
     data: Data,
     key: PRNGKeyArray,
 ) -> tuple[MeshState, dict[str, Array]]:
-    loss = partial(_loss, config, color, guide, sizes)
     gradient, (parts, overflow) = jax.grad(loss, has_aux=True)(state.params, state.step, data, key)
-    updates, moments = _optimizer(config).update(gradient, state.optimizer)
+    updates, moments = optimizer.update(gradient, state.optimizer)
     params = optax.apply_updates(state.params, updates)
     capacity = state.capacity.with_overflow(overflow)
     return MeshState(params, moments, state.step + 1, capacity), parts

@@ -50,20 +50,13 @@ def project(
 
 
 def rasterize(
-    screen: Float[Array, "n v 3"],
-    faces: Int[Array, "t 3"],
-    height: int,
-    width: int,
-    *,
-    tile: int = 4,
-    cull_back: bool = False,
+    screen: Float[Array, "n v 3"], faces: Int[Array, "t 3"], height: int, width: int, *, tile: int = 4
 ) -> Fragments:
-    """Face, barycentrics and depth at every pixel centre; front and back faces are drawn, or front faces alone.
+    """Face, barycentrics and depth at every pixel centre; front and back faces are drawn.
 
-    `tile` affects only the speed: best is about the size in pixels of a typical triangle. `cull_back` gives the same in
-    less time if the surface is closed and seen from outside.
+    `tile` affects only the speed: best is about the size in pixels of a typical triangle.
     """
-    face_id = visible_faces(screen, faces, height, width, tile=tile, cull_back=cull_back)
+    face_id = visible_faces(screen, faces, height, width, tile=tile)
     barycentrics, depth = surface_points(screen, faces, face_id)
     return Fragments(face_id, barycentrics, depth)
 
