@@ -62,7 +62,7 @@ samples_every = 0
 """
 UNET = ("--width=64", "--frames=5", "--side=16", "--batch=2", "--threads=2", "--device=cpu")
 BITS = (*ORBITS, "reconstruct-preview", "reconstruct-fast", "train")
-TIMES = ("orbit", "unet", "reconstruct-fast", "train")
+TIMES = ("orbit", "unet", "reconstruct-preview", "reconstruct-fast", "train")
 # Fields of run.json and metrics.jsonl that differ between two runs of one build.
 CHANGING = {"timings_s", "packages", "path", "images", "output", "utilisation"}
 

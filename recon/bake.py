@@ -1,9 +1,7 @@
 """Colours of a surface as a texture."""
 
 from dataclasses import replace
-from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
@@ -12,6 +10,8 @@ from sv3d_jax.arrays import Float, Int
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.decimate import decimate
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.programs import kept_jit
+from sv3d_jax.recon.capacity import padded
 from sv3d_jax.recon.representations import ColorsAt
 from sv3d_jax.recon.uv import check_texture_size, smooth_normals, unwrap
 from sv3d_jax.render.rasterize import rasterize
@@ -62,7 +62,7 @@ def _faces_at_texels(mesh: Mesh, size: int) -> tuple[Int[np.ndarray, "h w"], Flo
     """
     screen = np.stack([mesh.uv[:, 0] * size, (1.0 - mesh.uv[:, 1]) * size, np.ones(len(mesh.uv))], axis=1)
     screen = screen.astype(np.float32)
-    face_id, weights = (np.array(x) for x in _rasterize(screen, mesh.faces, size=size))
+    face_id, weights = (np.array(x) for x in _rasterize(padded(screen), padded(mesh.faces), size=size))
     a, b, c = np.moveaxis(screen[mesh.faces, :2], 1, 0)
     area = np.abs((b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0])
     uncovered = np.setdiff1d(np.flatnonzero(area > 0), face_id)
@@ -73,8 +73,8 @@ def _faces_at_texels(mesh: Mesh, size: int) -> tuple[Int[np.ndarray, "h w"], Flo
     return face_id, weights
 
 
-@partial(jax.jit, static_argnames="size")
-def _rasterize(screen, faces, size):
+@kept_jit
+def _rasterize(screen, faces, *, size):
     fragments = rasterize(screen[None], jnp.asarray(faces), size, size)
     return fragments.face_id[0], fragments.barycentrics[0]
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 SMALLEST = 2**12  # rows; below this, sizes are multiples of an eighth of it
 
@@ -70,6 +71,11 @@ def shared_size(count: float) -> int:
     """`count` rounded up to one of few sizes, four to each doubling, so that objects share compiled programs."""
     block = max(SMALLEST, 1 << (math.ceil(count) - 1).bit_length()) // 8
     return block * math.ceil(count / block)
+
+
+def padded(rows: np.ndarray) -> np.ndarray:
+    """The rows, and zeros up to the size of `shared_size`, so that meshes of similar size share compiled programs."""
+    return np.concatenate([rows, np.zeros((shared_size(len(rows)) - len(rows), *rows.shape[1:]), rows.dtype)])
 
 
 def whole_blocks(count: float, block: int = SMALLEST) -> int:

@@ -85,16 +85,18 @@ def camera_fit(views: Views) -> Fit:
     """How well the views' cameras explain masks and colours, by a visual hull of points."""
     masks = views.masks > 0.5
     axis = ((np.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * BOX_HALF_SIZE
-    lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
-    inside = np.ones(lattice.shape[:3], bool)
+    lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    places = np.arange(len(lattice))
     cameras = list(zip(views.camera_to_box, views.focal_px, views.center_px, strict=True))
     for mask, camera in zip(masks, cameras, strict=True):
-        row, column, _, in_frame = _project(lattice[inside], mask.shape, *camera)
-        inside[inside] = in_frame & mask[row, column]
-    if not inside.any():
+        row, column, _, in_frame = _project(lattice[places], mask.shape, *camera)
+        places = places[in_frame & mask[row, column]]
+    if not len(places):
         return Fit(1.0, 1.0)
 
-    surface = lattice[inside & ~ndimage.binary_erosion(inside)]
+    inside = np.zeros((RESOLUTION,) * 3, bool)
+    inside.flat[places] = True
+    surface = lattice[(inside & ~ndimage.binary_erosion(inside)).ravel()]
     missed = 0
     count, total, squared = np.zeros(len(surface)), np.zeros((len(surface), 3)), np.zeros(len(surface))
     for image, mask, camera in zip(views.images, masks, cameras, strict=True):

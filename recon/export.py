@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from sv3d_jax.io.meshes import write_glb, write_obj, write_ply, write_usdz
 from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.io.surfaces import Up
 from sv3d_jax.io.video import available_format, contact_sheet, write_video
+from sv3d_jax.programs import kept_jit
+from sv3d_jax.recon.capacity import padded
 from sv3d_jax.recon.representations import Light
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.render.appearance import appearance_of, seen_colors
@@ -118,10 +120,10 @@ def with_vertex_colors(mesh: Mesh) -> Mesh:
     """The mesh with its texture's colours at the vertices instead of the texture."""
     if mesh.texture is None:
         return mesh
-    corners, places = np.unique(mesh.faces, return_index=True)  # of each vertex, one corner of a face
-    weights = np.eye(3, dtype=np.float32)[places % 3]
+    vertices, places = np.unique(mesh.faces, return_index=True)  # of each vertex, one corner of a face
     colors = np.ones(mesh.vertices.shape, np.float32)
-    colors[corners] = seen_colors(appearance_of(mesh), mesh.faces, places // 3, weights)[0]
+    seen = _corner_colors(_on_device(mesh), padded(places.astype(np.int32)))
+    colors[vertices] = seen[: len(vertices)]
     return replace(mesh, vertex_colors=colors, uv=None, texture=None, materials=None)
 
 
@@ -199,21 +201,43 @@ def render_shaded(
     shaders: Sequence[Shader],
 ) -> UInt8[np.ndarray, "shaders f h w 3"]:
     """Pictures of a closed mesh over white with each of the shaders, several points to a pixel."""
-    surface = {"vertices": mesh.vertices.astype(np.float32), "faces": mesh.faces}
-    surface |= {"normals": smooth_normals(mesh).astype(np.float32)}
-    surface = jax.tree.map(jnp.asarray, surface | {"appearance": appearance_of(mesh)})
+    surface = _on_device(mesh)
     pictures = np.empty((len(shaders), len(camera_to_world), height, width, 3), np.uint8)
     for view, camera in enumerate(zip(camera_to_world, focal_px, center_px, strict=True)):
         camera = [jnp.asarray(value, jnp.float32)[None] for value in camera]
         hit, *seen = (np.asarray(x) for x in _seen_points(surface, *camera, height=height, width=width))
         for number, shader in enumerate(shaders):
             color = np.clip(np.where(hit, shader(view, *seen), 1.0), 0.0, 1.0)
-            blocks = color.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE, 3).mean((1, 3))
-            pictures[number, view] = np.round(255 * blocks)
+            # A sum of slices: many times as fast as a mean over axes of two values.
+            total = sum(
+                color[i::SUPERSAMPLE, j::SUPERSAMPLE] for i, j in np.ndindex(SUPERSAMPLE, SUPERSAMPLE)
+            )
+            pictures[number, view] = np.round(255 / SUPERSAMPLE**2 * total)
     return pictures
 
 
-@partial(jax.jit, static_argnames=("height", "width"))
+def _on_device(mesh: Mesh) -> dict[str, Any]:
+    """Arrays of a mesh, padded with zeros to shared sizes."""
+    look = appearance_of(mesh)
+    by_row = {name: getattr(look, name) for name in ("vertex_colors", "vertex_alpha", "uv", "of_face")}
+    look = look._replace(**{name: padded(rows) for name, rows in by_row.items() if rows is not None})
+    surface = {
+        "vertices": padded(mesh.vertices.astype(np.float32)),
+        "normals": padded(smooth_normals(mesh).astype(np.float32)),
+        "faces": padded(mesh.faces),
+        "appearance": look,
+    }
+    return jax.tree.map(jnp.asarray, surface)
+
+
+@kept_jit
+def _corner_colors(surface, places):
+    """Colours at corners of faces, counted through all faces."""
+    look, faces = surface["appearance"], surface["faces"]
+    return seen_colors(look, faces, places // 3, jnp.eye(3)[places % 3])[0]
+
+
+@kept_jit
 def _seen_points(surface, pose, focal, center, *, height, width):
     """Whether a point of the surface is seen (h w 1), its colour and its normal (h w 3); several to a pixel."""
     faces = surface["faces"]

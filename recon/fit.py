@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from sv3d_jax.arrays import PRNGKeyArray
 from sv3d_jax.io.scratch import read_arrays, write_arrays
+from sv3d_jax.programs import Programs
 
 FitState = Any  # a pytree that the stage defines
 Data = Any  # a pytree, likewise
@@ -59,8 +60,7 @@ class FitHooks:
     """changes the state at the start of each call, as a part of the compiled program; set by the stage, like
     `choose_step` and `retry`"""
     choose_step: Callable[[FitState], Step] | None = None
-    """gives the step of the next call, where it depends on the state, such as on sizes of arrays; equal steps must be
-    the same object, or each is compiled"""
+    """gives the step of the next call, where it depends on the state, such as on sizes of arrays"""
     retry: Callable[[FitState, FitState], FitState | None] | None = None
     """takes the states before and after a call; returns the state to repeat the call from, or None to go on"""
 
@@ -80,13 +80,15 @@ def fit(
 ) -> tuple[FitState, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
-    `data` is handed to each step as it is. `num_steps` is rounded up to whole calls, so that one program serves all.
+    `data` is handed to each step as it is. The program is kept on disk if `programs.describe` can tell what the step
+    closes over: settings, functions of this package. `num_steps` is rounded up to whole calls, so that one program
+    serves all.
 
     With `save`, the state is written to that file every `SAVE_EVERY_S` seconds, and a fit that finds the file goes on
     from there to the same result. It belongs to one fit: same settings, same data. The caller removes it, once the
     result is kept.
     """
-    compiled = cache(partial(_compiled, hooks=hooks, steps_per_call=steps_per_call))
+    programs = Programs()
     num_calls = -(-num_steps // steps_per_call)
     log: list[FitInfo] = []
     if save is not None and (saved := _read(save, state)) is not None:
@@ -94,7 +96,7 @@ def fit(
     saved_at = time.monotonic()
     keys = jax.random.split(key, num_calls)
     for number in range(len(log), num_calls):
-        state, losses = _call(compiled, step, state, data, keys[number], hooks)
+        state, losses = _call(programs, step, state, data, keys[number], hooks, steps_per_call)
         log.append(FitInfo((number + 1) * steps_per_call, num_calls * steps_per_call, losses))
         if save is not None and time.monotonic() - saved_at > SAVE_EVERY_S:
             _write(save, state, log)
@@ -106,32 +108,37 @@ def fit(
     return state, log
 
 
-def _compiled(step: Step, hooks: FitHooks, steps_per_call: int) -> Callable[..., Any]:
+def _several_steps(
+    step: Step,
+    before_call: Callable[[FitState, PRNGKeyArray], FitState] | None,
+    steps_per_call: int,
+    state: FitState,
+    data: Data,
+    key: PRNGKeyArray,
+) -> tuple[FitState, Losses]:
     """One call: `before_call`, then a scan over the steps; returns the state and the mean losses."""
-
-    @partial(jax.jit, donate_argnums=() if hooks.retry else 0)
-    def call(state, data, key):
-        before_key, step_key = jax.random.split(key)
-        if hooks.before_call is not None:
-            state = hooks.before_call(state, before_key)
-        keys = jax.random.split(step_key, steps_per_call)
-        state, losses = jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
-        return state, jax.tree.map(jnp.mean, losses)
-
-    return call
+    before_key, step_key = jax.random.split(key)
+    if before_call is not None:
+        state = before_call(state, before_key)
+    keys = jax.random.split(step_key, steps_per_call)
+    state, losses = jax.lax.scan(lambda state, key: step(state, data, key), state, keys)
+    return state, jax.tree.map(jnp.mean, losses)
 
 
 def _call(
-    compiled: Callable[[Step], Callable[..., Any]],
+    programs: Programs,
     step: Step,
     state: FitState,
     data: Data,
     key: PRNGKeyArray,
     hooks: FitHooks,
+    steps_per_call: int,
 ) -> tuple[FitState, dict[str, float]]:
     """The state and the losses after one call, repeated until `retry` has no objection."""
     while True:
-        call = compiled(step if hooks.choose_step is None else hooks.choose_step(state))
+        chosen = step if hooks.choose_step is None else hooks.choose_step(state)
+        several = partial(_several_steps, chosen, hooks.before_call, steps_per_call)
+        call = programs.compile(several, state, data, key, donate_argnums=() if hooks.retry else 0)
         after, losses = call(state, data, key)
         again = None if hooks.retry is None else hooks.retry(state, after)
         if again is None:

@@ -11,6 +11,7 @@ from sv3d_jax.errors import InputError
 
 CHROMATICITY_STD = 0.015  # of r, g and b over their sum, within one paint
 CHROMATICITY_DARKEST = 0.1  # pixels whose largest channel is below have no reliable chromaticity
+CHROMATICITY_PIXELS = 2**13  # random ones, which are compared
 CHROMATICITY_PARTNERS = 4  # pixels that each pixel is compared with
 
 
@@ -109,16 +110,20 @@ def paint_pairs(
     valid: Float[Array, "*f h w"],
     key: PRNGKeyArray,
 ) -> PaintPairs:
-    """Random pairs of pixels; those with a nearly black one are not valid, for black has no chromaticity."""
+    """Random pairs of valid pixels; those with a nearly black one do not count, for black has no chromaticity."""
+    pixel_key, shift_key = jax.random.split(key)
+    ends = jnp.cumsum(valid.ravel() > 0)
+    ranks = jax.random.randint(pixel_key, (CHROMATICITY_PIXELS,), 0, jnp.maximum(ends[-1], 1))
+    pixel = jnp.minimum(jnp.searchsorted(ends, ranks, side="right"), ends.size - 1)
+    shading, images, valid = (
+        jnp.asarray(leaf)[pixel] for leaf in (shading.ravel(), images.reshape(-1, 3), valid.ravel())
+    )
     brightness = jnp.max(images, axis=-1)
     light = jnp.log(jnp.maximum(shading, 1e-3))
     ratio = jnp.log(jnp.maximum(brightness, 1e-3)) - light
     hue = images / jnp.maximum(jnp.sum(images, axis=-1, keepdims=True), 1e-3)
     bright = valid * (brightness > CHROMATICITY_DARKEST)
-    pixels = jnp.stack([ratio, light, *jnp.moveaxis(hue, -1, 0), bright], axis=-1).reshape(-1, 6)
-    # Permuted first: in order, nearly all pixels a shift apart would lie on the same two parts of the object.
-    mix_key, shift_key = jax.random.split(key)
-    pixels = pixels[jax.random.permutation(mix_key, len(pixels))]
+    pixels = jnp.stack([ratio, light, *jnp.moveaxis(hue, -1, 0), bright], axis=-1)
     shifts = jax.random.randint(shift_key, (CHROMATICITY_PARTNERS,), 1, len(pixels))
     partners = jnp.stack([jnp.roll(pixels, shift, axis=0) for shift in shifts])
     step = (pixels - partners).reshape(-1, 6)

@@ -1,5 +1,7 @@
 """Persistent cache of compiled executables, keyed by everything they depend on; later starts neither trace nor compile.
 
+Code calls `Programs.compile`, or a function decorated with `kept_jit`.
+
 jax's own compilation cache does not save the tracing, which takes seconds for a network. Executables are stored beside
 that cache, if it is in use. We bypass it for these programs: an executable that jax loaded from its own cache may not
 serialize correctly again (jaxlib 0.10.2 on CPU: missing functions on reload).
@@ -19,8 +21,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -36,9 +39,9 @@ from sv3d_jax.io.ownership import NotOwn, make_own_folder, read_own_file
 
 FOLDER, SUFFIX = "programs", ".program"
 DIGEST_BYTES = hashlib.sha256().digest_size
-ROOT = Path(__file__).parent
-SOURCES = ("*.py", "models/**/*.py", "diffusion/*.py")
-"""Files of this package that programs are traced from."""
+AREAS = ("infer", "recon", "train")
+LIBRARIES = ("flax", "optax")  # besides jax, what programs are traced from
+STABLE = ("builtins", "numpy", "jax", "jaxlib", "ml_dtypes", *LIBRARIES)  # their versions identify their code
 SETTINGS = (
     "jax_enable_x64",
     "jax_default_matmul_precision",
@@ -108,7 +111,7 @@ def _describe_function(function: FunctionType) -> Any:
     # A function that calls itself closes over itself.
     closure = ["itself" if item is function else item for item in closure]
     bound = describe((closure, function.__defaults__, function.__kwdefaults__))
-    if not _in_source(code.co_filename):
+    if not (_in_source(code.co_filename) or function.__module__.partition(".")[0] in LIBRARIES):
         return Opaque(function), bound
     # Functions that share a qualified name (lambdas) are distinguished by line number.
     return _name(function), code.co_firstlineno, hashlib.sha256(code.co_code).hexdigest(), bound
@@ -117,7 +120,7 @@ def _describe_function(function: FunctionType) -> Any:
 def _is_stable(kind: type) -> bool:
     """Whether a class's behaviour is fixed by our source and library versions, so that it may be cached on disk."""
     package = kind.__module__.partition(".")[0]
-    if package in ("builtins", "numpy", "jax", "jaxlib", "ml_dtypes"):
+    if package in STABLE:
         return True
     return _in_source(getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
 
@@ -126,10 +129,70 @@ def _name(value: Any) -> str:
     return f"{value.__module__}.{value.__qualname__}"
 
 
+class Programs:
+    """The programs of functions, each compiled once for the shapes of its inputs, or loaded from disk."""
+
+    def __init__(self) -> None:
+        self._programs: dict[Any, Compiled] = {}
+
+    def compile(
+        self,
+        function: Callable[..., Any],
+        *inputs: Any,
+        environment: Any = (),
+        donate_argnums: int | tuple[int, ...] = (),
+        out_shardings: Callable[[], Any] | None = None,
+    ) -> Compiled:
+        """The program of a function for inputs of these shapes, dtypes and devices, which are pytrees of arrays.
+
+        It is found by the function and what that closes over (see `describe`), by the inputs, and by `environment`: a
+        value that names what else decides how the function is traced, and `out_shardings`, which are computed only
+        where the program is compiled. Arrays that the function closes over become constants of the program.
+        """
+        leaves, structure = jax.tree.flatten(inputs)
+        kinds = tuple((leaf.shape, leaf.dtype, _division(leaf)) for leaf in leaves)
+        key = (describe(function), structure, kinds, donate_argnums, environment)
+        if key not in self._programs:
+
+            def compile_now(name):
+                def program(*inputs):
+                    return function(*inputs)
+
+                program.__name__ = name
+                shardings = None if out_shardings is None else out_shardings()
+                jitted = jax.jit(program, donate_argnums=donate_argnums, out_shardings=shardings)
+                return jitted.lower(*inputs).compile()
+
+            self._programs[key] = load_or_compile(key, compile_now, leaves)
+        return self._programs[key]
+
+    def items(self) -> Iterable[tuple[Any, Compiled]]:
+        """Descriptions and programs so far."""
+        return self._programs.items()
+
+
+def kept_jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function compiled as by `jax.jit`, with programs that later starts find on disk.
+
+    Arguments by position are pytrees of arrays; those by keyword are static, and whatever `describe` takes. Inside
+    another jitted function it is the function itself.
+    """
+    programs = Programs()
+
+    @wraps(function)
+    def call(*inputs: Any, **static: Any) -> Any:
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(inputs)):
+            return function(*inputs, **static)
+        arrays = jax.tree.map(lambda leaf: leaf if isinstance(leaf, jax.Array) else np.asarray(leaf), inputs)
+        return programs.compile(partial(function, **static), *arrays)(*arrays)
+
+    return call
+
+
 def load_or_compile(
     description: Any, compile_now: Callable[[str], Compiled], inputs: Iterable[Any] = ()
 ) -> Compiled:
-    """The program kept under `description`, for the device of its inputs; else `compile_now(name)`, which is kept.
+    """The program kept under `description`, for the devices of its inputs; else `compile_now(name)`, which is kept.
 
     The repr of `description` must identify every input to compilation besides this package's code, the versions of jax
     and the device, as that of `describe` does. The compiled module must bear the name, which is unique to the
@@ -137,13 +200,13 @@ def load_or_compile(
     again, and so is one that is not this user's alone, with a warning. In a folder that is not, or that cannot be
     written, nothing is kept.
     """
-    cached, device = jax.config.jax_compilation_cache_dir, _device_of(inputs)
-    if not cached or "://" in cached or device is None or _OPAQUE in repr(description):
+    cached, devices = jax.config.jax_compilation_cache_dir, _devices_of(inputs)
+    if not cached or "://" in cached or devices is None or _OPAQUE in repr(description):
         return compile_now("program")
-    digest = _digest(description, device)
+    digest = _digest(description, devices)
     path = Path(cached) / FOLDER / (digest + SUFFIX)
     own = _has_own_folder(path)
-    if own and (program := _load(path, device)) is not None:
+    if own and (program := _load(path, devices)) is not None:
         return program
     with _not_kept_by_jax():
         program = compile_now(f"program_{digest[:32]}")
@@ -167,7 +230,7 @@ def _has_own_folder(path: Path) -> bool:
     return True
 
 
-def _load(path: Path, device: Any) -> Compiled | None:
+def _load(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
     """The program in a file, or None if there is none that can be used; one that is damaged is removed."""
     try:
         content = memoryview(read_own_file(path))
@@ -181,7 +244,7 @@ def _load(path: Path, device: Any) -> Compiled | None:
         if content[:DIGEST_BYTES] != _checksum(path, payload):
             raise ValueError("damaged")
         program = deserialize_and_load(
-            *pickle.loads(payload), backend=device.client, execution_devices=[device]
+            *pickle.loads(payload), backend=devices[0].client, execution_devices=devices
         )
     except Exception:  # whatever another machine's program makes pickle and jax say
         with suppress(OSError):
@@ -212,38 +275,62 @@ def _not_kept_by_jax() -> AbstractContextManager[Any]:
         return nullcontext()
 
 
-def _device_of(inputs: Iterable[Any]) -> Any:
-    """The device of all arrays among the inputs, the default one if there are none, None if there are several."""
-    found = {device for x in inputs if isinstance(x, jax.Array) for device in x.devices()}
-    if found:
-        return found.pop() if len(found) == 1 else None
+def _division(leaf: Any) -> Any:
+    """How an array is divided over several devices; None on one."""
+    sharding = getattr(leaf, "sharding", None)
+    return None if sharding is None or len(sharding.device_set) == 1 else sharding
+
+
+def _devices_of(inputs: Iterable[Any]) -> tuple[Any, ...] | None:
+    """The devices of all arrays among the inputs, in order, or the default one if there are none.
+
+    None where arrays lie on different devices, or some of these belong to another process.
+    """
+    arrays = [x for x in inputs if isinstance(x, jax.Array)]
+    placed = [x for x in arrays if x.committed] or arrays  # the others go where these are
+    if found := {_in_order(x.sharding) for x in placed}:
+        return found.pop() if len(found) == 1 and jax.process_count() == 1 else None
     default = jax.config.jax_default_device or jax.local_devices()[0]
-    return jax.local_devices(backend=default)[0] if isinstance(default, str) else default
+    return (jax.local_devices(backend=default)[0] if isinstance(default, str) else default,)
 
 
-def _digest(description: Any, device: Any) -> str:
+def _in_order(sharding: jax.sharding.Sharding) -> tuple[Any, ...]:
+    mesh = getattr(sharding, "mesh", None)
+    return tuple(sharding.device_set if mesh is None else mesh.devices.flat)
+
+
+def _digest(description: Any, devices: tuple[Any, ...]) -> str:
     settings = [getattr(jax.config, name) for name in SETTINGS]
     settings.append(jax.config.read("jax_disable_most_optimizations"))
     settings += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
-    versions = (jax.__version__, jaxlib.__version__, version("flax"), device.client.platform_version)
-    machine = (device.platform, device.device_kind, device.id, jax.device_count(), *_cpu_features())
+    client, ids = devices[0].client, tuple(device.id for device in devices)
+    versions = (jax.__version__, jaxlib.__version__, *map(version, LIBRARIES), client.platform_version)
+    machine = (client.platform, devices[0].device_kind, ids, jax.device_count(), *_cpu_features())
     whole = repr((description, settings, versions, machine, SOURCE_DIGEST))
     return hashlib.sha256(whole.encode()).hexdigest()
 
 
-def _digest_of_source() -> str:
-    digest = hashlib.sha256()
-    for pattern in SOURCES:
-        for file in sorted(ROOT.glob(pattern)):
-            digest.update(file.read_bytes())
-    return digest.hexdigest()
+@cache
+def _source_files() -> frozenset[Path]:
+    """The files of this package."""
+    folders = [Path(__file__).parent]
+    for area in AREAS:  # which need not lie in its folder
+        spec = find_spec(f"{__package__}.{area}")
+        folders += map(Path, spec.submodule_search_locations or ()) if spec else ()
+    return frozenset(file.resolve() for folder in folders for file in folder.rglob("*.py"))
 
 
 @cache
 def _in_source(file: str) -> bool:
     """Whether code lies in the files that `SOURCE_DIGEST` is of."""
-    path = Path(file)
-    return path.is_relative_to(ROOT) and any(path in ROOT.glob(pattern) for pattern in SOURCES)
+    return Path(file).resolve() in _source_files()
+
+
+def _digest_of_source() -> str:
+    digest = hashlib.sha256()
+    for file in sorted(_source_files()):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 SOURCE_DIGEST = _digest_of_source()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.compute import Compute
-from sv3d_jax.models.fast.attention import kernel_name
 from sv3d_jax.models.fast.quantize import FORMATS
-from sv3d_jax.programs import describe, load_or_compile
+from sv3d_jax.programs import Programs
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -146,7 +146,7 @@ class Runner:
         self.compute = self.config.compute()
         self.placement = Placement(config.mesh)
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
-        self.programs: dict[Any, Callable] = {}
+        self.programs = Programs()
 
     def part(self, name: str) -> Params:
         """Parameters of a part on the device; with low_memory a fresh device copy, freed when the caller drops it."""
@@ -156,29 +156,15 @@ class Runner:
     def compile(self, function: Callable, *inputs: Any, split: bool = True) -> Callable:
         """The program of a function for these input shapes, compiled ahead of time once per key, or loaded from disk.
 
-        The key contains the function and what it closes over (see `programs.describe`), and shapes and dtypes of the
-        inputs. Parameters are inputs too: captured ones would be copied into the program. Outputs are sharded over the
-        batch axis, or with split=False left to the compiler.
+        What tells programs apart is said at `Programs.compile`. Parameters are inputs too: captured ones would be
+        copied into the program. Outputs are sharded over the batch axis, or with split=False left to the compiler.
         """
-        leaves, structure = jax.tree.flatten(inputs)
-        shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-        key = (describe(function), structure, shapes, split)
-        if key not in self.programs:
-
-            def compile_now(name):
-                def program(*inputs):
-                    return function(*inputs)
-
-                program.__name__ = name
-                shardings = self.placement.output_shardings(program, inputs) if split else None
-                return jax.jit(program, out_shardings=shardings).lower(*inputs).compile()
-
-            if self.placement.mesh is None:
-                environment = (self.compute.target, kernel_name(self.compute))
-                self.programs[key] = load_or_compile((key, environment), compile_now, leaves)
-            else:
-                self.programs[key] = compile_now("program")
-        return self.programs[key]
+        return self.programs.compile(
+            function,
+            *inputs,
+            environment=(self.compute.program_key(), split),
+            out_shardings=partial(self.placement.output_shardings, function, inputs) if split else None,
+        )
 
     def run(self, function: Callable, *inputs: Any, split: bool = True) -> Any:
         """What the compiled function returns for these inputs."""

@@ -96,3 +96,33 @@ def pipe():
     from tests.tiny_model import tiny_pipeline  # not before it is needed: it imports jax
 
     return tiny_pipeline()
+
+
+@pytest.fixture
+def program_folder(tmp_path: Path):
+    """Where programs are kept: a folder of this test's alone."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from sv3d_jax.programs import FOLDER
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()  # jax opens its own with the first compilation
+    yield tmp_path / FOLDER
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def compilations(monkeypatch) -> list[str]:
+    """Names of the programs that are compiled from now on, and not found on disk."""
+    from sv3d_jax import programs
+
+    names, load_or_compile = [], programs.load_or_compile
+
+    def recorded(description, compile_now, inputs=()):
+        return load_or_compile(description, lambda name: names.append(name) or compile_now(name), inputs)
+
+    monkeypatch.setattr(programs, "load_or_compile", recorded)
+    return names

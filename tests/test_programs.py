@@ -11,27 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from sv3d_jax import programs
 from sv3d_jax.diffusion.guidance import guidance_scale, triangular_scale
 from sv3d_jax.diffusion.sampler import Correction
 from sv3d_jax.diffusion.solvers import Euler
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.families import FAMILIES
+from sv3d_jax.models.fast import attention
 from sv3d_jax.programs import load_or_compile
 from tests.test_imports import ROOT
 from tests.tiny_model import CONFIG, picture, tiny_pipeline
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Where programs are kept."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    compilation_cache.reset_cache()  # jax opens its own with the first compilation
-    yield tmp_path / programs.FOLDER
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
+def folder(program_folder: Path) -> Path:
+    return program_folder
 
 
 def compiled(name: str = "program", factor: float = 2.0):
@@ -115,7 +110,7 @@ def test_no_program_of_an_orbit_is_loaded_with_a_flipped_bit(folder, monkeypatch
             kept[added.pop()] = description, program, inputs
         return program
 
-    monkeypatch.setattr("sv3d_jax.runner.load_or_compile", recorded)
+    monkeypatch.setattr(programs, "load_or_compile", recorded)
     tiny_pipeline()(picture())
     monkeypatch.setattr(programs, "deserialize_and_load", never_loaded)
     assert len(kept) > 2
@@ -293,6 +288,15 @@ def test_a_model_is_told_by_its_family_as_well(monkeypatch):
     assert "Opaque(" not in repr(before)
     monkeypatch.setitem(FAMILIES, "p", replace(FAMILIES["p"], cond_aug=0.5))
     assert programs.describe(CONFIG) != before
+
+
+def test_a_program_is_told_by_the_kernel_that_works_here(monkeypatch):
+    compute = Compute(jnp.bfloat16)
+    before = programs.describe(compute)
+    assert "Opaque(" not in repr(before)
+    monkeypatch.setattr(attention, "working_kernel", lambda platform: "another")
+    assert programs.describe(compute) != before
+    assert programs.describe(Compute(jnp.float32)) == programs.describe(Compute())
 
 
 def test_a_function_on_the_host_is_no_part_of_a_program():

@@ -26,6 +26,7 @@ from sv3d_jax.parallel.devices import (
     wait_for_all,
 )
 from sv3d_jax.parallel.rules import tree_shardings
+from sv3d_jax.programs import Programs
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.checkpoints import CHECKPOINTS, Checkpoints
 from sv3d_jax.train.config import TrainConfig
@@ -177,7 +178,11 @@ def compiled_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """`train_step` compiled, a program of (state, frozen, batch, key) that donates the state and keeps its sharding."""
+    """`train_step` compiled, a function of (state, frozen, batch, key) that donates the state and keeps its sharding.
+
+    There is a program for each shape of the batch, which later starts find on disk.
+    """
+    ema_decay, accumulate = config.optimizer.ema_decay, config.accumulate
 
     def step(state, frozen, batch, key):
         return train_step(
@@ -186,13 +191,25 @@ def compiled_step(
             key,
             loss=lambda params, *given: loss(join(params, frozen), *given),
             optimizer=optimizer,
-            ema_decay=config.optimizer.ema_decay,
-            accumulate=config.accumulate,
+            ema_decay=ema_decay,
+            accumulate=accumulate,
         )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
-    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    programs = Programs()
+    by_shape: dict[Any, Callable[..., Any]] = {}
+
+    def run(state, frozen, batch, key):
+        inputs = state, frozen, batch, key
+        shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
+        if shapes not in by_shape:
+            by_shape[shapes] = programs.compile(
+                step, *inputs, donate_argnums=0, out_shardings=lambda: (shardings, everywhere)
+            )
+        return by_shape[shapes](*inputs)
+
+    return run
 
 
 def run_settings(config: TrainConfig, objective: Objective, trainable: Trainable) -> dict[str, Any]:

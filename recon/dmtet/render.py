@@ -46,7 +46,7 @@ def render_surface(
     and light are computed at the pixels that the object covers, at most `max_pixels` in all views together.
     """
     screen = project(vertices, *cameras)
-    fragments = rasterize(screen, faces, *size)
+    fragments = rasterize(screen, faces, *size, cull_back=True)
     is_covered = fragments.face_id >= 0
     points = interpolate(vertices, faces, fragments)
     normals = seen_shading_normals(vertex_normals(vertices, faces), faces, fragments)

@@ -1,14 +1,12 @@
 """The fine stage's surface as a representation: triangles, a colour field for their albedo, and a light."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
 
-import jax
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params, Scalar
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.dmtet.render import render_surface
 from sv3d_jax.recon.dmtet.surface import Surface
 from sv3d_jax.recon.representations import ColorField
@@ -22,10 +20,7 @@ FULLY_LIT = 0.95  # quantile of vertex shading taken as full light
 
 @dataclass(frozen=True, eq=False)
 class TetSurface:
-    """A surface cut out of tetrahedra, in the colours of a field and in the light that the fit found.
-
-    `color` must be the same object for all surfaces of a fit, or each picture is compiled anew.
-    """
+    """A surface cut out of tetrahedra, in the colours of a field and in the light that the fit found."""
 
     vertices: Float[Array, "v 3"]
     faces: np.ndarray | Array  # t 3
@@ -42,7 +37,8 @@ class TetSurface:
     def render(self, cameras: Cameras, size: tuple[int, int]) -> Float[Array, "f h w 3"]:
         """Pictures over white, in light; size is (h, w)."""
         params = {"field": self.field, "light": self.light}
-        return _render(self.color, size, self.albedo_scale, params, self.vertices, self.faces, cameras)
+        surface = self.vertices, self.faces
+        return _render(self.albedo_scale, params, *surface, cameras, color=self.color, size=size)
 
     def mesh(self) -> Mesh:
         """The surface, without colours."""
@@ -55,7 +51,7 @@ class TetSurface:
         self, points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
     ) -> Float[np.ndarray, "n 3"]:
         """The albedo."""
-        return np.asarray(self._albedo_at(points))
+        return np.asarray(_albedo(self.albedo_scale, self.field, points, color=self.color))
 
     def with_full_light(self) -> "TetSurface":
         """The same colours in light, with the light scaled to a shading of 1 at the brightest places.
@@ -70,20 +66,22 @@ class TetSurface:
         brightest = float(np.quantile(shading, FULLY_LIT))
         return replace(self, light=self.light.times(1.0 / brightest), albedo_scale=brightest)
 
-    @cached_property
-    def _albedo_at(self) -> Callable[[Array], Array]:
-        return jax.jit(lambda points: self.albedo_scale * self.color(self.field, points))
+
+@kept_jit
+def _albedo(scale: Scalar, field: Params, points: Float[Array, "n 3"], *, color: ColorField) -> Array:
+    return scale * color(field, points)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@kept_jit
 def _render(
-    color: ColorField,
-    size: tuple[int, int],
     albedo_scale: Scalar,
     params: Params,
     vertices: Float[Array, "v 3"],
     faces: Array,
     cameras: Cameras,
+    *,
+    color: ColorField,
+    size: tuple[int, int],
 ) -> Float[Array, "f h w 3"]:
     def albedo(field, points):
         return albedo_scale * color(field, points)

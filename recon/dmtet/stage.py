@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -101,14 +101,7 @@ def fit_surface(
     """
     lattice = start_lattice(config, coarse)
     views = jax.tree.map(jnp.asarray, views)
-    optimizer = optax.adam(
-        optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
-    )
-    state = _start_state(config, lattice, field, views, optimizer, guide)
-
-    @cache
-    def step_with(sizes, guide):
-        return partial(_step, partial(_loss, config, color, guide, sizes), optimizer)
+    state = _start_state(config, lattice, field, views, guide)
 
     def surface_of(state):
         capacity = state.capacity.static().mesh
@@ -116,7 +109,7 @@ def fit_surface(
 
     def choose_step(state):
         is_guided = int(state.step) in sds_steps(config)
-        return step_with(state.capacity.static(), guide if is_guided else None)
+        return partial(_step, config, color, guide if is_guided else None, state.capacity.static())
 
     preview = hooks.preview and hooks.preview.of(lambda state: (surface_of(state), state.params))
     hooks = replace(hooks, preview=preview, choose_step=choose_step, retry=grow_on_overflow)
@@ -191,7 +184,6 @@ def _start_state(
     lattice: Lattice,
     field: Params,
     views: Views,
-    optimizer: optax.GradientTransformation,
     guide: Guide | None,
 ) -> MeshState:
     params = {
@@ -209,7 +201,7 @@ def _start_state(
     )
     return MeshState(
         params=params,
-        optimizer=optimizer.init(params),
+        optimizer=_optimizer(config).init(params),
         step=jnp.zeros((), jnp.int32),
         capacity=GrowingCapacity.of(sizes),
     )
@@ -227,15 +219,23 @@ def _orbit_pixels(views: Views, guide: Guide) -> int:
     return whole_blocks(SPARE * share * guide.num_frames * guide.size**2)
 
 
+def _optimizer(config: MeshConfig) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1)
+    return optax.adam(schedule, b2=0.99, eps=1e-15)
+
+
 def _step(
-    loss: Callable[..., Any],
-    optimizer: optax.GradientTransformation,
+    config: MeshConfig,
+    color: ColorField,
+    guide: Guide | None,
+    sizes: StepSizes,
     state: MeshState,
     data: Data,
     key: PRNGKeyArray,
 ) -> tuple[MeshState, dict[str, Array]]:
+    loss = partial(_loss, config, color, guide, sizes)
     gradient, (parts, overflow) = jax.grad(loss, has_aux=True)(state.params, state.step, data, key)
-    updates, moments = optimizer.update(gradient, state.optimizer)
+    updates, moments = _optimizer(config).update(gradient, state.optimizer)
     params = optax.apply_updates(state.params, updates)
     capacity = state.capacity.with_overflow(overflow)
     return MeshState(params, moments, state.step + 1, capacity), parts

@@ -15,6 +15,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Bool, Float, Int
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.dmtet.tets import TetGrid
 
 # Least difference of the distances at the ends of an edge. The gradient has its square in the denominator.
@@ -82,10 +83,10 @@ def extract(
 
     Not for use under jit, where shapes cannot depend on the data.
     """
-    surface = _marching_tets(grid, positions, sdf, capacity)
+    surface = _marching_tets(grid, positions, sdf, capacity=capacity)
     if surface.overflow:
         capacity = capacity.doubled_for(surface)
-        surface = _marching_tets(grid, positions, sdf, capacity)
+        surface = _marching_tets(grid, positions, sdf, capacity=capacity)
     return surface, capacity
 
 
@@ -118,7 +119,7 @@ def marching_tets(
     return Surface(vertices, faces, edges, num_vertices, num_faces, overflow)
 
 
-_marching_tets = jax.jit(marching_tets, static_argnames="capacity")
+_marching_tets = kept_jit(marching_tets)
 
 
 def deform(vertices: Float[Array, "n 3"], offsets: Float[Array, "n 3"], cells: int) -> Float[Array, "n 3"]:

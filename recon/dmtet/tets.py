@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sv3d_jax.arrays import Array, Bool, Float, Int
+from sv3d_jax.recon.capacity import padded
 
 TET_EDGES = np.array([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)])  # of a tetrahedron's four vertices
 
@@ -66,20 +67,14 @@ def band(
     rows, tets = np.unique(grid.tets[kept], return_inverse=True)
     edge_rows, tet_edges = np.unique(grid.tet_edges[kept], return_inverse=True)
     edges = np.searchsorted(rows, grid.edges[edge_rows])
-    rows = _padded(rows)
+    rows = padded(rows)
     part = TetGrid(
         vertices=grid.vertices[rows],
-        tets=_padded(tets.reshape(-1, 4).astype(np.int32)),
-        edges=_padded(edges.astype(np.int32)),
-        tet_edges=_padded(tet_edges.reshape(-1, 6).astype(np.int32)),
+        tets=padded(tets.reshape(-1, 4).astype(np.int32)),
+        edges=padded(edges.astype(np.int32)),
+        tet_edges=padded(tet_edges.reshape(-1, 6).astype(np.int32)),
     )
     return part, rows, at_rim[rows]
-
-
-def _padded(rows: np.ndarray) -> np.ndarray:
-    """The rows, padded with zeros to the next bucket size (four to each doubling)."""
-    step = max(2 ** (len(rows).bit_length() - 3), 1)
-    return np.concatenate([rows, np.zeros((-len(rows) % step, *rows.shape[1:]), rows.dtype)])
 
 
 def _corners_of_tets() -> np.ndarray:

@@ -75,22 +75,29 @@ def _encode_forward(grid, tables, x):
 
 
 def _encode_backward(grid, residuals, cotangent):
-    """One scatter per level, whose table fits a CPU's cache; the interpolation weights are recomputed, not stored."""
+    """One scatter per level, whose table fits a CPU's cache; the interpolation weights are recomputed, not stored.
+
+    The barriers keep a CPU's compiler from reading the tables once for each axis of the points' gradient.
+    """
     tables, x = residuals
     rows = tables.reshape(-1, grid.num_features)
-    tables_cotangent, x_cotangent = [], jnp.zeros_like(x)
+    tables_cotangent, x_cotangent = [], [0.0, 0.0, 0.0]
     for number, level in enumerate(_levels(grid)):
         base, fraction = level.cell(x)
         level_cotangent = cotangent[:, number * grid.num_features : (number + 1) * grid.num_features]
-        indices, updates = [], []
-        for corner in CORNERS:
-            indices.append(level.index(base, corner) - level.offset)
-            updates.append(level_cotangent * _weight(fraction, corner)[:, None])
-            along = jnp.sum(level_cotangent * level.gather(rows, base, corner), axis=-1, keepdims=True)
-            x_cotangent += along * level.scale * _weight_gradient(fraction, corner)
-        table = jnp.zeros_like(tables[number]).at[jnp.concatenate(indices)]
-        tables_cotangent.append(table.add(jnp.concatenate(updates), mode="promise_in_bounds"))
-    return jnp.stack(tables_cotangent), x_cotangent
+        indices = jnp.stack([level.index(base, corner) for corner in CORNERS])  # 8 n
+        updates = jnp.concatenate(
+            [level_cotangent * _weight(fraction, corner)[:, None] for corner in CORNERS]
+        )
+        table = jnp.zeros_like(tables[number]).at[indices.ravel() - level.offset]
+        tables_cotangent.append(table.add(updates, mode="promise_in_bounds"))
+        features = rows.at[indices].get(mode="promise_in_bounds")
+        along = jax.lax.optimization_barrier(
+            list(jnp.einsum("knd,nd->kn", features, level_cotangent, precision="highest"))
+        )
+        slope = jax.lax.optimization_barrier(_weighted_slopes(fraction, along))
+        x_cotangent = [total + level.scale * part for total, part in zip(x_cotangent, slope, strict=True)]
+    return jnp.stack(tables_cotangent), jnp.stack(x_cotangent, axis=-1)
 
 
 encode.defvjp(_encode_forward, _encode_backward)
@@ -142,7 +149,12 @@ def _weight(fraction, corner):
     return u * v * w
 
 
-def _weight_gradient(fraction, corner):
-    u, v, w = (fraction[:, a] if corner[a] else 1.0 - fraction[:, a] for a in range(3))
-    signs = jnp.array([1.0 if bit else -1.0 for bit in corner])
-    return jnp.stack([v * w, u * w, u * v], axis=-1) * signs
+def _weighted_slopes(fraction, values):
+    """For each axis the sum over corners of a value times the slope of the corner's weight."""
+    sides = [(1.0 - fraction[:, a], fraction[:, a]) for a in range(3)]
+    slopes = [0.0, 0.0, 0.0]
+    for corner, value in zip(CORNERS, values, strict=True):
+        for axis in range(3):
+            first, second = (sides[a][corner[a]] for a in range(3) if a != axis)
+            slopes[axis] += (1.0 if corner[axis] else -1.0) * value * first * second
+    return slopes

@@ -1,7 +1,7 @@
 """The coarse stage's field as a representation: pictures along rays, a surface at a density level, colours there."""
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.nerf.occupancy import Occupancy, march
 from sv3d_jax.recon.nerf.stage import camera_rays, render_samples
@@ -32,7 +33,7 @@ class NerfField:
         pictures = []
         for pose, focal, center in zip(*cameras, strict=True):
             camera = Cameras(pose[None], focal[None], center[None])
-            pictures.append(_render_view(self.config, self.params, self.occupancy, camera, size))
+            pictures.append(_render_view(self.params, self.occupancy, camera, config=self.config, size=size))
         return jnp.stack(pictures)
 
     def mesh(self) -> Mesh:
@@ -48,20 +49,16 @@ class NerfField:
         self, points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
     ) -> Float[np.ndarray, "n 3"]:
         """What one sees when looking straight at the surface."""
-        return self._seen_colors(points, normals)
+        return seen_colors(self.config, self.params, points, normals)
 
     @cached_property
     def _surface(self) -> tuple[Mesh, dict[str, Any]]:
         return field_mesh(self.config, self.params, np.asarray(self.occupancy.hull) > 0, self.views)
 
-    @cached_property
-    def _seen_colors(self):
-        return seen_colors(self.config, self.params)
 
-
-@partial(jax.jit, static_argnums=(0, 4))
+@kept_jit
 def _render_view(
-    config: NerfConfig, params: Params, occupancy: Occupancy, camera: Cameras, size: tuple[int, int]
+    params: Params, occupancy: Occupancy, camera: Cameras, *, config: NerfConfig, size: tuple[int, int]
 ) -> Float[Array, "h w 3"]:
     """What one camera, of a leading axis 1, sees."""
     height, width = size

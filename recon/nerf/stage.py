@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from sv3d_jax.arrays import Array, Float, Int, Params, PRNGKeyArray, Scalar
+from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.fit import NO_HOOKS, FitHooks, FitInfo, fit
 from sv3d_jax.recon.losses import (
@@ -49,29 +50,15 @@ def fit_field(
     A preview among the `hooks` is shown `FieldState`s. `save` is where an unfinished fit is kept.
     """
     init_key, fit_key = jax.random.split(jax.random.key(seed))
-    optimizer = optax.adam(
-        optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1), b2=0.99, eps=1e-15
-    )
     params = init_field(config, init_key)
-    state = FieldState(params, optimizer.init(params), start_occupancy(hull), jnp.zeros((), jnp.int32))
+    moments = _optimizer(config).init(params)
+    state = FieldState(params, moments, start_occupancy(hull), jnp.zeros((), jnp.int32))
     views = jax.tree.map(jnp.asarray, views)
     pixels, num_pixels = _pixels_of_interest(config, state.occupancy, views)
 
-    def step(state, data, key):
-        gradients, losses = jax.grad(partial(_loss, config), has_aux=True)(
-            state.params, state.occupancy, state.step, data, key
-        )
-        updates, moments = optimizer.update(gradients, state.optimizer)
-        params = optax.apply_updates(state.params, updates)
-        return FieldState(params, moments, state.occupancy, state.step + 1), losses
-
-    def refresh_occupancy(state, key):
-        field_density = partial(density, config, state.params)
-        return state._replace(occupancy=refresh(state.occupancy, field_density, config.refresh_cells, key))
-
     data = views, pixels, num_pixels
-    hooks = replace(hooks, before_call=refresh_occupancy)
-    return fit(step, state, data, config.num_steps, fit_key, hooks, save=save)
+    hooks = replace(hooks, before_call=partial(_refresh_occupancy, config))
+    return fit(partial(_step, config), state, data, config.num_steps, fit_key, hooks, save=save)
 
 
 def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Composite:
@@ -102,6 +89,27 @@ def camera_rays(
         "nij,nj->ni", pose[:, :3, :3], jnp.stack([x, y, -jnp.ones_like(x)], -1), precision="highest"
     )
     return pose[:, :3, 3], directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+
+
+def _optimizer(config: NerfConfig) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1)
+    return optax.adam(schedule, b2=0.99, eps=1e-15)
+
+
+def _step(
+    config: NerfConfig, state: FieldState, data, key: PRNGKeyArray
+) -> tuple[FieldState, dict[str, Array]]:
+    gradients, losses = jax.grad(partial(_loss, config), has_aux=True)(
+        state.params, state.occupancy, state.step, data, key
+    )
+    updates, moments = _optimizer(config).update(gradients, state.optimizer)
+    params = optax.apply_updates(state.params, updates)
+    return FieldState(params, moments, state.occupancy, state.step + 1), losses
+
+
+def _refresh_occupancy(config: NerfConfig, state: FieldState, key: PRNGKeyArray) -> FieldState:
+    field_density = partial(density, config, state.params)
+    return state._replace(occupancy=refresh(state.occupancy, field_density, config.refresh_cells, key))
 
 
 def _loss(
@@ -148,13 +156,13 @@ def _pixels_of_interest(config, occupancy, views):
     """
     num_pixels = views.masks.size
 
-    @jax.jit
-    def meets_hull(occupancy, views, pixel):
-        return march(config, occupancy, *pixel_rays(views, pixel), None).lengths[:, 0] > 0
-
     chunk = 2**14
-    pixels = np.arange(-(-num_pixels // chunk) * chunk) % num_pixels
-    meets = np.concatenate([meets_hull(occupancy, views, part) for part in pixels.reshape(-1, chunk)])[
-        :num_pixels
-    ]
+    pixels = np.arange(-(-num_pixels // chunk) * chunk, dtype=np.int32) % num_pixels
+    parts = [_meets_hull(occupancy, views, part, config=config) for part in pixels.reshape(-1, chunk)]
+    meets = np.concatenate(parts)[:num_pixels]
     return jnp.argsort(~meets, stable=True), meets.sum()
+
+
+@kept_jit
+def _meets_hull(occupancy, views, pixel, *, config):
+    return march(config, occupancy, *pixel_rays(views, pixel), None).lengths[:, 0] > 0

@@ -1,7 +1,6 @@
 """The surface of a fitted field: marching cubes at the density level that fits the masks best."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +8,10 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from scipy import ndimage
 
-from sv3d_jax.arrays import Array, Params
+from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.geometry.marching_cubes import extract_surface, keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.nerf.field import density, density_and_albedo
 from sv3d_jax.recon.nerf.occupancy import box_crossing
@@ -57,42 +57,47 @@ def _density_grid(config: NerfConfig, params: Params, hull: np.ndarray) -> np.nd
     in_hull = hull[np.ix_(index, index, index)]
     grid = np.zeros(in_hull.shape, np.float32)
     points = ((np.argwhere(in_hull) + 0.5) / resolution * 2 - 1) * BOX_HALF_SIZE
-    grid[in_hull] = _in_chunks(lambda params, x: density(config, params, x), params, points)
+    grid[in_hull] = _in_chunks(_density, config, params, points)
     return grid
 
 
-def seen_colors(config: NerfConfig, params: Params) -> Callable[[Array, Array], Array]:
-    """A function of surface points and their normals to the colours that a camera in front of them sees.
+def seen_colors(
+    config: NerfConfig, params: Params, points: Float[np.ndarray, "n 3"], normals: Float[np.ndarray, "n 3"]
+) -> Float[np.ndarray, "n 3"]:
+    """Colours that a camera in front of points of the surface, with these unit normals, sees.
 
     These are the albedo composited along the normal, through a shell of a few cells around the surface.
     """
+    lines = np.concatenate([points, normals], axis=1)
+    return _in_chunks(_seen_colors, config, params, lines, CHUNK // (4 * SHELL + 1))
+
+
+@kept_jit
+def _seen_colors(params: Params, lines: Float[Array, "n 6"], *, config: NerfConfig) -> Float[Array, "n 3"]:
     cell = 2 * BOX_HALF_SIZE / config.surface_resolution
     depths = cell * jnp.linspace(-SHELL, SHELL, 4 * SHELL + 1)
-
-    def seen(line):
-        samples = line[:, None, :3] - depths[:, None] * line[:, None, 3:]
-        sigma, color = density_and_albedo(config, params, samples.reshape(-1, 3))
-        shape = samples.shape[:2]
-        lengths = jnp.full(shape, depths[1] - depths[0])
-        result = composite(sigma.reshape(shape), color.reshape(*shape, 3), lengths, lengths, jnp.zeros(3))
-        return result.color / jnp.maximum(result.opacity, 1e-3)[:, None]
-
-    @jax.jit
-    def colors_at(points, normals):
-        lines = jnp.concatenate([points, normals], axis=1).astype(jnp.float32)
-        chunk = CHUNK // len(depths)
-        padded = jnp.pad(lines, ((0, -len(lines) % chunk), (0, 0)))
-        return jax.lax.map(seen, padded.reshape(-1, chunk, 6)).reshape(-1, 3)[: len(lines)]
-
-    return colors_at
+    samples = lines[:, None, :3] - depths[:, None] * lines[:, None, 3:]
+    sigma, color = density_and_albedo(config, params, samples.reshape(-1, 3))
+    shape = samples.shape[:2]
+    lengths = jnp.full(shape, depths[1] - depths[0])
+    result = composite(sigma.reshape(shape), color.reshape(*shape, 3), lengths, lengths, jnp.zeros(3))
+    return result.color / jnp.maximum(result.opacity, 1e-3)[:, None]
 
 
-def _in_chunks(function, params: Params, rows: np.ndarray, size: int = CHUNK) -> np.ndarray:
+@kept_jit
+def _density(params: Params, points: Float[Array, "n 3"], *, config: NerfConfig) -> Float[Array, "n"]:
+    return density(config, params, points)
+
+
+def _in_chunks(
+    function: Callable[..., Array], config: NerfConfig, params: Params, rows: np.ndarray, size: int = CHUNK
+) -> np.ndarray:
     """`function` of the field's parameters and many rows, in chunks of one size, so that it is compiled once."""
     padded = np.zeros((-(-len(rows) // size) * size, rows.shape[1]), np.float32)
     padded[: len(rows)] = rows
-    compiled = jax.jit(function)
-    parts = [np.asarray(compiled(params, part)) for part in np.split(padded, len(padded) // size)]
+    parts = [
+        np.asarray(function(params, part, config=config)) for part in padded.reshape(-1, size, rows.shape[1])
+    ]
     return np.concatenate(parts)[: len(rows)]
 
 
@@ -105,7 +110,7 @@ def _mask_overlaps(opacity: np.ndarray, levels: np.ndarray, views: Views) -> np.
     grid, on_device = jnp.asarray(opacity), jax.tree.map(jnp.asarray, views)
     total = np.zeros(len(levels))
     for frame in range(len(views.masks)):
-        highest = _highest_opacity(on_device, grid, frame * height * width + places, num_steps)
+        highest = _highest_opacity(on_device, grid, frame * height * width + places, num_steps=num_steps)
         silhouettes = np.asarray(highest)[None] > levels[:, None]
         mask = views.masks[frame].ravel()[places] > 0.5
         union = (silhouettes | mask).sum(axis=1)
@@ -129,7 +134,7 @@ def _unseen(field: np.ndarray, views: Views) -> np.ndarray:
     return ndimage.binary_erosion(fine, iterations=2)
 
 
-@jax.jit
+@kept_jit
 def _least_optical_depth(density, points, cameras):
     """The least optical depth between each point and any of the cameras."""
     num_steps, resolution = density.shape[0], density.shape[0]
@@ -154,8 +159,8 @@ def _least_optical_depth(density, points, cameras):
     return jax.lax.scan(to_camera, jnp.full(len(points), jnp.inf), cameras)[0]
 
 
-@partial(jax.jit, static_argnames="num_steps")
-def _highest_opacity(views, opacity, pixels, num_steps):
+@kept_jit
+def _highest_opacity(views, opacity, pixels, *, num_steps):
     """The highest opacity along each pixel's ray."""
     origins, directions = pixel_rays(views, pixels)
     near, far = box_crossing(origins, directions)

@@ -1,6 +1,6 @@
 """How a network computes: the precision, and what the program is compiled for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -23,6 +23,12 @@ class Compute:
     fold: bool = False
     quantize: str | None = None  # 8-bit format of the linear layers that allow it: int8 or fp8
     platform: str | None = None  # cpu, gpu or tpu, where it is not the device in use
+
+    def program_key(self) -> Any:
+        """What tells programs apart: the fields, the platform, and the kernel that was found to work there."""
+        from sv3d_jax.models.fast.attention import kernel_name
+
+        return *(getattr(self, field.name) for field in fields(self)), self.target, kernel_name(self)
 
     @property
     def target(self) -> str:

@@ -64,6 +64,15 @@ def test_the_surface_shrinks_to_the_silhouettes_and_is_closed(views, coarse):
     assert params["light"] is None and "illumination" not in log[-1].losses
 
 
+def test_a_later_fit_finds_its_programs(views, coarse, program_folder, compilations):
+    first, _, _ = fit(CONFIG, views, coarse)
+    assert compilations
+    compilations.clear()
+    again, _, _ = fit(CONFIG, views, coarse)
+    assert not compilations
+    np.testing.assert_array_equal(first.vertices, again.vertices)
+
+
 def test_a_coarse_surface_between_the_vertices_of_the_grid_is_an_empty_one(views, coarse):
     half_a_cell = 2.0 / CONFIG.cells  # of the box, whose sides are 4
     flat = Mesh(coarse.vertices * [1.0, 1.0, 0.01] + [0.0, 0.0, half_a_cell], coarse.faces)

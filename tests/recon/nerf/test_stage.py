@@ -74,3 +74,18 @@ def test_optional_losses_are_fitted_and_logged():
         getattr(TINY, f"{name}_weight") * value for name, value in log[-1].losses.items() if name != "loss"
     )
     assert np.isclose(log[-1].losses["loss"], total, rtol=1e-4)
+
+
+def test_a_fit_of_another_object_finds_the_programs_of_the_first(program_folder, compilations):
+    def fitted(radius: float):
+        views, _ = prepare_views(ball_orbit(size=16, num_frames=4, radius=radius))
+        return fit_field(
+            TINY, views, visual_hull(views, TINY.occupancy_resolution, TINY.hull_tolerance), seed=0
+        )[0]
+
+    first = fitted(0.4)
+    assert compilations
+    compilations.clear()
+    fitted(0.3)
+    jax.tree.map(np.testing.assert_array_equal, first, fitted(0.4))
+    assert not compilations
