@@ -12,7 +12,7 @@ from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 
 INITIAL_DENSITY = 1.0  # of hull cells, before the field was evaluated
-DECAY = 0.95
+DECAY = 0.8
 MIN_DENSITY = 0.3  # of an occupied cell: alpha 0.01 over 1/128 of the box side
 OPAQUE = 1e-3  # transmittance from which on nothing more is seen
 
@@ -59,6 +59,43 @@ def visual_hull(views: Views, resolution: int, tolerance: float) -> Bool[np.ndar
     return ((2 * sights > len(views.masks)) & (misses <= tolerance * sights)).reshape((resolution,) * 3)
 
 
+def hull_pictures(views: Views, hull: Bool[np.ndarray, "r r r"]) -> Bool[np.ndarray, "f h w"]:
+    """The pixels whose rays may meet a cell of the hull, as a part of them does: a little more than its silhouettes."""
+    centers = _cell_centers(len(hull))[hull.ravel()]
+    cell_radius = np.sqrt(3) * BOX_HALF_SIZE / len(hull)
+    pictures = np.zeros(views.masks.shape, bool)
+    height, width = views.masks.shape[1:]
+    cameras = zip(views.camera_to_box, views.focal_px, views.center_px, strict=True)
+    for picture, (pose, focal, center) in zip(pictures, cameras, strict=True):
+        x, y, z = ((centers - pose[:3, 3]) @ pose[:3, :3]).T
+        if (z >= -2 * cell_radius).any():  # around the camera
+            picture[:] = True
+            continue
+        radius_px = int(np.ceil(focal.max() * cell_radius / (-z - cell_radius).min())) + 1
+        # Cells beside the frame reach into it.
+        row = np.floor(center[1] - focal[1] * y / -z).astype(int) + radius_px
+        column = np.floor(focal[0] * x / -z + center[0]).astype(int) + radius_px
+        padded = np.zeros((height + 2 * radius_px, width + 2 * radius_px), bool)
+        seen = (row >= 0) & (row < padded.shape[0]) & (column >= 0) & (column < padded.shape[1])
+        padded[row[seen], column[seen]] = True
+        grown = ndimage.maximum_filter(padded, size=2 * radius_px + 1)
+        picture[:] = grown[radius_px : radius_px + height, radius_px : radius_px + width]
+    return pictures
+
+
+def meets_hull(
+    config: NerfConfig,
+    hull: Bool[Array, "r r r"],
+    origins: Float[Array, "n 3"],
+    directions: Float[Array, "n 3"],
+) -> Bool[Array, "n"]:
+    """Whether a ray has a candidate, in the middle of its interval, in a cell of the hull."""
+    depths, _ = _candidates(config, origins, directions, 0.5)
+    points = origins[:, None] + depths[..., None] * directions[:, None]
+    inside = jnp.ravel(hull).at[_cell_of(points, len(hull))].get(mode="promise_in_bounds")
+    return inside.any(axis=-1)
+
+
 def start_occupancy(hull: np.ndarray) -> Occupancy:
     """Every cell of the hull is occupied."""
     allowed = jnp.asarray(hull, jnp.float32)
@@ -66,14 +103,21 @@ def start_occupancy(hull: np.ndarray) -> Occupancy:
 
 
 def refresh(occupancy: Occupancy, density, num_cells: int, key: PRNGKeyArray) -> Occupancy:
-    """Update `num_cells` random cells by a running mean of the field's density at a random point of each."""
+    """Update cells of the hull by a running mean of the field's density at a random point of each.
+
+    It takes `num_cells` neighbours in memory from a random one on, all of them where the hull has no more.
+    """
     resolution = occupancy.density.shape[0]
     cell_key, point_key = jax.random.split(key)
-    cells = jax.random.randint(cell_key, (num_cells, 3), 0, resolution)
+    ends = jnp.cumsum(occupancy.hull.ravel() > 0)
+    count = jnp.maximum(ends[-1], 1)
+    ranks = (jnp.arange(num_cells) + jax.random.randint(cell_key, (), 0, count)) % count
+    flat = jnp.searchsorted(ends, ranks, side="right")
+    cells = jnp.stack(jnp.unravel_index(flat, occupancy.hull.shape), axis=-1)
     points = (cells + jax.random.uniform(point_key, (num_cells, 3))) / resolution
     fresh = density((2 * points - 1) * BOX_HALF_SIZE)
-    i, j, k = cells.T
-    running = occupancy.density.at[i, j, k].set(DECAY * occupancy.density[i, j, k] + (1 - DECAY) * fresh)
+    before = occupancy.density.ravel()
+    running = before.at[flat].set(DECAY * before[flat] + (1 - DECAY) * fresh).reshape(occupancy.hull.shape)
     return _with_core(running * occupancy.hull, occupancy.hull)
 
 
@@ -91,24 +135,21 @@ def march(
     them in the middle of their intervals.
     """
     num_rays, budget = origins.shape[0], config.samples_per_ray
-    near, far = box_crossing(origins, directions)
-    step = (far - near) / config.candidates_per_ray  # n
     if key is None:
         jitter = stride_jitter = jnp.full((num_rays, 1), 0.5)
     else:
         jitter, stride_jitter = jax.random.uniform(key, (2, num_rays, 1))
-    depths = near[:, None] + step[:, None] * (jnp.arange(config.candidates_per_ray) + jitter)  # n c
-
+    depths, step = _candidates(config, origins, directions, jitter)
     points = origins[:, None] + depths[..., None] * directions[:, None]
-    useful = _useful(occupancy, points, step[:, None])
+    useful = _useful(occupancy, points, step)
     counts = jnp.cumsum(useful, axis=-1)
     total = counts[:, -1:]
     stride = jnp.maximum(total, budget) / budget
     ranks = jnp.floor((jnp.arange(budget) + stride_jitter * (stride > 1)) * stride)  # n s
     # The index of the r-th useful candidate is the number of candidates whose running count is <= r.
     chosen = jnp.sum(counts[:, None, :] <= ranks[:, :, None], axis=-1)
-    depths = near[:, None] + step[:, None] * (chosen + jitter)
-    lengths = jnp.where(ranks < total, step[:, None] * stride, 0.0)
+    depths = depths[:, :1] + step * chosen
+    lengths = jnp.where(ranks < total, step * stride, 0.0)
     return Samples(origins[:, None] + depths[..., None] * directions[:, None], lengths, depths)
 
 
@@ -123,14 +164,25 @@ def box_crossing(
     return near, jnp.maximum(near, far)
 
 
+def _candidates(config, origins, directions, jitter):
+    """Depths (n c) at equal distances between entering and leaving the box, and these distances (n 1)."""
+    near, far = box_crossing(origins, directions)
+    step = ((far - near) / config.candidates_per_ray)[:, None]
+    return near[:, None] + step * (jnp.arange(config.candidates_per_ray) + jitter), step
+
+
+def _cell_of(points, resolution):
+    """The flat number of the cell in which points lie."""
+    cell = jnp.clip(((points / BOX_HALF_SIZE + 1) * (resolution / 2)).astype(jnp.int32), 0, resolution - 1)
+    return (cell[..., 0] * resolution + cell[..., 1]) * resolution + cell[..., 2]
+
+
 def _useful(occupancy, points, step):
     """Which candidates are in occupied cells and in front of where the ray is certainly blocked.
 
     Only cells whose neighbours are all dense count as blocking, so that a ray that grazes a surface goes on.
     """
-    resolution = occupancy.density.shape[0]
-    cell = jnp.clip(((points / BOX_HALF_SIZE + 1) * (resolution / 2)).astype(jnp.int32), 0, resolution - 1)
-    flat = (cell[..., 0] * resolution + cell[..., 1]) * resolution + cell[..., 2]
+    flat = _cell_of(points, len(occupancy.density))
     density = occupancy.density.reshape(-1).at[flat].get(mode="promise_in_bounds")
     blocking = occupancy.core.reshape(-1).at[flat].get(mode="promise_in_bounds") * step
     transmittance = jnp.exp(blocking - jnp.cumsum(blocking, axis=-1))

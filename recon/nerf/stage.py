@@ -23,7 +23,15 @@ from sv3d_jax.recon.losses import (
     photometric_loss,
 )
 from sv3d_jax.recon.nerf.field import density, density_and_albedo, density_normals, init_field
-from sv3d_jax.recon.nerf.occupancy import Occupancy, Samples, march, refresh, start_occupancy
+from sv3d_jax.recon.nerf.occupancy import (
+    Occupancy,
+    Samples,
+    hull_pictures,
+    march,
+    meets_hull,
+    refresh,
+    start_occupancy,
+)
 from sv3d_jax.recon.views import Cameras, Views
 from sv3d_jax.render.volume import Composite, composite
 
@@ -50,13 +58,9 @@ def fit_field(
     A preview among the `hooks` is shown `FieldState`s. `save` is where an unfinished fit is kept.
     """
     init_key, fit_key = jax.random.split(jax.random.key(seed))
-    params = init_field(config, init_key)
-    moments = _optimizer(config).init(params)
+    params, moments = _start(init_key, config=config)
     state = FieldState(params, moments, start_occupancy(hull), jnp.zeros((), jnp.int32))
-    views = jax.tree.map(jnp.asarray, views)
-    pixels, num_pixels = _pixels_of_interest(config, state.occupancy, views)
-
-    data = views, pixels, num_pixels
+    data = jax.tree.map(jnp.asarray, (views, *_pixels_of_interest(config, hull, views)))
     hooks = replace(hooks, before_call=partial(_refresh_occupancy, config))
     return fit(partial(_step, config), state, data, config.num_steps, fit_key, hooks, save=save)
 
@@ -148,21 +152,30 @@ def _loss(
     return total, parts | {"loss": total}
 
 
-def _pixels_of_interest(config, occupancy, views):
-    """Pixels whose rays meet the hull, in front of all others, and how many they are.
+def _pixels_of_interest(
+    config: NerfConfig, hull: np.ndarray, views: Views
+) -> tuple[Int[np.ndarray, "p"], Int[np.ndarray, ""]]:
+    """Pixels whose rays meet the hull, in front of zeros, and how many they are.
 
     The others see the background whatever the field does. The list keeps the length of all pixels, so that one
     compiled program serves every object.
     """
-    num_pixels = views.masks.size
-
+    (near,) = np.nonzero(hull_pictures(views, hull).ravel())
     chunk = 2**14
-    pixels = np.arange(-(-num_pixels // chunk) * chunk, dtype=np.int32) % num_pixels
-    parts = [_meets_hull(occupancy, views, part, config=config) for part in pixels.reshape(-1, chunk)]
-    meets = np.concatenate(parts)[:num_pixels]
-    return jnp.argsort(~meets, stable=True), meets.sum()
+    pixels = np.resize(near.astype(np.int32), -(-len(near) // chunk) * chunk)
+    parts = [_meets(hull, views, part, config=config) for part in pixels.reshape(-1, chunk)]
+    found = near[np.concatenate(parts)[: len(near)]]
+    listed = np.zeros(views.masks.size, np.int32)
+    listed[: len(found)] = found
+    return listed, np.int32(len(found))
 
 
 @kept_jit
-def _meets_hull(occupancy, views, pixel, *, config):
-    return march(config, occupancy, *pixel_rays(views, pixel), None).lengths[:, 0] > 0
+def _meets(hull, views, pixel, *, config):
+    return meets_hull(config, hull, *pixel_rays(views, pixel))
+
+
+@kept_jit
+def _start(key: PRNGKeyArray, *, config: NerfConfig) -> tuple[Params, optax.OptState]:
+    params = init_field(config, key)
+    return params, _optimizer(config).init(params)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from sv3d_jax.recon.config import NerfConfig
-from sv3d_jax.recon.nerf.occupancy import box_crossing, march, refresh, start_occupancy, visual_hull
+from sv3d_jax.recon.nerf.occupancy import (
+    MIN_DENSITY,
+    box_crossing,
+    hull_pictures,
+    march,
+    meets_hull,
+    refresh,
+    start_occupancy,
+    visual_hull,
+)
+from sv3d_jax.recon.nerf.stage import pixel_rays
 from sv3d_jax.recon.views import prepare_views
 from tests.recon.scenes import ball_orbit
 
@@ -83,6 +93,38 @@ def test_refreshing_never_fills_what_the_hull_excludes():
     hull = blocks(np.s_[12:15])
     occupancy = refresh(start_occupancy(hull), lambda points: jnp.ones(len(points)), 5000, jax.random.key(0))
     assert not np.asarray(occupancy.density)[~hull].any()
+
+
+def test_cells_of_the_hull_that_the_field_leaves_empty_are_soon_passed_over():
+    hull = blocks(np.s_[12:15], np.s_[20:23])
+
+    def lower_half(points):
+        return jnp.where(points[:, 0] < 0, 20.0, 0.0)
+
+    occupancy = start_occupancy(hull)
+    for call in range(8):  # 128 steps of a fit
+        occupancy = refresh(occupancy, lower_half, 2**13, jax.random.key(call))
+    assert np.array_equal(np.asarray(occupancy.density) > MIN_DENSITY, blocks(np.s_[12:15]))
+
+
+def test_the_rays_that_meet_the_hull_are_those_that_have_samples():
+    views, _ = prepare_views(ball_orbit(size=20, num_frames=4))
+    hull = blocks(np.s_[8:11, 5:30, 3:28])
+    pixel = np.arange(views.masks.size)
+    samples = march(CONFIG, start_occupancy(hull), *pixel_rays(views, pixel), None)
+    meets = meets_hull(CONFIG, hull, *pixel_rays(views, pixel))
+    np.testing.assert_array_equal(meets, samples.lengths[:, 0] > 0)
+    near = hull_pictures(views, hull).ravel()
+    assert near[meets].all()
+    assert not near.all()
+
+
+def test_a_camera_among_the_cells_of_the_hull_may_see_them_everywhere():
+    views, _ = prepare_views(ball_orbit(size=20, num_frames=4))
+    pose = views.camera_to_box.copy()
+    pose[0, :3, 3] = 0.0
+    near = hull_pictures(views._replace(camera_to_box=pose), blocks(np.s_[14:18]))
+    assert near[0].all()
 
 
 def test_box_crossing_of_an_axis_ray():
