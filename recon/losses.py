@@ -42,13 +42,14 @@ def distortion_loss(
     return jnp.mean(between + within)
 
 
-def nearness_loss(weights: Float[Array, "n s"], depths: Float[Array, "n s"]) -> Scalar:
-    """Mean over rays of the distance from the first sample to the expected termination depth.
+def nearness_loss(
+    weights: Float[Array, "n s"], depths: Float[Array, "n s"], entries: Float[Array, "n"]
+) -> Scalar:
+    """Mean over rays of the distance from where they enter the hull to the expected termination depth.
 
-    The first sample is where a ray enters the hull, and once the occupancy is refreshed, where it first meets an
-    occupied cell. In places of uniform colour the views agree with any surface inside the hull; this prefers the hull.
+    In places of uniform colour the views agree with any surface inside the hull; this prefers the hull.
     """
-    return jnp.mean(jnp.sum(weights * (depths - depths[:, :1]), axis=-1))
+    return jnp.mean(jnp.sum(weights * (depths - entries[:, None]), axis=-1))
 
 
 def eroded(mask: Float[Array, "*f h w"]) -> Float[Array, "*f h w"]:

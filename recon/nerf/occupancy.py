@@ -14,11 +14,12 @@ from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 INITIAL_DENSITY = 1.0  # of hull cells, before the field was evaluated
 DECAY = 0.8
 MIN_DENSITY = 0.3  # of an occupied cell: alpha 0.01 over 1/128 of the box side
+NOT_OUTSIDE = 1e-6  # least running density of a cell of the hull
 OPAQUE = 1e-3  # transmittance from which on nothing more is seen
 
 
 class Occupancy(NamedTuple):
-    """Running density of the cells of a cubic grid over the box, x slowest; 0 outside the hull."""
+    """Running density of the cells of a cubic grid over the box, x slowest; 0 outside the hull and nowhere else."""
 
     density: Float[Array, "r r r"]
     core: Float[
@@ -33,6 +34,7 @@ class Samples(NamedTuple):
     points: Float[Array, "n s 3"]
     lengths: Float[Array, "n s"]
     depths: Float[Array, "n s"]
+    entries: Float[Array, "n"]  # depths at which the rays enter the hull
 
 
 def visual_hull(views: Views, resolution: int, tolerance: float) -> Bool[np.ndarray, "r r r"]:
@@ -117,7 +119,8 @@ def refresh(occupancy: Occupancy, density, num_cells: int, key: PRNGKeyArray) ->
     points = (cells + jax.random.uniform(point_key, (num_cells, 3))) / resolution
     fresh = density((2 * points - 1) * BOX_HALF_SIZE)
     before = occupancy.density.ravel()
-    running = before.at[flat].set(DECAY * before[flat] + (1 - DECAY) * fresh).reshape(occupancy.hull.shape)
+    running = jnp.maximum(DECAY * before[flat] + (1 - DECAY) * fresh, NOT_OUTSIDE)
+    running = before.at[flat].set(running).reshape(occupancy.hull.shape)
     return _with_core(running * occupancy.hull, occupancy.hull)
 
 
@@ -141,16 +144,17 @@ def march(
         jitter, stride_jitter = jax.random.uniform(key, (2, num_rays, 1))
     depths, step = _candidates(config, origins, directions, jitter)
     points = origins[:, None] + depths[..., None] * directions[:, None]
-    useful = _useful(occupancy, points, step)
+    useful, in_hull = _useful(occupancy, points, step)
     counts = jnp.cumsum(useful, axis=-1)
     total = counts[:, -1:]
     stride = jnp.maximum(total, budget) / budget
     ranks = jnp.floor((jnp.arange(budget) + stride_jitter * (stride > 1)) * stride)  # n s
     # The index of the r-th useful candidate is the number of candidates whose running count is <= r.
     chosen = jnp.sum(counts[:, None, :] <= ranks[:, :, None], axis=-1)
+    entries = depths[:, 0] + step[:, 0] * jnp.argmax(in_hull, axis=-1)
     depths = depths[:, :1] + step * chosen
     lengths = jnp.where(ranks < total, step * stride, 0.0)
-    return Samples(origins[:, None] + depths[..., None] * directions[:, None], lengths, depths)
+    return Samples(origins[:, None] + depths[..., None] * directions[:, None], lengths, depths, entries)
 
 
 def box_crossing(
@@ -178,7 +182,7 @@ def _cell_of(points, resolution):
 
 
 def _useful(occupancy, points, step):
-    """Which candidates are in occupied cells and in front of where the ray is certainly blocked.
+    """Which candidates are in occupied cells and in front of where the ray is certainly blocked; and in the hull.
 
     Only cells whose neighbours are all dense count as blocking, so that a ray that grazes a surface goes on.
     """
@@ -186,7 +190,7 @@ def _useful(occupancy, points, step):
     density = occupancy.density.reshape(-1).at[flat].get(mode="promise_in_bounds")
     blocking = occupancy.core.reshape(-1).at[flat].get(mode="promise_in_bounds") * step
     transmittance = jnp.exp(blocking - jnp.cumsum(blocking, axis=-1))
-    return (density > MIN_DENSITY) & (transmittance > OPAQUE)
+    return (density > MIN_DENSITY) & (transmittance > OPAQUE), density > 0
 
 
 def _with_core(density, hull):

@@ -139,7 +139,7 @@ def _loss(
             seen.opacity, views.masks.reshape(-1)[pixel], views.mask_weights.reshape(-1)[pixel]
         ),
         "distortion": ramp * distortion_loss(seen.weights, samples.depths, samples.lengths),
-        "nearness": nearness_loss(seen.weights, samples.depths),
+        "nearness": nearness_loss(seen.weights, samples.depths, samples.entries),
     }
     if config.opaque_weight:
         parts["opaque"] = opaque_loss(seen.opacity)

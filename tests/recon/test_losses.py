@@ -193,10 +193,11 @@ def test_nearby_points_are_as_far_as_was_asked():
     np.testing.assert_allclose(moved.std(axis=0), 0.01, rtol=0.03)  # 4 deviations of the estimate are 2 %
 
 
-def test_nearness_is_the_way_from_the_first_sample():
+def test_nearness_is_the_way_from_the_hull():
     depths = np.array([[2.0, 2.5, 4.0], [1.0, 1.5, 2.0]], np.float32)
     weights = np.array([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]], np.float32)
-    assert float(nearness_loss(weights, depths)) == pytest.approx((0.5 * 0.5 + 0.5 * 2.0) / 2)
+    entries = np.array([2.25, 0.6], np.float32)
+    assert float(nearness_loss(weights, depths, entries)) == pytest.approx((1.0 + 0.4) / 2)
 
 
 def test_orientation_looks_at_normals_that_face_away_in_rays_that_see_something():

@@ -107,6 +107,18 @@ def test_cells_of_the_hull_that_the_field_leaves_empty_are_soon_passed_over():
     assert np.array_equal(np.asarray(occupancy.density) > MIN_DENSITY, blocks(np.s_[12:15]))
 
 
+def test_a_ray_enters_the_hull_where_it_did_before_cells_were_found_empty():
+    hull = blocks(np.s_[12:23])
+    occupancy = start_occupancy(hull)
+    for call in range(100):
+        occupancy = refresh(
+            occupancy, lambda points: jnp.where(points[:, 0] > 0.5, 20.0, 0.0), 2**14, jax.random.key(call)
+        )
+    before, after = (march(CONFIG, cells, *ray_along_x(), None) for cells in (start_occupancy(hull), occupancy))
+    assert float(after.points[0, 0, 0]) > 0.25 > float(before.points[0, 0, 0])
+    assert float(after.entries[0]) == float(before.entries[0]) == float(before.depths[0, 0])
+
+
 def test_the_rays_that_meet_the_hull_are_those_that_have_samples():
     views, _ = prepare_views(ball_orbit(size=20, num_frames=4))
     hull = blocks(np.s_[8:11, 5:30, 3:28])
