@@ -32,7 +32,7 @@ import jax
 import jaxlib
 import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 
 from sv3d_jax.devices import CACHE_BYTES, warn_of_foreign_cache
 from sv3d_jax.io.ownership import NotOwn, make_own_folder, read_own_file
@@ -49,6 +49,9 @@ SETTINGS = (
     "jax_threefry_partitionable",
 )
 """Settings of jax that change programs."""
+YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+"""Option of XLA: what a CPU leaves to the library YNNPACK. That takes up to five times XLA's own time for sums of few
+values, such as the squares of a vector's three components (jaxlib 0.10.2)."""
 
 
 class Opaque:
@@ -161,7 +164,7 @@ class Programs:
                 program.__name__ = name
                 shardings = None if out_shardings is None else out_shardings()
                 jitted = jax.jit(program, donate_argnums=donate_argnums, out_shardings=shardings)
-                return jitted.lower(*inputs).compile()
+                return _compile(jitted.lower(*inputs), _devices_of(leaves))
 
             self._programs[key] = load_or_compile(key, compile_now, leaves)
         return self._programs[key]
@@ -215,6 +218,18 @@ def load_or_compile(
         if own:
             _keep(path, pickle.dumps(serialize(program)))
     return program
+
+
+def _compile(lowered: Lowered, devices: tuple[Any, ...] | None) -> Compiled:
+    """Compile, on a CPU without YNNPACK, unless this jaxlib does not know the option or the user has set it."""
+    platform = jax.default_backend() if devices is None else devices[0].platform
+    if platform == "cpu" and YNNPACK not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            return lowered.compile(compiler_options={YNNPACK: ""})
+        except jax.errors.JaxRuntimeError as error:
+            if YNNPACK not in str(error):
+                raise
+    return lowered.compile()
 
 
 def _has_own_folder(path: Path) -> bool:

@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sv3d_jax import programs
 from sv3d_jax.colors import linear_from_srgb
@@ -56,6 +57,7 @@ SEVERAL = """
 import sys
 import jax
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from sv3d_jax import programs
 from sv3d_jax.colors import linear_from_srgb
@@ -85,3 +87,22 @@ def test_programs_for_several_devices_are_kept(tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     assert len(list((tmp_path / programs.FOLDER).iterdir())) == 1
+
+
+def sums_of_few(x):
+    """Squares of vectors: what XLA leaves to YNNPACK, by itself."""
+    return jnp.sum(jnp.square(x), axis=0)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="a library of CPUs alone")
+def test_a_cpu_does_not_leave_short_sums_to_ynnpack(monkeypatch):
+    x = jnp.ones((3, 512, 512))
+    assert "__ynn_fusion" not in programs.Programs().compile(sums_of_few, x).as_text()
+    # A jaxlib without the option, and a user's choice, which holds.
+    with monkeypatch.context() as other:
+        other.setattr(programs, "YNNPACK", "xla_cpu_no_such_option")
+        assert programs.Programs().compile(sums_of_few, x)(x)[0, 0] == 3.0
+    monkeypatch.setenv("XLA_FLAGS", f"--{programs.YNNPACK}=LIBRARY_FUSION_TYPE_REDUCE")
+    lowered = jax.jit(sums_of_few).lower(x)
+    texts = programs._compile(lowered, None).as_text(), lowered.compile().as_text()
+    assert ("__ynn_fusion" in texts[0]) == ("__ynn_fusion" in texts[1])

@@ -114,7 +114,9 @@ def test_a_ray_enters_the_hull_where_it_did_before_cells_were_found_empty():
         occupancy = refresh(
             occupancy, lambda points: jnp.where(points[:, 0] > 0.5, 20.0, 0.0), 2**14, jax.random.key(call)
         )
-    before, after = (march(CONFIG, cells, *ray_along_x(), None) for cells in (start_occupancy(hull), occupancy))
+    before, after = (
+        march(CONFIG, cells, *ray_along_x(), None) for cells in (start_occupancy(hull), occupancy)
+    )
     assert float(after.points[0, 0, 0]) > 0.25 > float(before.points[0, 0, 0])
     assert float(after.entries[0]) == float(before.entries[0]) == float(before.depths[0, 0])
 
