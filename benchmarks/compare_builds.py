@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,24 +290,30 @@ READERS: dict[str, Callable[[Path], dict]] = {
 
 def compare_times(item: str, sides: list[Checkout], inputs: Inputs, rounds: int) -> None:
     """Alternate the sides and their order, after one run of each to compile; print medians and the ratio new / old."""
-    seconds: list[list[float]] = [[], []]
     with ExitStack() as stack:
         runs = [timed_run(item, side, inputs, stack) for side in sides]
         for run in runs:
             run()
-        pairs = list(zip(seconds, runs, strict=True))
-        for _ in range(rounds):
-            for times, run in pairs:
-                times.append(run())
-            pairs.reverse()  # what runs second may be slower for that alone
+        seconds = alternate(runs, rounds)
     old, new = (statistics.median(times) for times in seconds)
     print(f"{item:24} old {old:.3f} s, new {new:.3f} s, new / old {new / old:.3f}", flush=True)
+
+
+def alternate(runs: Sequence[Callable[[], float]], rounds: int) -> list[list[float]]:
+    """The seconds that functions return, called in turn, in each round in the reversed order of the one before."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    pairs = list(zip(seconds, runs, strict=True))
+    for _ in range(rounds):
+        for times, run in pairs:
+            times.append(run())
+        pairs.reverse()  # what runs second may be slower for that alone
+    return seconds
 
 
 def timed_run(item: str, side: Checkout, inputs: Inputs, stack: ExitStack) -> Callable[[], float]:
     """A function that runs the item once and returns its seconds."""
     if item == "unet":
-        return unet_step(side, stack)
+        return worker(side, stack, "unet.py", "jax", *UNET)
     folder = side.folder / f"time-{item}"
     command = inputs.command(item, folder)
     if item == "orbit":  # of the model's own length, as users have it
@@ -329,11 +335,11 @@ def step_seconds(metrics: Path) -> float:
     return statistics.median([record["step_s"] for record in records if "step_s" in record][1:])
 
 
-def unet_step(side: Checkout, stack: ExitStack) -> Callable[[], float]:
-    """One guidance step, by the worker of the checkout's own benchmarks/unet.py."""
-    script = side.root / "benchmarks" / "unet.py"
+def worker(side: Checkout, stack: ExitStack, name: str, peer: str, *flags: str) -> Callable[[], float]:
+    """One call of the worker for a peer of one of the checkout's own benchmarks, which waits for the next one."""
+    script = side.root / "benchmarks" / name
     process = subprocess.Popen(
-        [sys.executable, str(script), "--worker", "jax", *UNET],
+        [sys.executable, str(script), "--worker", peer, *flags],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
