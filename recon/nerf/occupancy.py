@@ -12,7 +12,7 @@ from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 
 INITIAL_DENSITY = 1.0  # of hull cells, before the field was evaluated
-DECAY = 0.8
+DECAY = 0.8  # of the running density at each renewal: an empty cell is dropped after six
 MIN_DENSITY = 0.3  # of an occupied cell: alpha 0.01 over 1/128 of the box side
 NOT_OUTSIDE = 1e-6  # least running density of a cell of the hull
 OPAQUE = 1e-3  # transmittance from which on nothing more is seen
