@@ -1,7 +1,6 @@
 """Weights that a run starts from: random ones, those of a model of this package or of SV3D, or SVD's UNet."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +51,7 @@ def first_params(config: TrainConfig, model: ModelConfig) -> Params:
 def fresh_params(config: TrainConfig, model: ModelConfig) -> Params:
     """Random parameters with the initialisation of the published code, from the seed of the run."""
     key = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
-    return jax.jit(partial(init_params, config.objective, model))(key)
+    return init_params(config.objective, model, key)
 
 
 def _widths(part):

@@ -10,7 +10,7 @@ import numpy as np
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ImageEncoderConfig
-from sv3d_jax.models.initializers import torch_uniform
+from sv3d_jax.models.initializers import fresh, torch_uniform
 from sv3d_jax.models.layers import Dense, LayerNorm, attend, gelu
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -184,5 +184,4 @@ def embed_image(
 
 def init_image_encoder(config: ImageEncoderConfig, key: Array) -> Params:
     """Fresh parameters of the image encoder."""
-    prepared = jnp.zeros((1, config.image_size, config.image_size, 3))
-    return jax.jit(ImageEncoder(config).init)(key, prepared)["params"]
+    return fresh(ImageEncoder(config), key, (1, config.image_size, config.image_size, 3))

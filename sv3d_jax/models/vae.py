@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import VAEConfig
+from sv3d_jax.models.initializers import fresh
 from sv3d_jax.models.layers import Conv2d, GroupNorm, UpsampleConv2d, attend, silu
 
 EPSILON = 1e-6
@@ -186,15 +187,14 @@ def init_vae(config: VAEConfig, key: Array) -> Params:
     """Fresh parameters {"vae_encoder", "vae_decoder"}."""
     keys = jax.random.split(key, 3)
     side = 2 ** len(config.channel_mult)
-    pixels = jnp.zeros((1, side, side, 3))
-    latents = jnp.zeros((1, 2, 2, config.latent_channels))
-    moments = jnp.zeros((1, 2, 2, 2 * config.latent_channels))
     return {
         "vae_encoder": {
-            "encoder": Encoder(config).init(keys[0], pixels)["params"],
-            "quant_conv": _quant_conv(config, Compute()).init(keys[1], moments)["params"],
+            "encoder": fresh(Encoder(config), keys[0], (1, side, side, 3)),
+            "quant_conv": fresh(
+                _quant_conv(config, Compute()), keys[1], (1, 2, 2, 2 * config.latent_channels)
+            ),
         },
-        "vae_decoder": Decoder(config).init(keys[2], latents)["params"],
+        "vae_decoder": fresh(Decoder(config), keys[2], (1, 2, 2, config.latent_channels)),
     }
 
 

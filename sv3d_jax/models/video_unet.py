@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Float, Params
@@ -12,6 +11,7 @@ from sv3d_jax.models.attention import SpatioTemporalTransformer
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.embeddings import sinusoidal
+from sv3d_jax.models.initializers import fresh
 from sv3d_jax.models.layers import Conv2d, Dense, GroupNorm, UpsampleConv2d, silu
 from sv3d_jax.models.resnet import VideoResBlock
 from sv3d_jax.models.unet_layout import LayerKind, UNetBlock, input_blocks, middle_block, output_blocks
@@ -178,14 +178,10 @@ def init_unet(config: UNetConfig, key: Array) -> Params:
     """Fresh parameters; output layers of residual branches start at zero, as published."""
     side = 2 ** (len(config.channel_mult) - 1)
     network = VideoUNet(config, Compute(reference=True))  # the plain form touches every parameter
-
-    def init(key):
-        return network.init(
-            key,
-            jnp.zeros((1, 1, side, side, config.in_channels)),
-            jnp.zeros((1,)),
-            jnp.zeros((1, 1, config.context_width)),
-            jnp.zeros((1, 1, config.vector_width)),
-        )["params"]
-
-    return jax.jit(init)(key)
+    shapes = (
+        (1, 1, side, side, config.in_channels),
+        (1,),
+        (1, 1, config.context_width),
+        (1, 1, config.vector_width),
+    )
+    return fresh(network, key, *shapes)
