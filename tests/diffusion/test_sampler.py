@@ -7,7 +7,7 @@ import pytest
 from sv3d_jax.diffusion.config import SamplingConfig
 from sv3d_jax.diffusion.sampler import Correction, sample
 from sv3d_jax.errors import InputError
-from tests.tiny_model import picture, tiny_pipeline
+from tests.tiny_model import picture
 
 STEPS = 5
 SOLVERS = ("euler", "dpmpp_2m")
@@ -27,29 +27,26 @@ def identity(denoised, sigma, index):
     return denoised
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(
-    "correct",
+    ("solver", "correct"),
     [
-        identity,
-        Correction(identity, on="branches"),
-        Correction(identity, steps=[1, -1]),
+        ("euler", identity),
+        ("dpmpp_2m", Correction(identity, on="branches")),
+        ("euler", Correction(identity, steps=[1, -1])),
     ],
 )
 def test_an_identity_gives_the_same_bits(pipe, plain, solver, correct):
     assert (latents(pipe, solver=solver, correct=correct) == plain[solver]).all()
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("on", ["guided", "branches"])
+@pytest.mark.parametrize(("solver", "on"), [("euler", "branches"), ("dpmpp_2m", "guided")])
 def test_an_identity_on_the_host_changes_nothing_but_rounding(pipe, plain, solver, on):
     """The step is two programs then, and the compiler joins products and sums within one."""
     got = latents(pipe, solver=solver, correct=Correction(identity, on=on, on_host=True))
     np.testing.assert_allclose(got, plain[solver], atol=2e-6 * np.abs(plain[solver]).max())
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("on_host", [False, True])
+@pytest.mark.parametrize(("solver", "on_host"), [("euler", False), ("dpmpp_2m", True)])
 def test_what_is_returned_at_the_last_step_is_where_sampling_ends(pipe, solver, on_host):
     given = jnp.linspace(-2.0, 2.0, 5 * 8 * 8 * 4).reshape(1, 5, 8, 8, 4)
     correct = Correction(lambda denoised, sigma, index: given, steps=[-1], on_host=on_host)
@@ -108,8 +105,15 @@ def numpy_loop(pipe, solver, correct, on, steps):
     return x[0]
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize(("on", "steps"), [("guided", None), ("branches", (0, 2)), ("guided", (1, 4))])
+@pytest.mark.parametrize(
+    ("solver", "on", "steps"),
+    [
+        ("dpmpp_2m", "guided", None),
+        ("euler", "branches", (0, 2)),
+        ("dpmpp_2m", "branches", (0, 2)),
+        ("euler", "guided", (1, 4)),
+    ],
+)
 def test_corrections_are_those_of_a_plain_loop(pipe, solver, on, steps):
     correction = Correction(lambda x, sigma, index: jnp.clip(x, -0.4, 0.7), on=on, steps=steps)
     expected = numpy_loop(pipe, solver, lambda x: np.clip(x, -0.4, 0.7), on, steps)
@@ -163,8 +167,6 @@ def test_corrections_that_cannot_be_are_refused(wrong, says):
     [(lambda x, *_: x[:1, :1], r"got the shape \(1, 1, "), (lambda *_: None, "got None")],
     ids=["one frame", "nothing"],
 )
-def test_a_correction_that_returns_no_latents_of_the_same_shape_is_refused(on_host, wrong, says):
+def test_a_correction_that_returns_no_latents_of_the_same_shape_is_refused(pipe, on_host, wrong, says):
     with pytest.raises(InputError, match=f"correct must return latents of the shape .*{says}"):
-        tiny_pipeline()(
-            picture(), num_steps=1, output_type="latent", correct=Correction(wrong, on_host=on_host)
-        )
+        pipe(picture(), num_steps=1, output_type="latent", correct=Correction(wrong, on_host=on_host))

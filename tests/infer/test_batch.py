@@ -19,7 +19,7 @@ from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.preprocess import prepare_for
 from sv3d_jax.progress import NullProgress
 from tests.infer.runs import FRAMES, files_with_times, orbit
-from tests.tiny_model import CONFIG, picture, tiny_pipeline
+from tests.tiny_model import COMPILE_QUICKLY, CONFIG, picture, tiny_pipeline
 
 
 def test_cancelled_run_keeps_finished_pictures(place):
@@ -152,7 +152,8 @@ def test_pictures_are_divided_over_devices(made, place, tmp_path):
     images[2].write_bytes(images[0].read_bytes())
     words = ["orbit", "--weights", place / "tiny", *FRAMES, *images, "-o", tmp_path / "out"]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-m", "sv3d_jax", *words], env={**os.environ, **flags}, check=True)
+    environment = os.environ | COMPILE_QUICKLY | flags
+    subprocess.run([sys.executable, "-m", "sv3d_jax", *words], env=environment, check=True)
     for name, same in (("box", "box"), ("ball", "ball"), ("box_again", "box")):
         ours, theirs = (read_orbit(folder).images for folder in (tmp_path / "out" / name, made / same))
         np.testing.assert_allclose(ours, theirs, atol=2 / 255)

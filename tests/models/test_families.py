@@ -77,13 +77,13 @@ def test_training_gives_a_model_its_frames_in_the_order_that_it_has_them(monkeyp
         jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)
     )
     places = jnp.tile(jnp.arange(5.0), (2, 1))
-    got = orbit_network(CONFIG, params, places)(x, noise, context, vector)
+    got = jax.jit(orbit_network(CONFIG, params, places))(x, noise, context, vector)
 
     order = jnp.array([4, 0, 1, 2, 3])  # the input view first, the others in the same direction
-    expected = VideoUNet(CONFIG.unet).apply(
+    expected = jax.jit(VideoUNet(CONFIG.unet).apply)(
         {"params": params}, x[:, order], noise[:, order], context, vector[:, order]
     )
     np.testing.assert_allclose(got[:, order], expected, atol=1e-5)
     monkeypatch.undo()
-    last = orbit_network(CONFIG, params, places)(x, noise, context, vector)
+    last = jax.jit(orbit_network(CONFIG, params, places))(x, noise, context, vector)
     assert np.abs(last - got).max() > 1e-3

@@ -13,9 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.models.compute import Compute
 from tests.test_imports import ROOT
+from tests.tiny_model import COMPILE_QUICKLY
 
 MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
-ENVIRONMENT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = COMPILE_QUICKLY | {
+    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    "JAX_PLATFORMS": "cpu",
+}
 
 
 def run_here(function: str, *arguments: str) -> None:

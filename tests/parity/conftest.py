@@ -9,10 +9,9 @@ from tests.parity.cases import reference_files
 from tests.parity.families import case_of
 
 FOLDER = Path(__file__).parents[1] / "reference"
-QUICK_UNET = (
-    "unet_p_8x16.safetensors",
-    "default",
-)  # compiling the UNet takes most of the time: one for every run
+# Compiling takes most of the time: of the UNet one path for every run, of the autoencoder one shape.
+QUICK_UNET = ("unet_p_8x16.safetensors", "default")
+LONG_VAE = "vae_64x96.safetensors"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -22,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parameters = []
     for case in (case_of(folder, file) for file in reference_files(folder)):
         for path in case.family.paths:
-            slow = case.family.slow and (case.file, path) != QUICK_UNET
+            slow = case.file == LONG_VAE or (case.family.slow and (case.file, path) != QUICK_UNET)
             marks = [pytest.mark.slow] if slow else []
             parameters.append(pytest.param(case, path, id=f"{case.file}-{path}", marks=marks))
     metafunc.parametrize(("case", "path"), parameters)

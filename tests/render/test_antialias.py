@@ -266,7 +266,8 @@ def test_views_are_independent():
     screen, faces = two_layers()
     views = [screen, screen + np.array([1.7, -0.6, 0.0], np.float32), 24.0 - 0.9 * screen]
     together = render(np.concatenate(views), faces)[0]
-    assert np.array_equal(together, np.concatenate([render(view, faces)[0] for view in views]))
+    alone = np.concatenate([render(view, faces)[0] for view in views])
+    np.testing.assert_allclose(together, alone, atol=1e-6)  # a compiler may order sums in each as it likes
 
 
 def test_length_of_the_chunks_changes_nothing(monkeypatch):

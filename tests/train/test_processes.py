@@ -16,6 +16,7 @@ import pytest
 
 from sv3d_jax.train.checkpoints import checkpoint_steps, read_checkpoint
 from tests.test_imports import ROOT
+from tests.tiny_model import COMPILE_QUICKLY
 from tests.train.tiny_run import write_tiny_recipe
 
 STEPS = 24
@@ -37,6 +38,7 @@ def start(folder: Path, output: str, *flags: str, devices: int = 1, peers: tuple
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     environment = (
         os.environ
+        | COMPILE_QUICKLY
         | dict(zip(names, peers, strict=False))
         | {
             "JAX_PLATFORMS": "cpu",

@@ -13,7 +13,7 @@ from sv3d_jax.weights.hub import MINI, load_weights
 from tests.test_imports import ROOT
 
 TOLERANCE = 0.02
-REPEATED_STEPS = 50  # within the warm-up, where the rate does not depend on the length of the run
+REPEATED_STEPS = 20  # within the warm-up, where the rate does not depend on the length of the run
 
 
 def losses(lines: list[str]) -> dict[int, float]:
