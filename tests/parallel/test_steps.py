@@ -13,13 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sv3d_jax.models.compute import Compute
 from tests.test_imports import ROOT
-from tests.tiny_model import COMPILE_QUICKLY
 
 MESHES = ("data=8", "data=2,fsdp=4", "data=2,fsdp=2,tensor=2")
-ENVIRONMENT = COMPILE_QUICKLY | {
-    "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-    "JAX_PLATFORMS": "cpu",
-}
+ENVIRONMENT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 
 
 def run_here(function: str, *arguments: str) -> None:
@@ -99,7 +95,7 @@ def test_attention_kernels_on_four_devices_are_plain_attention_on_one():
 
 @pytest.mark.slow
 def test_gradients_are_those_of_one_device():
-    run_here("compare_gradients", *MESHES)
+    run_here("compare_gradients", *MESHES[1:])  # five steps compare all
 
 
 @pytest.mark.slow

@@ -5,10 +5,7 @@ from tests.parity.cases import Case, a_little_more, failures, records
 PATH = "default"  # there is one
 
 
-def test_file_matches_reference(case: Case, parity_report: list[dict]):
+def test_file_matches_reference_and_no_thousandth_more(case: Case, parity_report: list[dict]):
     assert failures(case, PATH, parity_report) == []
-
-
-def test_a_thousandth_more_in_any_tensor_fails(case: Case):
     found = records(case, PATH, a_little_more(case, 1e-3))
     assert [] == [record for record in found if not record.failed]
