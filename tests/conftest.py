@@ -2,7 +2,8 @@
 
 With `-n 2` two workers share the tests, each on half of the cores: most tests compile or run on one core. What they
 compile themselves is small and runs once, so XLA leaves its costly passes out, which takes a third off the time of the
-suite. It optimizes as for users in programs that tests start, and with `--reference`.
+suite. It optimizes as for users on an accelerator, with `--reference`, and in programs that tests start without
+`COMPILE_QUICKLY` (tests/tiny_model.py).
 """
 
 import json
@@ -62,14 +63,13 @@ def _compile_quickly() -> None:
     import jax
     import jaxlib
 
-    jax.config.update("jax_disable_most_optimizations", True)
-    if jaxlib.version.__version_info__ < (
-        0,
-        11,
-    ):  # the older emitters, which later ones have not, take half the time
+    older = jaxlib.version.__version_info__ < (0, 11)
+    if older:  # its first emitters, which later ones have not, take half the time of the others
         os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
-        jax.jit(lambda x: x + 1)(1.0)  # now they are read
+    jax.jit(lambda x: x + 1)(1.0)  # reads the flags
+    if older:
         del os.environ["XLA_FLAGS"]
+    jax.config.update("jax_disable_most_optimizations", jax.default_backend() == "cpu")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -119,7 +119,7 @@ def test_frames_near_the_input_view_weigh_less_and_the_mean_is_one():
 
 
 def test_frame_weights_do_not_change_a_loss_that_is_even(asked):
-    assert value(near_weight=0.2, near_power=2.0) == pytest.approx(1.0, rel=1e-5)
+    assert value(near_weight=0.2, near_power=2.0) == pytest.approx(1.0, rel=1e-5)  # float32
 
 
 def test_conditioning_noise_of_a_picture_is_told_to_the_network():
