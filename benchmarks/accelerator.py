@@ -106,7 +106,7 @@ def sampling(model: ModelConfig, is_cpu: bool) -> dict:
 def training(model: ModelConfig, is_cpu: bool) -> dict:
     """Samples per second with --remat, one orbit per step."""
     dtype, frames, side = _dtype(is_cpu), model.num_frames, model.native_size // model.vae.downsampling
-    run, ready = training_step(model, 1, frames, side, dtype=dtype, remat=True)
+    run, ready = training_step(model, 1, frames, side, jnp.dtype(dtype).name, remat=True)
     seconds = rasterizer.median_seconds(run, ROUNDS)
     loss = unet_loss(model, DiffusionConfig(), Compute(dtype))
     shapes = jax.eval_shape(lambda: {"unet": random_params(model)["unet"]})
@@ -157,6 +157,7 @@ def peers(model: ModelConfig, is_cpu: bool) -> dict:
         batch=2,
         threads=len(os.sched_getaffinity(0)),
         device="cpu" if is_cpu else "gpu",
+        dtype="float32" if is_cpu else "bfloat16",
     )
     found = {}
     for side in ("torch",) if is_cpu else ("torch", "torch_compiled"):

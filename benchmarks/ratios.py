@@ -12,6 +12,7 @@ Rows: `fast` and `preview` reconstruct the reference meshes and objects of the f
 a later start, and print what the meshes are worth; `step` is a guided step of the UNet of 320 channels, 5 frames of
 32x32, and `torch` the same against diffusers; `train` a training step of that of 64 channels; `orbit` and `demo` are
 verbs with mini, from the start of the process to its end; `rasterizer` has 80,000 triangles, 512 px and a gradient.
+Rows that end in `16` have this build in bfloat16: against the former build in float32, against torch in bfloat16.
 """
 
 import argparse
@@ -71,6 +72,9 @@ class Plan:
     objects: int
     size: int
     quick: bool
+
+
+Row = Callable[[Plan], Iterator[Figure]]
 
 
 def main() -> None:
@@ -138,7 +142,7 @@ def meshes(plan: Plan) -> list[Path]:
     return files[: plan.objects]
 
 
-def reconstructions(preset: str) -> Callable[[Plan], Iterator[Figure]]:
+def reconstructions(preset: str) -> Row:
     """A row of a preset of `reconstruct`."""
 
     def row(plan: Plan) -> Iterator[Figure]:
@@ -164,36 +168,41 @@ def reconstructions(preset: str) -> Callable[[Plan], Iterator[Figure]]:
     return row
 
 
-def step(plan: Plan) -> Iterator[Figure]:
-    """A guided step of the UNet."""
-    yield from workers(plan, "guided step", "unet.py", "--frames=5", "--batch=2", width=320, side=32)
+def workers(name: str, file: str, frames: int, width: int, side: int, dtype: str | None = None) -> Row:
+    """A row of the same call of both builds' workers, after one that does not count; this build's in `dtype`."""
+
+    def row(plan: Plan) -> Iterator[Figure]:
+        flags = _size(plan, frames, width, side)
+        given = [(), () if dtype is None else (f"--dtype={dtype}",)]
+        with ExitStack() as stack:
+            runs = [
+                worker(build, stack, file, "jax", *flags, *own)
+                for build, own in zip(plan.builds, given, strict=True)
+            ]
+            yield Figure(" ".join(filter(None, (name, dtype))), *alternate(runs, plan.rounds))
+
+    return row
 
 
-def train(plan: Plan) -> Iterator[Figure]:
-    """A training step, of the size of configs/model/sv3d_mid.toml."""
-    yield from workers(plan, "training step", "train_step.py", "--frames=21", width=64, side=24)
+def torch(dtype: str) -> Row:
+    """A row of a guided step of diffusers' UNet in the place of the former build."""
+
+    def row(plan: Plan) -> Iterator[Figure]:
+        if find_spec("diffusers") is None:
+            print("torch: not measured, it needs the extra `bench`", file=sys.stderr)
+            return
+        flags = (*_size(plan, 5, 320, 32), "--batch=2", f"--dtype={dtype}")
+        with ExitStack() as stack:
+            runs = [worker(plan.builds[1], stack, "unet.py", peer, *flags) for peer in ("torch", "jax")]
+            yield Figure(f"guided step {dtype}, torch's -> ours", *alternate(runs, plan.rounds))
+
+    return row
 
 
-def workers(plan: Plan, name: str, file: str, *flags: str, width: int, side: int) -> Iterator[Figure]:
-    """The same call of both builds' workers, after one call that does not count."""
+def _size(plan: Plan, frames: int, width: int, side: int) -> tuple[str, ...]:
     if plan.quick:
         width, side = 64, 8
-    flags += (f"--width={width}", f"--side={side}", "--threads=2", "--device=cpu")
-    with ExitStack() as stack:
-        runs = [worker(build, stack, file, "jax", *flags) for build in plan.builds]
-        yield Figure(f"{name}, width {width}", *alternate(runs, plan.rounds))
-
-
-def torch(plan: Plan) -> Iterator[Figure]:
-    """A guided step of diffusers' UNet in the place of the former build."""
-    if find_spec("diffusers") is None:
-        print("torch: not measured, it needs the extra `bench`", file=sys.stderr)
-        return
-    size = ("--width=64", "--side=8") if plan.quick else ("--width=320", "--side=32")
-    flags = (*size, "--frames=5", "--batch=2", "--threads=2", "--device=cpu")
-    with ExitStack() as stack:
-        runs = [worker(plan.builds[1], stack, "unet.py", peer, *flags) for peer in ("torch", "jax")]
-        yield Figure("guided step, torch's -> ours", *alternate(runs, plan.rounds))
+    return f"--frames={frames}", f"--width={width}", f"--side={side}", "--threads=2", "--device=cpu"
 
 
 def orbit(plan: Plan) -> Iterator[Figure]:
@@ -237,12 +246,15 @@ def rasterizer(plan: Plan) -> Iterator[Figure]:
     yield Figure(f"rasterizer, {triangles} triangles, {size} px", *alternate(runs, plan.rounds))
 
 
-ROWS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
+ROWS: dict[str, Row] = {
     "fast": reconstructions("fast"),
     "preview": reconstructions("preview"),
-    "step": step,
-    "torch": torch,
-    "train": train,
+    "step": workers("guided step", "unet.py", 5, 320, 32),
+    "step16": workers("guided step", "unet.py", 5, 320, 32, "bfloat16"),
+    "torch": torch("float32"),
+    "torch16": torch("bfloat16"),
+    "train": workers("training step", "train_step.py", 21, 64, 24),
+    "train16": workers("training step", "train_step.py", 21, 64, 24, "bfloat16"),
     "orbit": orbit,
     "demo": demo,
     "rasterizer": rasterizer,

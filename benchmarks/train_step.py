@@ -3,9 +3,9 @@
     python benchmarks/train_step.py --json
 
 A step is noise, forward, velocity-weighted loss, backward, clipping, AdamW and the running average. The default size is
-that of configs/model/sv3d_mid.toml. Each side runs in its own process and their steps alternate A B A B. On a CPU both
-compute in float32 on the same number of threads (torch: channels_last, SDPA, fused AdamW) and keep freed memory, as
-`sv3d train` does. Needs the `bench` extra.
+that of configs/model/sv3d_mid.toml. Each side runs in its own process and their steps alternate A B A B. Both compute
+on the same number of threads (torch: channels_last, SDPA, fused AdamW, in bfloat16 under autocast) and keep freed
+memory, as `sv3d train` does. Needs the `bench` extra.
 """
 
 import argparse
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu",), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -44,7 +45,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> dict:
     """Alternate the two sides; medians, and the ratio of samples a second, above 1 where ours is faster."""
-    names = ("width", "frames", "side", "batch", "threads", "rounds")
+    names = ("width", "frames", "side", "batch", "threads", "dtype", "rounds")
     result = {name: getattr(args, name) for name in names}
     with tempfile.TemporaryDirectory() as cache:
         workers = {side: Worker(side, args, cache, __file__) for side in SIDES}
@@ -68,18 +69,21 @@ def jax_side(args: argparse.Namespace) -> tuple:
 
     run_in_calling_thread()
     model = ModelConfig(unet=UNetConfig(model_channels=args.width))
-    run, ready = training_step(model, args.batch, args.frames, args.side)
+    run, ready = training_step(model, args.batch, args.frames, args.side, args.dtype)
     keep_freed_memory()
     return run, ready
 
 
-def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **compute) -> tuple:
+def training_step(
+    model: "ModelConfig", batch: int, frames: int, side: int, dtype: str = "float32", **compute
+) -> tuple:
     """A training step on random numbers as a function without arguments, and facts about it."""
     import jax
     import jax.numpy as jnp
 
-    from sv3d_jax.models.compute import Compute
     from sv3d_jax.models.video_unet import init_unet
+    from sv3d_jax.precision import WORK_TRAINING, compute_in
+    from sv3d_jax.programs import Programs
     from sv3d_jax.train.config import DiffusionConfig, OptimizerConfig
     from sv3d_jax.train.losses import unet_loss
     from sv3d_jax.train.optimizer import make_optimizer
@@ -94,13 +98,11 @@ def training_step(model: "ModelConfig", batch: int, frames: int, side: int, **co
     }
     views = jax.tree.map(jnp.asarray, random_views(model, batch, frames, side))
     optimizer = make_optimizer(OptimizerConfig(weight_decay=0.01), 1000)
-    loss = unet_loss(model, DiffusionConfig(), Compute(**compute))
-    step = jax.jit(
-        functools.partial(train_step, loss=loss, optimizer=optimizer, ema_decay=0.999), donate_argnums=0
-    )
+    loss = unet_loss(model, DiffusionConfig(), compute_in(dtype, WORK_TRAINING, **compute))
+    step = functools.partial(train_step, loss=loss, optimizer=optimizer, ema_decay=0.999)
     state, key = new_state(params, optimizer), jax.random.key(0)
     start = time.perf_counter()
-    compiled = step.lower(state, views, key).compile()
+    compiled = Programs().compile(step, state, views, key, donate_argnums=0)
     ready = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "compile_seconds": time.perf_counter() - start,
@@ -164,13 +166,16 @@ def torch_side(args: argparse.Namespace) -> tuple:
     time_ids = torch.rand(batch, 3)
     sigma = torch.tensor(2.0)
 
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16")
+
     def run():
         noisy = latents + sigma * torch.randn_like(latents)
         variance = 1.0 + sigma**2
         sample = torch.cat([noisy / variance.sqrt(), concat], dim=2)
-        [output] = model(sample, 0.25 * sigma.log(), context, time_ids, return_dict=False)
+        with autocast:
+            [output] = model(sample, 0.25 * sigma.log(), context, time_ids, return_dict=False)
         denoised = noisy / variance - sigma / variance.sqrt() * output
-        loss = (variance / sigma**2 * (denoised - latents).square()).mean()
+        loss = (variance / sigma**2 * (denoised.float() - latents).square()).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

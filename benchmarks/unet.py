@@ -3,7 +3,8 @@
     python benchmarks/unet.py --json
 
 Each side runs in its own process; their forward passes alternate A B A B, so a drift of the machine affects both.
-On a CPU both compute in float32 on the same number of threads (torch: channels_last, SDPA); on a GPU in bfloat16.
+On a CPU both compute on the same number of threads (torch: channels_last, SDPA), in float32 unless --dtype says
+otherwise; on a GPU in bfloat16.
 Also reported: compile time with an empty and with a filled compilation cache. Needs the `bench` extra.
 """
 
@@ -29,10 +30,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed forward passes of each side")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: bfloat16 on a GPU alone")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["jax", "torch"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.dtype = args.dtype or ("float32" if args.device == "cpu" else "bfloat16")
     if args.worker:
         serve(SIDES[args.worker](args))
     else:
@@ -50,7 +53,7 @@ def compare(args: argparse.Namespace) -> dict:
                 seconds[side].append(workers[side].run())
         result = {
             key: getattr(args, key)
-            for key in ("width", "frames", "side", "batch", "threads", "device", "rounds")
+            for key in ("width", "frames", "side", "batch", "threads", "device", "dtype", "rounds")
         }
         for side in sides:
             result[f"{side}_seconds"] = statistics.median(seconds[side])
@@ -80,7 +83,8 @@ class Worker:
 
     def __init__(self, side: str, args: argparse.Namespace, cache: str, script: str = __file__):
         values = {
-            name: getattr(args, name) for name in ("width", "frames", "side", "batch", "threads", "device")
+            name: getattr(args, name)
+            for name in ("width", "frames", "side", "batch", "threads", "device", "dtype")
         }
         flags = [f"--{name}={value}" for name, value in values.items()]
         environment = dict(os.environ, OMP_NUM_THREADS=str(args.threads), JAX_COMPILATION_CACHE_DIR=cache)
@@ -129,18 +133,18 @@ def jax_side(args: argparse.Namespace) -> tuple:
     import jax.numpy as jnp
     import numpy as np
 
-    from sv3d_jax.models.compute import Compute
     from sv3d_jax.models.config import UNetConfig
     from sv3d_jax.models.video_unet import VideoUNet, init_unet
+    from sv3d_jax.precision import DTYPES, compute_in
+    from sv3d_jax.programs import Programs
 
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     config = UNetConfig(model_channels=args.width)
-    dtype = jnp.float32 if args.device == "cpu" else jnp.bfloat16
-    network = VideoUNet(config, Compute(dtype))
+    network = VideoUNet(config, compute_in(args.dtype))
     shapes = jax.eval_shape(lambda: init_unet(config, jax.random.key(0)))
     random = np.random.default_rng(0)
-    params = jax.tree.map(lambda s: jnp.asarray(random.normal(0, 0.02, s.shape), dtype), shapes)
+    params = jax.tree.map(lambda s: jnp.asarray(random.normal(0, 0.02, s.shape), DTYPES[args.dtype]), shapes)
     batch, frames, side = args.batch, args.frames, args.side
     inputs = [
         jnp.asarray(random.standard_normal(shape), jnp.float32)
@@ -152,9 +156,14 @@ def jax_side(args: argparse.Namespace) -> tuple:
         )
     ]
     start = time.perf_counter()
-    compiled = jax.jit(lambda p, *a: network.apply({"params": p}, *a)).lower(params, *inputs).compile()
+    compiled = Programs().compile(partial(predict, network), params, *inputs)
     ready = {"compile_seconds": time.perf_counter() - start, "versions": {"jax": jax.__version__}}
     return lambda: compiled(params, *inputs).block_until_ready(), ready
+
+
+def predict(network, params, *inputs):
+    """The output of a network."""
+    return network.apply({"params": params}, *inputs)
 
 
 def torch_side(args: argparse.Namespace, compile: bool = False) -> tuple:
@@ -166,7 +175,7 @@ def torch_side(args: argparse.Namespace, compile: bool = False) -> tuple:
     torch.manual_seed(0)
     width = args.width
     device = "cpu" if args.device == "cpu" else "cuda"
-    dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
+    dtype = getattr(torch, args.dtype)
     model = diffusers.UNetSpatioTemporalConditionModel(
         sample_size=args.side,
         block_out_channels=(width, 2 * width, 4 * width, 4 * width),

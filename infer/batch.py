@@ -103,12 +103,14 @@ class OrbitSampler:
     def _plan(self) -> Plan:
         """Estimate for one device. Raises InputError for a full-size model on a CPU that was not chosen."""
         now, model = self._attempts[0], self._model
+        compute = now.compute.resolve(model)
         plan = plan_orbit(
             model,
             num_frames=len(self._cameras),
             size=now.size or model.native_size,
             batch=-(-self.pictures_at_once // len(self._devices)),
-            dtype_bytes=now.compute.itemsize,
+            dtype_bytes=compute.itemsize,
+            param_bytes=compute.param_itemsize,
             decode_chunk=now.decode_chunk,
             low_memory=now.low_memory,
             quantized=now.quantize is not None,

@@ -23,6 +23,7 @@ from sv3d_jax.infer.config import BenchConfig
 from sv3d_jax.io.outputs import peak_memory
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
+from sv3d_jax.models.fast.products import FACTOR, matmul_16_bit
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.plan import checked_size, memory_advice, plan_orbit, require_accelerator
@@ -43,13 +44,14 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
     size, frames = checked_size(model, config.size), config.frames or model.num_frames
     compute = ComputeConfig(
         dtype=config.dtype, low_memory=config.low_memory, quantize=config.quantize
-    ).resolve()
+    ).resolve(model)
     plan = plan_orbit(
         model,
         num_frames=frames,
         size=size,
         batch=config.batch,
         dtype_bytes=compute.itemsize,
+        param_bytes=compute.param_itemsize,
         low_memory=config.low_memory,
         quantized=config.quantize is not None,
     )
@@ -63,7 +65,7 @@ def run_bench(config: BenchConfig, progress: Progress) -> dict[str, Any]:
         pipeline = _pipeline(config, model, compute)
         seconds = _stages(pipeline, config, size, frames, plan.decode_chunk, progress)
         progress.stage("product")
-        peak = product_tflops(pipeline.compute.dtype)
+        peak = product_tflops(pipeline.compute)
     orbit_s = seconds["condition_s"] + plan.num_steps * seconds["step_s"]
     orbit_s += config.batch * (frames - 1) * seconds["decode_frame_s"]
     flop = step_flop(model, config.batch, frames, size)
@@ -155,11 +157,12 @@ def step_flop(model: ModelConfig, batch: int, frames: int, size: int) -> float:
     return product_flop(step(inputs, shape(2), SamplerState(x)).jaxpr)
 
 
-def product_tflops(dtype: Any) -> float:
+def product_tflops(compute: Compute) -> float:
     """TFLOP/s of this device in one large matrix product: 8192^3, or 2048^3 on a CPU."""
     side = 2048 if jax.default_backend() == "cpu" else 8192
-    matrix = jnp.ones((side, side), dtype)
-    product = jax.jit(jnp.matmul)
+    in_16_bit = compute.multiplies_in_16_bit(side**3)
+    matrix = jnp.ones((side, side), FACTOR if in_16_bit else compute.dtype)
+    product = jax.jit(matmul_16_bit if in_16_bit else jnp.matmul)
     times = []
     for _ in range(WARM_UPS + 5):
         start = time.perf_counter()

@@ -46,7 +46,7 @@ class OrbitConfig(SamplingConfig, PathConfig, CommonConfig):
     churn: ChurnAmount = 0.0
     """noise added back while sampling, as s_churn of EDM; SV3D uses none"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
+    """precision of computing; auto is bfloat16 on a GPU, a TPU and a CPU that is faster with it, else float32"""
     quantize: Literal["int8", "fp8"] | None = None
     """compute linear layers of the UNet in 8 bits (default: in --dtype); faster on accelerators with 8-bit products"""
     size: Side | None = None
@@ -137,7 +137,7 @@ class BenchConfig(CommonConfig):
     model: Model | None = None
     """use random weights of this model in place of --weights; the time does not depend on their values"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """precision of computing; auto is float32 on a CPU and bfloat16 elsewhere"""
+    """precision of computing; auto is bfloat16 on a GPU, a TPU and a CPU that is faster with it, else float32"""
     size: Side | None = None
     """side of the frames in pixels (default: the model's own)"""
     frames: Frames | None = None

@@ -34,6 +34,7 @@ def run_doctor(config: DoctorConfig, progress: "Progress") -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": _packages(problems),
         "devices": _devices(config.device, problems, remarks),
+        "bfloat16": _bfloat16(config.compile_cache, problems),
         "memory": _host_memory(),
         "video": _video(problems, remarks),
         "pictures": ways(),
@@ -87,6 +88,24 @@ def _devices(wanted: str | None, problems: list[str], remarks: list[str]) -> lis
 def _device_line(device: Any) -> str:
     limit = (device.memory_stats() or {}).get("bytes_limit")
     return f"{device.platform}:{device.id} {device.device_kind}" + (f", {_gib(limit)}" if limit else "")
+
+
+def _bfloat16(keep_programs: bool, problems: list[str]) -> str:
+    """What products of 16-bit factors are worth on the device that `_devices` has selected."""
+    if problems:
+        return "unknown"
+    from sv3d_jax.devices import enable_compile_cache
+    from sv3d_jax.precision import LEAST_SPEEDUP, MIN_WIDTH, best_dtype, speedup_in_16_bit
+
+    if best_dtype(0) == "bfloat16":
+        return "used unless --dtype says otherwise"
+    if keep_programs:
+        enable_compile_cache()
+    speedup = speedup_in_16_bit()
+    if speedup == 1:
+        return "this CPU has no instructions for it: computed in float32"
+    used = f"used by models of {MIN_WIDTH} channels or more" if speedup >= LEAST_SPEEDUP else "not used"
+    return f"products take 1/{speedup:.1f} of float32's time: {used} unless --dtype says otherwise"
 
 
 def _host_memory() -> str:

@@ -57,7 +57,7 @@ class Pipeline:
         """`options` are fields of `ComputeConfig`, in place of one."""
         self.config, self.weights = config, weights or {}  # provenance of the weights: source, path, sha256
         self.remover = Remover()
-        self.runner = Runner(params, one_config(ComputeConfig, compute, options))
+        self.runner = Runner(params, one_config(ComputeConfig, compute, options).resolve(config))
         how = self.runner.config
         self.compute = self.runner.compute
         self.unet = UNetDenoiser(
@@ -177,6 +177,7 @@ class Pipeline:
             size=size,
             batch=batch,
             dtype_bytes=how.itemsize,
+            param_bytes=how.param_itemsize,
             decode_chunk=decode_chunk,
             low_memory=how.low_memory,
             quantized=how.quantize is not None,

@@ -70,6 +70,7 @@ def plan_orbit(
     size: int | None = None,
     batch: int = 1,
     dtype_bytes: int = 4,
+    param_bytes: int | None = None,
     decode_chunk: int | None = None,
     low_memory: bool = False,
     quantized: bool = False,
@@ -77,11 +78,13 @@ def plan_orbit(
 ) -> Plan:
     """Estimate for `batch` orbits sampled together; None stands for the model's own value.
 
+    `dtype_bytes` are those of a value of the activations, and of a parameter unless `param_bytes` says otherwise.
     With `low_memory` one part of the model is on the device at a time, the branches of the guidance run one after the
     other, and nothing is prepared for all steps. With `quantized`, linear layers keep a copy in 8 bits. Each kind of
     step (with or without guidance, storing or reusing cached features) prepares its own values.
     """
     check_decode_chunk(decode_chunk)
+    param_bytes = param_bytes or dtype_bytes
     num_steps = sampling.num_steps or config.num_steps
     num_frames, size = num_frames or config.num_frames, size or config.native_size
     side = size // config.vae.downsampling
@@ -95,12 +98,12 @@ def plan_orbit(
         SV3D_FLOP * batch * num_frames / 21 * (side / 72) ** 2 * (config.unet.model_channels / 320) ** 2
     )
     activations = UNET_FEATURES * features * dtype_bytes
-    prepared = int(PREPARED_SHARE * sizes["unet"]) * dtype_bytes
+    prepared = int(PREPARED_SHARE * sizes["unet"]) * param_bytes
     prepared += int(QUANTIZED_BYTES * sizes["unet"] * quantized)
     prepared = int(prepared * _kinds_of_steps(config, sampling, num_steps))
     return Plan(
         parameters=sizes.total(),
-        weights_bytes=on_device * dtype_bytes,
+        weights_bytes=on_device * param_bytes,
         sampling_bytes=activations // 2 if low_memory else activations + prepared,
         decoding_bytes=chunk * _decoder_bytes(config, size, dtype_bytes),
         step_flop=step_flop,

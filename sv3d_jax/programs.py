@@ -37,7 +37,7 @@ from jax.stages import Compiled, Lowered
 from sv3d_jax.devices import CACHE_BYTES, warn_of_foreign_cache
 from sv3d_jax.io.ownership import NotOwn, make_own_folder, read_own_file
 
-FOLDER, SUFFIX = "programs", ".program"
+FOLDER, SUFFIX, NUMBER_SUFFIX = "programs", ".program", ".number"
 DIGEST_BYTES = hashlib.sha256().digest_size
 AREAS = ("infer", "recon", "train")
 LIBRARIES = ("flax", "optax")  # besides jax, what programs are traced from
@@ -50,8 +50,10 @@ SETTINGS = (
 )
 """Settings of jax that change programs."""
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
-"""Option of XLA: what a CPU leaves to the library YNNPACK. That takes up to five times XLA's own time for sums of few
+"""Option of XLA: what a CPU leaves to the library YNNPACK. That takes up to ten times XLA's own time for sums of few
 values, such as the squares of a vector's three components (jaxlib 0.10.2)."""
+YNNPACK_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
+"""Value of that option: products alone. XLA itself makes those of bfloat16 in float32."""
 
 
 class Opaque:
@@ -220,12 +222,35 @@ def load_or_compile(
     return program
 
 
+def kept_number(description: Any, measure: Callable[[], float]) -> float:
+    """The number kept under `description` for the default device; else what `measure` returns, which is kept.
+
+    So what a start decides by a measurement, later starts decide alike. See `load_or_compile`.
+    """
+    cached, devices = jax.config.jax_compilation_cache_dir, _devices_of(())
+    if not cached or "://" in cached or devices is None:
+        return measure()
+    path = Path(cached) / FOLDER / (_digest(description, devices) + NUMBER_SUFFIX)
+    own = _has_own_folder(path)
+    if own and (payload := _payload(path)) is not None:
+        return float(bytes(payload))
+    number = measure()
+    with suppress(OSError):
+        if own:
+            _keep(path, repr(number).encode())
+    return number
+
+
 def _compile(lowered: Lowered, devices: tuple[Any, ...] | None) -> Compiled:
-    """Compile, on a CPU without YNNPACK, unless this jaxlib does not know the option or the user has set it."""
+    """Compile, on a CPU with YNNPACK for products alone if any are of bfloat16, else without it.
+
+    Not so if the user has set the option or this jaxlib does not know it.
+    """
     platform = jax.default_backend() if devices is None else devices[0].platform
     if platform == "cpu" and YNNPACK not in os.environ.get("XLA_FLAGS", ""):
         try:
-            return lowered.compile(compiler_options={YNNPACK: ""})
+            has_16_bit = "xbf16>" in lowered.as_text()
+            return lowered.compile(compiler_options={YNNPACK: YNNPACK_PRODUCTS if has_16_bit else ""})
         except jax.errors.JaxRuntimeError as error:
             if YNNPACK not in str(error):
                 raise
@@ -247,6 +272,20 @@ def _has_own_folder(path: Path) -> bool:
 
 def _load(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
     """The program in a file, or None if there is none that can be used; one that is damaged is removed."""
+    if (payload := _payload(path)) is None:
+        return None
+    try:
+        return deserialize_and_load(
+            *pickle.loads(payload), backend=devices[0].client, execution_devices=devices
+        )
+    except Exception:  # whatever another machine's program makes pickle and jax say
+        with suppress(OSError):
+            path.unlink()
+        return None
+
+
+def _payload(path: Path) -> memoryview | None:
+    """What was kept in a file, or None if there is none that can be used; one that is damaged is removed."""
     try:
         content = memoryview(read_own_file(path))
     except NotOwn as reason:
@@ -255,19 +294,12 @@ def _load(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
     except OSError:
         return None
     payload = content[DIGEST_BYTES:]
-    try:
-        if content[:DIGEST_BYTES] != _checksum(path, payload):
-            raise ValueError("damaged")
-        program = deserialize_and_load(
-            *pickle.loads(payload), backend=devices[0].client, execution_devices=devices
-        )
-    except Exception:  # whatever another machine's program makes pickle and jax say
-        with suppress(OSError):
-            path.unlink()
-        return None
     with suppress(OSError):
+        if content[:DIGEST_BYTES] != _checksum(path, payload):
+            path.unlink()
+            return None
         path.touch()  # the least recently used go first
-    return program
+    return payload
 
 
 def _checksum(path: Path, payload: bytes | memoryview) -> bytes:
@@ -320,7 +352,7 @@ def _digest(description: Any, devices: tuple[Any, ...]) -> str:
     settings += [os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")]
     client, ids = devices[0].client, tuple(device.id for device in devices)
     versions = (jax.__version__, jaxlib.__version__, *map(version, LIBRARIES), client.platform_version)
-    machine = (client.platform, devices[0].device_kind, ids, jax.device_count(), *_cpu_features())
+    machine = (client.platform, devices[0].device_kind, ids, jax.device_count(), *cpu_features())
     whole = repr((description, settings, versions, machine, SOURCE_DIGEST))
     return hashlib.sha256(whole.encode()).hexdigest()
 
@@ -353,7 +385,7 @@ SOURCE_DIGEST = _digest_of_source()
 
 
 @cache
-def _cpu_features() -> tuple[str, ...]:
+def cpu_features() -> tuple[str, ...]:
     """CPU model and feature flags from /proc/cpuinfo, if it exists: programs may not run on another CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

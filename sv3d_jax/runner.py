@@ -14,17 +14,18 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.errors import InputError
 from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.fast.quantize import FORMATS
+from sv3d_jax.precision import DTYPES, best_dtype, compute_in
 from sv3d_jax.programs import Programs
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig:
     """How a model computes. Raises InputError for values that are unknown or do not go together.
 
-    dtype: "float32", "bfloat16", or "auto": float32 on a CPU, where bfloat16 is no faster, and bfloat16 elsewhere.
+    dtype: "float32", "bfloat16", or "auto": float32 on a CPU, unless it multiplies 16-bit factors faster and the UNet
+    is wide enough to gain by it, and bfloat16 elsewhere. `precision.py` says what bfloat16 is on a CPU.
     reference: compute in the plain form that the published modules are compared with, and decode the input frame
     although the picture takes its place.
     low_memory: CPU offloading: each part's parameters are moved to the device only while it runs; and the branches of
@@ -60,11 +61,11 @@ class ComputeConfig:
                 hint='for example jax.make_mesh((1, 2, 3), ("data", "cfg", "frames"))',
             )
 
-    def resolve(self) -> "ComputeConfig":
-        """The same with the dtype that "auto" means on the default device."""
+    def resolve(self, model: ModelConfig) -> "ComputeConfig":
+        """The same with the dtype that "auto" means for a model on the default device."""
         if self.dtype != "auto":
             return self
-        return replace(self, dtype="float32" if jax.default_backend() == "cpu" else "bfloat16")
+        return replace(self, dtype=best_dtype(model.unet.model_channels))
 
     @property
     def sequential_cfg(self) -> bool:
@@ -78,13 +79,18 @@ class ComputeConfig:
 
     @property
     def itemsize(self) -> int:
-        """Bytes per element in the compute dtype."""
-        return jnp.dtype(DTYPES[self.resolve().dtype]).itemsize
+        """Bytes of a value of the activations. This and what follows need a dtype that is not "auto"."""
+        return jnp.dtype(self.compute().dtype).itemsize
+
+    @property
+    def param_itemsize(self) -> int:
+        """Bytes of a parameter."""
+        return jnp.dtype(DTYPES[self.dtype]).itemsize
 
     def compute(self) -> Compute:
         """The `Compute` options for the network layers."""
         fold = not (self.reference or self.sequential_cfg)
-        return Compute(DTYPES[self.resolve().dtype], self.reference, fold=fold)
+        return compute_in(self.dtype, reference=self.reference, fold=fold)
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class Runner:
     """A model's parameters on their devices, and its programs, each compiled once for the shapes of its inputs."""
 
     def __init__(self, params: Params, config: ComputeConfig):
-        self.config = config.resolve()
+        self.config = config
         self.compute = self.config.compute()
         self.placement = Placement(config.mesh)
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
@@ -171,11 +177,11 @@ class Runner:
         return self.compile(function, *inputs, split=split)(*inputs)
 
     def _placed(self, part: str, tree: Params) -> Params:
-        """Parameters where they are kept: arrays of rank > 1 in the compute dtype, biases and norm scales in float32.
+        """Parameters where they are kept: arrays of rank > 1 in the config's dtype, biases and norm scales in float32.
 
         The VAE encoder stays in float32 altogether, as published.
         """
-        matrix = jnp.float32 if part == "vae_encoder" else self.compute.dtype
+        matrix = jnp.float32 if part == "vae_encoder" else DTYPES[self.config.dtype]
 
         def place(leaf):
             dtype = matrix if leaf.ndim > 1 else jnp.float32

@@ -30,6 +30,7 @@ LEVELS = (
     (
         "weights",
         "plan",
+        "precision",
         "cutout",
         "preprocess",
         "conditioning",

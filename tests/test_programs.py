@@ -54,7 +54,7 @@ def test_a_kept_program_is_loaded_and_not_compiled(folder):
     [
         lambda patch: patch.setattr(programs, "SOURCE_DIGEST", "other code"),
         lambda patch: patch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false"),
-        lambda patch: patch.setattr(programs, "_cpu_features", lambda: ("another CPU",)),
+        lambda patch: patch.setattr(programs, "cpu_features", lambda: ("another CPU",)),
         lambda patch: patch.setattr(jax, "__version__", "0.0"),
         lambda patch: patch.setattr(jax, "device_count", lambda: 99),
         lambda patch: patch.setattr(programs, "SETTINGS", ()),

@@ -178,7 +178,7 @@ class TrainConfig(CommonConfig):
     mesh: str = ""
     """how devices share the work: data=2,fsdp=4,tensor=1; data defaults to the remaining devices"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """precision of the activations; weights, EMA and optimiser stay float32"""
+    """precision of the activations, on a CPU of the factors of products; weights, EMA and optimiser stay float32"""
     remat: bool = False
     """recompute the activations inside the blocks of the UNet in the backward pass instead of storing them"""
     accumulate: Annotated[int, within(1, 4096)] = 1

@@ -21,6 +21,7 @@ from sv3d_jax.models.vae import decode, encode_moments, init_vae
 from sv3d_jax.models.video_unet import init_unet
 from sv3d_jax.parallel.devices import whole_on_host
 from sv3d_jax.plan import checked_size
+from sv3d_jax.precision import WORK_TRAINING, compute_in
 from sv3d_jax.progress import Progress
 from sv3d_jax.train.config import EVALUATION_SEED, DataConfig, TrainConfig
 from sv3d_jax.train.data.latents import (
@@ -117,13 +118,13 @@ def init_params(objective: str, model: ModelConfig, key: PRNGKeyArray) -> Params
     return {"unet": init_unet(model.unet, key)}
 
 
-def make_loss(config: TrainConfig, model: ModelConfig) -> Loss:
-    """The loss of an objective."""
+def make_loss(config: TrainConfig, model: ModelConfig, compute: Compute | None = None) -> Loss:
+    """The loss of an objective; by default computed as the config's dtype is on this device."""
     if config.objective == "autoencoder":
         return autoencoder_loss(model.vae)
     if config.objective == "tower":
         return image_encoder_loss(model.image_encoder)
-    compute = Compute(dtype=jnp.dtype(config.dtype), remat=config.remat)
+    compute = compute or compute_in(config.dtype, WORK_TRAINING, remat=config.remat)
     return unet_loss(model, config.diffusion, compute)
 
 

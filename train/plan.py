@@ -12,13 +12,15 @@ import numpy as np
 
 from sv3d_jax.cost import live_bytes, step_flop_counter
 from sv3d_jax.io.outputs import check_output_parent
+from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.parallel.devices import mesh_shape
 from sv3d_jax.parallel.rules import tree_specs
 from sv3d_jax.plan import plan_orbit, require_accelerator
+from sv3d_jax.precision import DTYPES
 from sv3d_jax.train.checkpoints import CHECKPOINTS, checkpoint_steps
 from sv3d_jax.train.config import TrainConfig
-from sv3d_jax.train.losses import OrbitBatch
+from sv3d_jax.train.losses import Loss, OrbitBatch
 from sv3d_jax.train.objectives import check_picture_size, init_params, make_loss, read_model
 from sv3d_jax.train.optimizer import make_optimizer
 from sv3d_jax.weights.hub import find_weights
@@ -67,7 +69,7 @@ def plan_run(config: TrainConfig) -> dict[str, Any]:
         "gradients": parameters * (2 if config.accumulate > 1 else 1),
     }
     batch = batch_shapes(config, model, _rows_per_device(config, mesh))
-    flop = step_flop_counter(make_loss(config, model), params)(batch) * config.accumulate
+    flop = step_flop_counter(_loss(config, model), params)(batch) * config.accumulate
     activations = {
         name: activation_bytes(dataclasses.replace(config, remat=remat), model, mesh, params, batch)
         for name, remat in (("remat", True), ("no remat", False))
@@ -119,6 +121,11 @@ def require_training_accelerator(config: TrainConfig) -> None:
         require_accelerator(plan, jax.default_backend(), config.device, "training", GRADIENT_COST * steps)
 
 
+def _loss(config: TrainConfig, model: ModelConfig) -> Loss:
+    """The loss as an accelerator computes it, also where the plan is made on a CPU."""
+    return make_loss(config, model, Compute(DTYPES[config.dtype], remat=config.remat))
+
+
 def asked_mesh(text: str) -> dict[str, int]:
     """Sizes of the axes in `--mesh`; an axis that is not named has size 1."""
     return mesh_shape(text, math.prod(map(int, re.findall(r"=\s*([0-9]{1,6})", text))))
@@ -143,7 +150,7 @@ def activation_bytes(
     estimate, because some activations are replicated along it.
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
-    peak = live_bytes(jax.value_and_grad(make_loss(config, model)), params, batch, key)
+    peak = live_bytes(jax.value_and_grad(_loss(config, model)), params, batch, key)
     gradients = sum(math.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(params))
     return peak.activations + max(0, peak.weights - gradients) // (mesh["fsdp"] * mesh["tensor"])
 

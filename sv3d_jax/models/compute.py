@@ -15,6 +15,8 @@ class Compute:
     decides between them; both share parameters and agree up to rounding). With `remat`, the gradient keeps the inputs
     of the UNet's blocks and computes their inside again. With `fold`, kernels are joined and scaled before they are
     used, which leaves fewer products: for callers that run this part once for many steps, see `hoist.py`.
+    Products of at least `work_in_16_bit` multiplications have factors rounded to bfloat16; their sums and all
+    activations stay in `dtype`, float32: for CPUs with instructions for such products.
     """
 
     dtype: Any = jnp.float32
@@ -22,6 +24,7 @@ class Compute:
     remat: bool = False
     fold: bool = False
     quantize: str | None = None  # 8-bit format of the linear layers that allow it: int8 or fp8
+    work_in_16_bit: int | None = None
     platform: str | None = None  # cpu, gpu or tpu, where it is not the device in use
 
     def program_key(self) -> Any:
@@ -43,6 +46,10 @@ class Compute:
         several devices would have to be gathered for each part.
         """
         return self.target == "cpu" and jax.device_count() == 1
+
+    def multiplies_in_16_bit(self, work: int) -> bool:
+        """Whether a product of so many multiplications has 16-bit factors: in the plain form none has."""
+        return self.work_in_16_bit is not None and work >= self.work_in_16_bit and not self.reference
 
     @property
     def precision(self) -> str | None:

@@ -47,6 +47,10 @@ class Dense(nn.Module):
 
 def matmul(x: Float[Array, "... c"], kernel: Float[Array, "c d"], compute: Compute) -> Float[Array, "... d"]:
     """x @ kernel."""
+    return choose.matmul(_plain_matmul, x, kernel, compute)
+
+
+def _plain_matmul(x: Array, kernel: Array, compute: Compute) -> Array:
     return jnp.matmul(x, kernel, precision=compute.precision)
 
 

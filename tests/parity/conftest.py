@@ -1,5 +1,5 @@
 """Every test that takes `case` and `path` runs for each reference file by the plain and by the default path, and for
-those of networks by the default path in bfloat16."""
+those of networks by the default path in bfloat16, and with factors of products in it."""
 
 from pathlib import Path
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.errors import is_out_of_memory
 from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.fast import products
 from sv3d_jax.models.fast.flash import flash_attention
 from sv3d_jax.models.fast.parts import part_size
 
@@ -90,19 +91,21 @@ def has_few_scores(q: Float[Array, "n s k d"], k: Float[Array, "n l k d"]) -> bo
 
 def attend_by_head(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:
     """One part of the frames' heads after the other: the form for one CPU."""
+    n, s, heads, d = q.shape
+    in_16_bit = compute.multiplies_in_16_bit(s * k.shape[1] * d)
+    multiply = products.product if in_16_bit else partial(_product, compute=compute)
 
     @jax.checkpoint  # the gradient does not keep the weights of all heads
     def one_head(qkv):
         q, k, v = qkv
-        scores = jnp.einsum("sd,ld->sl", q, k, precision=compute.precision).astype(jnp.float32)
+        scores = multiply(q, k, 1).astype(jnp.float32)
         # Without the barrier the compiler computes the largest scores a second time, together with the weights.
         largest = jax.lax.optimization_barrier(jax.lax.stop_gradient(scores).max(-1, keepdims=True))
         weights = jnp.exp(scores - largest)
         # The values are divided, which are fewer than the weights.
-        values = jnp.matmul(weights.astype(v.dtype), v, precision=compute.precision)
+        values = multiply(weights.astype(v.dtype), v, 0)
         return (values / weights.sum(-1, keepdims=True)).astype(v.dtype)
 
-    n, s, heads, d = q.shape
     rows = [x.transpose(0, 2, 1, 3).reshape(n * heads, -1, d) for x in (_scaled(q), k, v)]
     at_once = part_size(n * heads, max(1, MAX_SCORES // (s * k.shape[1])))
     if at_once == 1:
@@ -111,6 +114,11 @@ def attend_by_head(q, k, v, compute: Compute) -> Float[Array, "n s k d"]:
         parts = tuple(x.reshape(-1, at_once, *x.shape[1:]) for x in rows)
         out = jax.lax.map(jax.vmap(one_head), parts)
     return out.reshape(n, heads, s, d).transpose(0, 2, 1, 3)
+
+
+def _product(a: Float[Array, "n c"], b: Array, axis: int, compute: Compute) -> Float[Array, "n d"]:
+    """a @ b with axis 0, a @ b^T with axis 1."""
+    return jax.lax.dot_general(a, b, (((1,), (axis,)), ((), ())), precision=compute.precision)
 
 
 def attend_by_queries(plain: Callable[..., Array], q, k, v, compute: Compute) -> Float[Array, "n s k d"]:

@@ -15,9 +15,16 @@ from typing import Any
 from sv3d_jax.arrays import Array
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.fast import attention as fast_attention
-from sv3d_jax.models.fast import convolutions, norms, quantize, transformer, winograd
+from sv3d_jax.models.fast import convolutions, norms, products, quantize, transformer, winograd
 
 Form = Callable[..., Any]
+
+
+def matmul(plain: Form, x: Array, kernel: Array, compute: Compute) -> Array:
+    """The product of rows with a kernel: of 16-bit factors where `Compute.work_in_16_bit` asks for them."""
+    if products.are_wanted(math.prod(x.shape[:-1]), kernel, compute):
+        return products.matmul_16_bit(x, kernel)
+    return plain(x, kernel, compute)
 
 
 def linear(plain: Form, x: Array, kernel: Array, compute: Compute) -> Array:
@@ -33,7 +40,9 @@ def conv2d(plain: Form, x: Array, kernel: Array, stride: int, padding: Any, comp
     if keeps_size and compute.on_one_cpu and not compute.reference:
         has_even_sides = x.shape[1] % 2 == x.shape[2] % 2 == 0
         if has_even_sides and winograd.is_worth_it(kernel, math.prod(x.shape[:3])):
-            return winograd.conv3x3(x, kernel)
+            return winograd.conv3x3(x, kernel, products.are_wanted(winograd.MAX_ROWS, kernel, compute))
+    if products.make_convolution(x, kernel, compute):
+        return convolutions.sum_of_products(x, kernel, stride, padding)
     return plain(x, kernel, stride, padding, compute)
 
 
@@ -48,6 +57,8 @@ def temporal_conv(plain: Form, x: Array, kernel: Array, compute: Compute) -> Arr
     """One CPU takes Winograd's products for wide layers; the rest is one convolution in a layout that suits."""
     if compute.reference:
         return plain(x, kernel, compute)
+    if products.make_convolution(x, kernel, compute):
+        return convolutions.sum_of_products_over_time(x, kernel)
     if compute.on_one_cpu and winograd.is_worth_it(kernel, math.prod(x.shape[:-1])):
         return winograd.conv3(x, kernel)
     if compute.target == "cpu":
@@ -99,7 +110,7 @@ def projections(
     """Several linear layers of one input: with `Compute.fold` their kernels are joined, and it is one product."""
     if compute.reference or not compute.fold:
         return plain(x, names, features, compute)
-    multiply = partial(linear, lambda x, kernel, _: x @ kernel, compute=compute)
+    multiply = partial(linear, partial(matmul, lambda x, kernel, _: x @ kernel), compute=compute)
     return transformer.joined_projections(multiply, x.astype(compute.dtype), names, features)
 
 

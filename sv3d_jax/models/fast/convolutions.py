@@ -1,7 +1,10 @@
-"""Convolutions in other forms: doubling folded into the kernel, and layouts of a convolution over time."""
+"""Convolutions in other forms: doubling folded into the kernel, sums of products, and layouts of a convolution over
+time.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float
 from sv3d_jax.models.compute import Compute
+from sv3d_jax.models.fast import products
 
 # How a 2x2 kernel is made of the three taps of one axis: (even or odd output, tap of two, tap of three).
 _TAPS = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
@@ -34,13 +38,19 @@ def doubling_convolution(
     folded = folded.astype(x.dtype).reshape(4, 2, 2, inputs, outputs)
     folded = jnp.moveaxis(folded, 0, 3).reshape(2, 2, inputs, 4 * outputs)
     n, h, w, _ = x.shape
-    y = jax.lax.conv_general_dilated(
-        x, folded, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    ).reshape(n, h + 1, w + 1, 2, 2, outputs)
+    y = _convolution(x, folded, ((1, 1), (1, 1)), compute).reshape(n, h + 1, w + 1, 2, 2, outputs)
     # Even rows and columns begin with the tap above or left of the first pixel, odd ones at the pixel itself.
     rows = jnp.stack([y[:, :-1, :, 0], y[:, 1:, :, 1]], axis=2)  # n h 2 w+1 2 d
     both = jnp.stack([rows[:, :, :, :-1, 0], rows[:, :, :, 1:, 1]], axis=4)  # n h 2 w 2 d
     return both.reshape(n, 2 * h, 2 * w, outputs)
+
+
+def _convolution(x: Array, kernel: Array, padding: Sequence[tuple[int, int]], compute: Compute) -> Array:
+    if products.make_convolution(x, kernel, compute):
+        return sum_of_products(x, kernel, 1, padding)
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _doubling_convolution_forward(x, kernel, plain, compute):
@@ -53,6 +63,36 @@ def _doubling_convolution_backward(plain, compute, inputs: tuple[Array, Array], 
 
 
 doubling_convolution.defvjp(_doubling_convolution_forward, _doubling_convolution_backward)
+
+
+def sum_of_products(
+    x: Float[Array, "n h w c"],
+    kernel: Float[Array, "k l c d"],
+    stride: int,
+    padding: Sequence[tuple[int, int]],
+) -> Float[Array, "n h2 w2 d"]:
+    """Convolution as a product for each tap of the kernel, of 16-bit factors; their sum is float32."""
+    x = jnp.pad(x.astype(products.FACTOR), ((0, 0), *padding, (0, 0)))
+    rows, columns = (
+        1 + (length - taps) // stride for length, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    )
+
+    def seen_by(i: int, j: int) -> Array:
+        """The pixels that tap i, j of the kernel is multiplied with."""
+        ends = (i + stride * (rows - 1) + 1, j + stride * (columns - 1) + 1)
+        return x[:, i : ends[0] : stride, j : ends[1] : stride]
+
+    taps = product(*(range(count) for count in kernel.shape[:2]))
+    return sum(products.matmul_16_bit(seen_by(i, j), kernel[i, j]) for i, j in taps)
+
+
+def sum_of_products_over_time(
+    x: Float[Array, "b f h w c"], kernel: Float[Array, "3 c d"]
+) -> Float[Array, "b f h w d"]:
+    """Previous, same and next frame, each times its tap of the kernel, as `sum_of_products`."""
+    b, f, h, w, c = x.shape
+    rows = x.reshape(b, f, h * w, c)
+    return sum_of_products(rows, kernel[:, None], 1, ((1, 1), (0, 0))).reshape(b, f, h, w, -1)
 
 
 def temporal_conv_of_rows(
