@@ -81,6 +81,7 @@ def fit_fine(context: "Context", state: State) -> State:
     """Signed distances on tetrahedra, the field's albedo and a light, fitted together from the coarse surface."""
     from sv3d_jax.recon.dmtet.representation import TetSurface
     from sv3d_jax.recon.dmtet.stage import fit_surface, surface_mesh
+    from sv3d_jax.recon.parts import without_white_parts
 
     recipe, field = context.recipe, state.representation
     color = _albedo(context)
@@ -103,7 +104,7 @@ def fit_fine(context: "Context", state: State) -> State:
             f" {distances.min():.4g} and {distances.max():.4g}",
             hint="a smaller learning_rate under [mesh] of a --config file, or --fine-steps 0",
         )
-    mesh = surface_mesh(surface, recipe.nerf.min_component)
+    mesh = without_white_parts(surface_mesh(surface, recipe.nerf.min_component), context.views)
     fitted = TetSurface(mesh.vertices, mesh.faces, color, params["field"], params["light"])
     return replace(state, mesh=mesh, representation=fitted.with_full_light(), log=(*state.log, *log))
 
