@@ -31,10 +31,12 @@ def test_bench_times_every_stage(flags, tmp_path, capsys):
     assert report["share_of_product"] <= 1 and report["peak_gib"] > 0
 
 
-def test_bench_plans_the_full_model_without_making_it(capsys):
-    assert main(["bench", "--model", "sv3d_p", "--device", "cpu", "--dry-run", "--json"]) == 0
+@pytest.mark.parametrize(("dtype", "weights"), [("float32", "weights 8.3"), ("bfloat16", "weights 4.2")])
+def test_bench_plans_the_full_model_without_making_it(dtype, weights, capsys):
+    words = ["bench", "--model", "sv3d_p", "--device", "cpu", "--dtype", dtype, "--dry-run", "--json"]
+    assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["model"] == "sv3d_p" and "weights 8" in report["plan"]
+    assert report["model"] == "sv3d_p" and weights in report["plan"]
 
 
 @pytest.mark.slow
