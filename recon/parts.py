@@ -2,10 +2,9 @@
 
 import jax
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 from sv3d_jax.arrays import Array, Float, Int
+from sv3d_jax.geometry.marching_cubes import face_components, keep_faces
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.views import HOLE_WEIGHT, Cameras, Views
@@ -20,7 +19,7 @@ def without_white_parts(mesh: Mesh, views: Views) -> Mesh:
     Such a part changes no picture. It comes of masks that are taken from white: a hole of the object is filled in them,
     since it may be a white part of it (`masks_from_white`).
     """
-    part = _parts(mesh)
+    part = np.unique(face_components(mesh.vertices, mesh.faces), return_inverse=True)[1]
     if not part.any():
         return mesh
     vertices, faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int32)
@@ -33,15 +32,7 @@ def without_white_parts(mesh: Mesh, views: Views) -> Mesh:
     ]
     kept = counts[0] >= MIN_SHOWN * counts[1]
     kept[np.argmax(np.bincount(part))] = True
-    used, renumbered = np.unique(faces[kept[part]], return_inverse=True)
-    return Mesh(mesh.vertices[used], renumbered.reshape(-1, 3).astype(np.int32))
-
-
-def _parts(mesh: Mesh) -> Int[np.ndarray, "t"]:
-    """For each face the number of its connected component, from 0."""
-    edges = np.concatenate([mesh.faces[:, :2], mesh.faces[:, 1:]])
-    graph = coo_matrix((np.ones(len(edges), bool), tuple(edges.T)), shape=(len(mesh.vertices),) * 2)
-    return np.unique(connected_components(graph, directed=False)[1][mesh.faces[:, 0]], return_inverse=True)[1]
+    return Mesh(*keep_faces(mesh.vertices, faces, kept[part]))
 
 
 @kept_jit

@@ -294,12 +294,13 @@ def _payload(path: Path) -> memoryview | None:
     except OSError:
         return None
     payload = content[DIGEST_BYTES:]
+    is_whole = content[:DIGEST_BYTES] == _checksum(path, payload)
     with suppress(OSError):
-        if content[:DIGEST_BYTES] != _checksum(path, payload):
+        if is_whole:
+            path.touch()  # the least recently used go first
+        else:
             path.unlink()
-            return None
-        path.touch()  # the least recently used go first
-    return payload
+    return payload if is_whole else None
 
 
 def _checksum(path: Path, payload: bytes | memoryview) -> bytes:

@@ -92,3 +92,17 @@ def test_doctor_says_what_bfloat16_is_worth_on_a_cpu(speedup, found, monkeypatch
     monkeypatch.setattr(precision, "speedup_in_16_bit", lambda: speedup)
     main(["doctor", "--json", "--device", "cpu"])
     assert found in json.loads(capsys.readouterr().out)["bfloat16"]
+
+
+def test_a_damaged_number_that_cannot_be_removed_is_not_used(cpu, program_folder, monkeypatch):
+    cpu("amx_bf16", 3.0)
+    precision.speedup_in_16_bit()
+    [file] = program_folder.glob(f"*{programs.NUMBER_SUFFIX}")
+    file.write_bytes(file.read_bytes()[:-1] + b"9")
+
+    def refuse(path, **options):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(type(file), "unlink", refuse)
+    cpu("amx_bf16", 1.5)
+    assert precision.speedup_in_16_bit() == 1.5

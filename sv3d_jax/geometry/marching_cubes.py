@@ -36,14 +36,22 @@ def keep_large_components(
     vertices: np.ndarray, faces: np.ndarray, min_share: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The connected components with at least `min_share` of all faces; the largest one is always kept."""
+    component = face_components(vertices, faces)
+    sizes = np.bincount(component)
+    return keep_faces(vertices, faces, sizes[component] >= min(min_share * len(faces), sizes.max()))
+
+
+def face_components(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """For each face the number of its connected component."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    count = len(vertices)
     edges = np.concatenate([faces[:, :2], faces[:, 1:]])
-    graph = coo_matrix((np.ones(len(edges), bool), (edges[:, 0], edges[:, 1])), shape=(count, count))
-    label = connected_components(graph, directed=False)[1][faces[:, 0]]
-    sizes = np.bincount(label)
-    kept = faces[sizes[label] >= min(min_share * len(faces), sizes.max())]
-    used, renumbered = np.unique(kept, return_inverse=True)
+    graph = coo_matrix((np.ones(len(edges), bool), tuple(edges.T)), shape=(len(vertices),) * 2)
+    return connected_components(graph, directed=False)[1][faces[:, 0]]
+
+
+def keep_faces(vertices: np.ndarray, faces: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The faces where `kept` is true, and the vertices that they use."""
+    used, renumbered = np.unique(faces[kept], return_inverse=True)
     return vertices[used], renumbered.reshape(-1, 3).astype(np.int32)
