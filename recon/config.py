@@ -19,6 +19,7 @@ CoarseSteps = Annotated[int, within(1, 1_000_000)]
 FineSteps = Annotated[int, within(0, 1_000_000)]
 TextureSize = Annotated[int, within(16, 8192)]
 Faces = Annotated[int, within(100, 1_000_000)]
+MIN_CELLS = 4  # of the fine stage's grid, along the box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +118,10 @@ class MeshConfig(Settings):
     PREFIX: ClassVar[str] = "mesh."
 
     num_steps: FineSteps = 240
-    cells: Annotated[int, within(4, 256)] = 64  # cubes along the box, each of six tetrahedra
+    cells: Annotated[int, within(MIN_CELLS, 256)] = 64  # cubes along the box, each of six tetrahedra
     views_per_step: Annotated[int, within(1, 1024)] = 2
-    learning_rate: Positive = 0.01  # falls to a tenth along a cosine
+    half_share: Share = 0.47  # of the steps: the first ones, which see the views at half their size
+    learning_rate: Positive = 0.004  # of the distances; falls along a cosine
     # Of the light; 0: no model of light, colours are exported as the views show them.
     num_lobes: Annotated[int, within(0, 256)] = 24
     weights: LossWeights = LossWeights()

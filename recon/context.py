@@ -8,7 +8,7 @@ from pathlib import Path
 from sv3d_jax.arrays import Params
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.recon.config import Recipe
-from sv3d_jax.recon.fit import FitHooks, FitInfo, FitState
+from sv3d_jax.recon.fit import FitHooks, FitInfo, FitState, half_fit
 from sv3d_jax.recon.guide import Guide
 from sv3d_jax.recon.pictures import Pictures
 from sv3d_jax.recon.representations import Representation
@@ -60,7 +60,7 @@ class Context:
         preview = None
         if self.pictures is not None:
             save = self.unfinished_fit(stage)
-            resumes = save is not None and save.exists()
+            resumes = save is not None and (save.exists() or half_fit(save).exists())
             preview = self.pictures.preview(stage, self.views, self.input_frame, resumes).of(representation)
         return FitHooks(callback=self._report(stage), preview=preview)
 

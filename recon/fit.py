@@ -33,6 +33,11 @@ class FitInfo(NamedTuple):
     losses: dict[str, float]  # mean over the steps of the call
 
 
+def half_fit(save: Path) -> Path:
+    """Beside the file of an unfinished fit: that of its steps at half the resolution."""
+    return save.with_name(f"half_{save.name}")
+
+
 class Preview(NamedTuple):
     """A function that is given the state of a fit every so many steps, and after the last one."""
 
@@ -77,6 +82,8 @@ def fit(
     hooks: FitHooks = NO_HOOKS,
     steps_per_call: int = STEPS_PER_CALL,
     save: Path | None = None,
+    before: int = 0,
+    total: int | None = None,
 ) -> tuple[FitState, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
@@ -87,9 +94,13 @@ def fit(
     With `save`, the state is written to that file every `SAVE_EVERY_S` seconds, and a fit that finds the file goes on
     from there to the same result. It belongs to one fit: same settings, same data. The caller removes it, once the
     result is kept.
+
+    Where the fit is one of several that follow one another, `before` and `total` are the steps of those before it and
+    of all together, for the log and the hooks.
     """
     programs = Programs()
     num_calls = -(-num_steps // steps_per_call)
+    total = max(before + num_calls * steps_per_call, total or 0)
     log: list[FitInfo] = []
     if save is not None and (saved := _read(save, state)) is not None:
         state, log = saved
@@ -97,7 +108,7 @@ def fit(
     keys = jax.random.split(key, num_calls)
     for number in range(len(log), num_calls):
         state, losses = _call(programs, step, state, data, keys[number], hooks, steps_per_call)
-        log.append(FitInfo((number + 1) * steps_per_call, num_calls * steps_per_call, losses))
+        log.append(FitInfo(before + (number + 1) * steps_per_call, total, losses))
         if save is not None and time.monotonic() - saved_at > SAVE_EVERY_S:
             _write(save, state, log)
             saved_at = time.monotonic()

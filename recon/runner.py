@@ -12,6 +12,7 @@ from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.scratch import read_arrays, write_arrays
 from sv3d_jax.recon.context import Context
+from sv3d_jax.recon.fit import half_fit
 from sv3d_jax.recon.representations import ColorsAt, Representation, lit
 from sv3d_jax.recon.stages import Stage, State
 from sv3d_jax.recon.uv import smooth_normals
@@ -58,7 +59,8 @@ def _run_stage(context: Context, stage: Stage, state: State) -> State:
 def _remove_fit(context: Context, stage: Stage) -> None:
     """Remove the saved fit of a stage: not before its result is kept, or a run that is killed in between repeats it."""
     if (fit := context.unfinished_fit(stage.name)) is not None:
-        fit.unlink(missing_ok=True)
+        for file in (fit, half_fit(fit)):
+            file.unlink(missing_ok=True)
 
 
 def _with_vertex_colors(state: State, mesh: Mesh, shape: Representation) -> State:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+from einops import reduce
 from scipy import ndimage
 
 from sv3d_jax.arrays import Array, Float, Num
@@ -71,6 +72,28 @@ class Box:
 
 class CoverageWarning(UserWarning):
     """Frames that do not look like those of one object seen from all around."""
+
+
+def half_size(views: Views) -> Views:
+    """The views at half their size, by means over blocks of 2 x 2 pixels; odd sides repeat their last pixels."""
+
+    def halved(pictures):
+        sides = [(0, side % 2) for side in pictures.shape[1:3]]
+        even = np.pad(pictures, [(0, 0), *sides, *[(0, 0)] * (pictures.ndim - 3)], mode="edge")
+        return reduce(even, "f (h 2) (w 2) ... -> f h w ...", "mean")
+
+    normals = views.normals
+    if normals is not None:
+        normals = halved(normals)
+        normals = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
+    return views._replace(
+        images=halved(views.images),
+        masks=halved(views.masks),
+        mask_weights=halved(views.mask_weights),
+        focal_px=views.focal_px / 2,
+        center_px=views.center_px / 2,
+        normals=normals,
+    )
 
 
 def usable_frames(frames: OrbitFrames) -> OrbitFrames:

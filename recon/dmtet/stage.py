@@ -12,41 +12,44 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sv3d_jax.arrays import Array, Bool, Float, Int, Params, PRNGKeyArray, Scalar
-from sv3d_jax.errors import SV3DError
-from sv3d_jax.geometry.marching_cubes import keep_large_components
+from sv3d_jax.arrays import Array, Bool, Int, Params, PRNGKeyArray, Scalar
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.metrics.perceptual import lpips
 from sv3d_jax.recon import losses
 from sv3d_jax.recon.capacity import GrowingCapacity, grow_on_overflow, shared_size, whole_blocks
 from sv3d_jax.recon.config import MeshConfig
+from sv3d_jax.recon.dmtet.levels import (
+    START,
+    FitLevel,
+    Lattice,
+    displaced,
+    fit_levels,
+    start_lattice,
+    surface_mesh,
+    views_of_step,
+)
 from sv3d_jax.recon.dmtet.render import Rendered, render_surface
-from sv3d_jax.recon.dmtet.surface import Capacity, Surface, deform, extract, marching_tets, signed_distance
-from sv3d_jax.recon.dmtet.tets import TetGrid, band, kuhn_grid
-from sv3d_jax.recon.fit import NO_HOOKS, STEPS_PER_CALL, FitHooks, FitInfo, fit
+from sv3d_jax.recon.dmtet.surface import Capacity, Surface, extract, marching_tets
+from sv3d_jax.recon.fit import NO_HOOKS, STEPS_PER_CALL, FitHooks, FitInfo, fit, half_fit
 from sv3d_jax.recon.guide import Guide, GuideArrays
 from sv3d_jax.recon.representations import ColorField
 from sv3d_jax.recon.sds import sds_loss, visibility_mask
-from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
+from sv3d_jax.recon.views import BOX_HALF_SIZE, Views, half_size
 from sv3d_jax.render.antialias import Edges, closed_mesh_edges
 from sv3d_jax.render.interpolate import face_normals
 from sv3d_jax.render.lighting import SGLight, init_sg_light
 
-TRUNCATION_CELLS = 2.0  # of the distances at the start, so that the zero-crossing's interpolation is linear
 SPARE = 1.25  # capacity for vertices and faces at the start, over what the coarse surface needs
 SPARE_PIXELS = 1.1  # capacity for pixels, over what the masks cover
 WORLD_TO_BOX = BOX_HALF_SIZE / 0.6  # box units to a unit of SV3D's world, in which the paper gives lengths
 NEARBY_STD = 0.01 * WORLD_TO_BOX  # of the points that the albedo is compared with (SV3D)
 NEARBY_POINTS = 4096  # of each step
+RATES = {"sdf": 1.0, "offsets": 8.0, "field": 3.0, "light": 1.0}  # learning rates over `learning_rate`
+LAST_RATE = 0.02  # share of the learning rates that is left at the end
+MIN_PART = (
+    0.01  # share of the faces below which a loose part of a level's surface does not start the next level
+)
 MANY_PAINTS = 4  # L_illum is scaled by P(two random pixels differ in chromaticity)^MANY_PAINTS
-
-
-class Lattice(NamedTuple):
-    """Tetrahedra in a band around the coarse surface, and the signed distances of their vertices to it."""
-
-    grid: TetGrid
-    sdf: Float[Array, "v"]
-    at_rim: Bool[Array, "v"]  # where the distance stays as it is, so that the surface is closed
 
 
 class StepSizes(NamedTuple):
@@ -98,24 +101,64 @@ def fit_surface(
     Returns the surface in box coordinates, the parameters and the log. A preview among the `hooks` is shown pairs of
     surface and parameters. With `vgg`, the weights of LPIPS, pictures are compared by it. With a `guide` the last steps
     add score distillation.
+
+    With a `half_share` the first steps see the views at half their size, and fit a surface on half of the cells, from
+    which the other steps start anew. `save` is where an unfinished fit is kept; beside it, that of the first steps.
     """
-    lattice = start_lattice(config, coarse)
-    views = jax.tree.map(jnp.asarray, views)
-    state = _start_state(config, lattice, field, views, guide)
+    start: Params = {"field": field, "light": start_light(config)}
+    mesh, surface, log = coarse, None, []
+    for level in fit_levels(config, coarse, views):
+        if surface is not None:
+            if not surface.num_faces:
+                break
+            mesh = surface_mesh(surface, MIN_PART)
+        file = half_fit(save) if save is not None and level.is_half else save
+        surface, start, part = _fit_level(level, color, mesh, start, views, seed, hooks, file, vgg, guide)
+        log += part
+    return surface, start, log
+
+
+def _fit_level(
+    level: FitLevel,
+    color: ColorField,
+    mesh: Mesh,
+    start: Params,
+    views: Views,
+    seed: int,
+    hooks: FitHooks,
+    save: Path | None,
+    vgg: Params | None,
+    guide: Guide | None,
+) -> tuple[Surface, Params, list[FitInfo]]:
+    """The steps of one level, from a mesh and the parameters of colours and light."""
+    config, total = level.config, STEPS_PER_CALL * math.ceil(level.config.num_steps / STEPS_PER_CALL)
+    lattice = start_lattice(config, mesh)
+    views = jax.tree.map(jnp.asarray, half_size(views) if level.is_half else views)
+    state = _start_state(level, lattice, start, views, guide)
 
     def surface_of(state):
         capacity = state.capacity.static().mesh
-        return extract(lattice.grid, *_displaced(config, lattice, state.params), capacity)[0]
+        return extract(lattice.grid, *displaced(config, lattice, state.params), capacity)[0]
 
     def choose_step(state):
         is_guided = int(state.step) in sds_steps(config)
-        return partial(_step, config, color, guide if is_guided else None, state.capacity.static())
+        return partial(_step, level, color, guide if is_guided else None, state.capacity.static())
 
     preview = hooks.preview and hooks.preview.of(lambda state: (surface_of(state), state.params))
     hooks = replace(hooks, preview=preview, choose_step=choose_step, retry=grow_on_overflow)
     data = Data(lattice, views, vgg, None if guide is None else guide.arrays)
-    key = jax.random.key(seed)
-    state, log = fit(choose_step(state), state, data, config.num_steps, key, hooks, save=save)
+    key = jax.random.fold_in(jax.random.key(seed), level.first)
+    state, log = fit(
+        choose_step(state),
+        state,
+        data,
+        level.num_steps,
+        key,
+        hooks,
+        save=save,
+        before=level.first,
+        total=total,
+    )
     return surface_of(state), state.params, log
 
 
@@ -126,33 +169,9 @@ def sds_steps(config: MeshConfig) -> range:
     return range(first * STEPS_PER_CALL, calls * STEPS_PER_CALL)
 
 
-def surface_mesh(surface: Surface, min_component: float) -> Mesh:
-    """The used rows of a surface as a mesh, without loose parts that have less than this share of the faces."""
-    count = int(surface.num_vertices), int(surface.num_faces)
-    vertices = np.asarray(surface.vertices[: count[0]], np.float64)
-    return Mesh(*keep_large_components(vertices, np.asarray(surface.faces[: count[1]]), min_component))
-
-
 def start_light(config: MeshConfig) -> SGLight | None:
     """Even light from all sides, or None where the light is not modelled (`num_lobes` is 0)."""
     return init_sg_light(config.num_lobes) if config.num_lobes else None
-
-
-def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
-    """The part of the grid near the coarse surface; the surface cannot leave this band.
-
-    Raises SV3DError where no vertex of the grid is inside the surface.
-    """
-    grid = kuhn_grid(config.cells)
-    truncation = TRUNCATION_CELLS * 2 * BOX_HALF_SIZE / config.cells
-    sdf = signed_distance(coarse, BOX_HALF_SIZE * grid.vertices, truncation)
-    if not (sdf < 0).any():
-        raise SV3DError(
-            "the surface is empty: the coarse surface is so thin that no vertex of the fine stage's grid is inside it",
-            hint=f"more cells under [mesh] of a --config file than {config.cells}, or --fine-steps 0",
-        )
-    part, rows, at_rim = band(grid, np.abs(sdf) < truncation)
-    return jax.tree.map(jnp.asarray, Lattice(part, sdf[rows], at_rim))
 
 
 def view_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dict[str, Array]:
@@ -180,19 +199,15 @@ def view_losses(seen: Rendered, views: Views, vgg: Params | None = None) -> dict
 
 
 def _start_state(
-    config: MeshConfig,
+    level: FitLevel,
     lattice: Lattice,
-    field: Params,
+    start: Params,
     views: Views,
     guide: Guide | None,
 ) -> MeshState:
-    params = {
-        "sdf": lattice.sdf,
-        "offsets": jnp.zeros_like(lattice.grid.vertices),
-        "field": field,
-        "light": start_light(config),
-    }
-    surface, _ = extract(lattice.grid, *_displaced(config, lattice, params), Capacity(2**12, 2**13))
+    config = level.config
+    params = start | {"sdf": lattice.sdf, "offsets": jnp.zeros_like(lattice.grid.vertices)}
+    surface, _ = extract(lattice.grid, *displaced(config, lattice, params), START)
     sizes = StepSizes(
         shared_size(SPARE * surface.num_vertices),
         shared_size(SPARE * surface.num_faces),
@@ -201,8 +216,8 @@ def _start_state(
     )
     return MeshState(
         params=params,
-        optimizer=_optimizer(config).init(params),
-        step=jnp.zeros((), jnp.int32),
+        optimizer=_optimizer(level).init(params),
+        step=jnp.int32(level.first),
         capacity=GrowingCapacity.of(sizes),
     )
 
@@ -219,13 +234,18 @@ def _orbit_pixels(views: Views, guide: Guide) -> int:
     return whole_blocks(SPARE * share * guide.num_frames * guide.size**2)
 
 
-def _optimizer(config: MeshConfig) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(config.learning_rate, config.num_steps, alpha=0.1)
-    return optax.adam(schedule, b2=0.99, eps=1e-15)
+def _optimizer(level: FitLevel) -> optax.GradientTransformation:
+    schedule = optax.cosine_decay_schedule(level.config.learning_rate, level.num_steps, alpha=LAST_RATE)
+    return optax.chain(optax.adam(schedule, b2=0.99, eps=1e-15), optax.stateless(_at_rates))
+
+
+def _at_rates(updates: Params, _: Params | None) -> Params:
+    """Updates at the learning rates of their kinds."""
+    return {name: optax.tree.scale(RATES[name], tree) for name, tree in updates.items()}
 
 
 def _step(
-    config: MeshConfig,
+    level: FitLevel,
     color: ColorField,
     guide: Guide | None,
     sizes: StepSizes,
@@ -233,16 +253,16 @@ def _step(
     data: Data,
     key: PRNGKeyArray,
 ) -> tuple[MeshState, dict[str, Array]]:
-    loss = partial(_loss, config, color, guide, sizes)
+    loss = partial(_loss, level, color, guide, sizes)
     gradient, (parts, overflow) = jax.grad(loss, has_aux=True)(state.params, state.step, data, key)
-    updates, moments = _optimizer(config).update(gradient, state.optimizer)
+    updates, moments = _optimizer(level).update(gradient, state.optimizer)
     params = optax.apply_updates(state.params, updates)
     capacity = state.capacity.with_overflow(overflow)
     return MeshState(params, moments, state.step + 1, capacity), parts
 
 
 def _loss(
-    config: MeshConfig,
+    level: FitLevel,
     color: ColorField,
     guide: Guide | None,
     sizes: StepSizes,
@@ -253,10 +273,11 @@ def _loss(
 ) -> tuple[Scalar, tuple[dict[str, Array], StepSizes]]:
     """The weighted sum of the losses for some of the views; also each of them, and what overflowed."""
     lattice, views, vgg, _ = data
-    view_key, point_key, pair_key, guide_key = jax.random.split(key, 4)
-    frames = jax.random.permutation(view_key, len(views.images))[: config.views_per_step]
+    config = level.config
+    point_key, pair_key, guide_key = jax.random.split(key, 3)
+    frames = views_of_step(step, config.views_per_step, len(views.images))
     some = jax.tree.map(lambda leaf: leaf[frames], views)
-    surface = marching_tets(lattice.grid, *_displaced(config, lattice, params), sizes.mesh)
+    surface = marching_tets(lattice.grid, *displaced(config, lattice, params), sizes.mesh)
     edges = closed_mesh_edges(surface.faces, sizes.vertices)
     render = partial(render_surface, color, params, surface.vertices, surface.faces, edges)
     seen = render(some.cameras, views.masks.shape[1:], sizes.pixels)
@@ -267,7 +288,8 @@ def _loss(
         parts |= light_losses(seen, some, parts["illumination"], pair_key)
     if config.weights.laplacian:
         parts["laplacian"] = losses.laplacian_loss(surface.vertices, edges.vertices, edges.faces)
-    ramp = jnp.maximum(1.0 - 4.0 * step / config.num_steps, 0.05)  # the sign term, over the first quarter
+    done = (step - level.first) / level.num_steps
+    ramp = jnp.maximum(1.0 - 4.0 * done, 0.05)  # the sign term, over the first quarter
     weights = asdict(config.weights) | {"sdf_sign": config.weights.sdf_sign * ramp}
     total = sum(weights[name] * value for name, value in parts.items())
     parts["loss"] = total
@@ -337,14 +359,6 @@ def _surface_losses(
         "normal_consistency": losses.normal_consistency_loss(normals, edges.faces),
         "sdf_sign": losses.sdf_sign_loss(params["sdf"], surface.edges),
     }
-
-
-def _displaced(
-    config: MeshConfig, lattice: Lattice, params: Params
-) -> tuple[Float[Array, "v 3"], Float[Array, "v"]]:
-    """The grid's vertices in box coordinates, each moved by less than half a cell, and the distances there."""
-    positions = BOX_HALF_SIZE * deform(lattice.grid.vertices, params["offsets"], config.cells)
-    return positions, jnp.where(lattice.at_rim, lattice.sdf, params["sdf"])
 
 
 def _nearby(seen: Rendered, key: Array) -> tuple[Array, Array, Array]:

@@ -120,6 +120,23 @@ def test_the_step_may_follow_the_state():
     assert float(state) == 36.0
 
 
+def test_fits_that_follow_one_another_count_their_steps_together():
+    told = []
+    hooks = FitHooks(callback=lambda info: told.append((info.step, info.total)))
+    fit(
+        lambda state, data, key: (state, {}),
+        jnp.zeros(()),
+        None,
+        4,
+        jax.random.key(0),
+        hooks,
+        2,
+        before=6,
+        total=10,
+    )
+    assert told == [(8, 10), (10, 10)]
+
+
 def test_saved_arrays_come_back_in_their_structure(tmp_path):
     tree = {"layers": [{"kernel": jnp.eye(2)}, {"kernel": jnp.ones((1, 3))}], "name": "field"}
     save_arrays(tmp_path / "a.npz", tree)

@@ -13,11 +13,13 @@ from sv3d_jax.io.orbits import read_orbit, write_orbit
 from sv3d_jax.recon.views import (
     HOLE_WEIGHT,
     CoverageWarning,
+    half_size,
     masks_from_white,
     prepare_views,
     surrounding_box,
     usable_frames,
 )
+from sv3d_jax.render.rasterize import project
 from tests.recon.scenes import ball_orbit
 
 
@@ -128,6 +130,22 @@ def test_cameras_beyond_single_precision_are_refused(changes, text):
     array[(..., slice(3), 3) if name == "camera_to_world" else ...] *= factor
     with pytest.raises(CameraError, match=text):
         prepare_views(usable_frames(replace(frames, **{name: array})))
+
+
+@pytest.mark.parametrize("side", [32, 33])
+def test_views_of_half_the_size_show_the_same(side):
+    views, _ = prepare_views(ball_orbit(size=side))
+    views = views._replace(normals=np.tile(np.float32([0, 0.6, 0.8]), (*views.masks.shape, 1)))
+    halves = half_size(views)
+    assert halves.images.shape[1:] == ((side + 1) // 2, (side + 1) // 2, 3)
+    np.testing.assert_allclose(
+        halves.images[:, 8, 8], views.images[:, 16:18, 16:18].mean(axis=(1, 2)), atol=1e-6
+    )
+    assert halves.masks.sum() == pytest.approx(views.masks.sum() / 4, rel=1e-4)
+    np.testing.assert_allclose(halves.normals, np.tile([0, 0.6, 0.8], (*halves.masks.shape, 1)), atol=1e-6)
+    point = np.array([[0.3, -0.2, 0.4]], np.float32)
+    whole, half = (np.asarray(project(point, *seen.cameras)) for seen in (views, halves))
+    np.testing.assert_allclose(half, whole * [0.5, 0.5, 1.0], rtol=1e-5)
 
 
 def test_holes_in_the_object_are_filled_and_dust_removed():

@@ -19,8 +19,8 @@ from sv3d_jax.metrics.geometry import is_closed
 from sv3d_jax.recon import fit as fit_module
 from sv3d_jax.recon.capacity import grow_on_overflow
 from sv3d_jax.recon.config import LossWeights, MeshConfig, NerfConfig, SDSConfig
-from sv3d_jax.recon.dmtet import stage
-from sv3d_jax.recon.dmtet.surface import Capacity, extract
+from sv3d_jax.recon.dmtet import levels, stage
+from sv3d_jax.recon.dmtet.surface import Capacity, Surface, extract
 from sv3d_jax.recon.fit import FitHooks
 from sv3d_jax.recon.guide import Guide, GuideArrays, make_guide
 from sv3d_jax.recon.nerf.field import albedo, init_field
@@ -129,6 +129,18 @@ def test_steps_that_overflow_are_repeated(views, coarse, monkeypatch):
     assert moved > 0.01 and len(log) == 1
 
 
+def test_a_fit_in_two_levels_has_one_log_and_goes_on_from_the_first(views, coarse, monkeypatch):
+    monkeypatch.setattr(levels, "MIN_HALF_SIZE", 16)
+    config = replace(CONFIG, cells=24, half_share=0.7)
+    surface, _, log = fit(config, views, coarse)
+    assert [(info.step, info.total) for info in log] == [(16, 48), (32, 48), (48, 48)]
+    mesh = stage.surface_mesh(surface, 0.01)
+    radius = np.linalg.norm(mesh.vertices, axis=1).mean() * views[1].scale
+    assert is_closed(mesh) and radius == pytest.approx(RADIUS, rel=0.05)  # from 1.1 of it
+    halves_alone, _, _ = fit(replace(config, half_share=1.0), views, coarse)
+    assert int(surface.num_faces) > 2.5 * int(halves_alone.num_faces)
+
+
 @pytest.mark.parametrize("killed_at", [16, 32])
 def test_killed_after_it_grew_a_fit_goes_on_to_the_same_result(
     views, coarse, tmp_path, monkeypatch, killed_at
@@ -157,6 +169,42 @@ def test_killed_after_it_grew_a_fit_goes_on_to_the_same_result(
     grown.clear()
     _, resumed, resumed_log = fit(config, views, coarse, save=kept)
     assert not grown and resumed_log == log
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_surface_that_the_first_level_loses_ends_the_fit(views, coarse, monkeypatch):
+    monkeypatch.setattr(levels, "MIN_HALF_SIZE", 16)
+    nothing = np.zeros((), np.int32)
+    lost = Surface(*[np.zeros((1, 3))] * 3, num_vertices=nothing, num_faces=nothing, overflow=nothing)
+    monkeypatch.setattr(stage, "_fit_level", lambda level, *_: (lost, {}, [level.first]))
+    surface, _, log = fit(replace(CONFIG, cells=24, half_share=0.7), views, coarse)
+    assert surface is lost and log == [0]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [16, 48])
+def test_killed_in_either_level_a_fit_goes_on_to_the_same_result(
+    views, coarse, tmp_path, monkeypatch, killed_at
+):
+    monkeypatch.setattr(fit_module, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(levels, "MIN_HALF_SIZE", 16)
+    config = replace(CONFIG, cells=24, num_steps=64, half_share=0.5)
+    save = tmp_path / "fine_fit.npz"
+    told = []
+
+    def kill(info):
+        if info.step == killed_at:
+            raise Killed
+
+    _, whole, log = fit(config, views, coarse)
+    with pytest.raises(Killed):
+        fit(config, views, coarse, hooks=FitHooks(callback=kill), save=save)
+    _, resumed, resumed_log = fit(config, views, coarse, hooks=FitHooks(callback=told.append), save=save)
+    assert resumed_log == log and [info.step for info in told] == list(range(killed_at + 16, 65, 16))
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -265,7 +313,7 @@ def distilled(views, coarse):
     guide = pixel_guide(views, 32)
 
     def render(params, cameras, size, max_pixels):
-        surface = stage.marching_tets(lattice.grid, *stage._displaced(CONFIG, lattice, params), capacity)
+        surface = stage.marching_tets(lattice.grid, *stage.displaced(CONFIG, lattice, params), capacity)
         edges = mesh_edges(surface.faces)
         return stage.render_surface(
             COLOR, params, surface.vertices, surface.faces, edges, cameras, size, max_pixels
