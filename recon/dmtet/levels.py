@@ -80,11 +80,12 @@ def _volume(mesh: Mesh) -> float:
 
 
 def views_of_step(step: Int[Array, ""], count: int, num_views: int) -> Int[Array, "n"]:
-    """The views that a step sees: each as often as the others, and consecutive ones far from each other.
+    """The views that a step sees, all if there are no more: each equally often, consecutive ones far from each other.
 
     Their numbers advance by about the golden angle of an orbit. With random views the fit settles less, because some
     are seen several times before others are.
     """
+    count = min(count, num_views)
     strides = [stride for stride in range(1, num_views + 1) if math.gcd(stride, num_views) == 1]
     stride = min(strides, key=lambda stride: abs(stride - GOLDEN * num_views))
     return (step * count + jnp.arange(count)) * stride % num_views

@@ -46,9 +46,7 @@ NEARBY_STD = 0.01 * WORLD_TO_BOX  # of the points that the albedo is compared wi
 NEARBY_POINTS = 4096  # of each step
 RATES = {"sdf": 1.0, "offsets": 8.0, "field": 3.0, "light": 1.0}  # learning rates over `learning_rate`
 LAST_RATE = 0.02  # share of the learning rates that is left at the end
-MIN_PART = (
-    0.01  # share of the faces below which a loose part of a level's surface does not start the next level
-)
+MIN_PART = 0.01  # share of the faces below which a loose part is not handed to the next level
 MANY_PAINTS = 4  # L_illum is scaled by P(two random pixels differ in chromaticity)^MANY_PAINTS
 
 
