@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -44,6 +45,31 @@ def test_ssim_agrees_with_scikit_image():
         for x, y in zip(a, b, strict=True)
     ]
     np.testing.assert_allclose(ssim(a, b), expected, atol=1e-5)  # float32 variances
+
+
+def test_gradient_of_ssim_is_precise_where_bright_pictures_almost_agree():
+    """There rounding of the squares must not outweigh their differences. Compared with differences in float64."""
+    from skimage.metrics import structural_similarity
+
+    rng = np.random.default_rng(0)
+    first = np.float32(0.95 + 0.02 * rng.normal(size=(24, 45, 3)))
+    second = np.float32(first + 1e-4 * rng.normal(size=first.shape))
+    settings = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1)
+
+    def slope(place):
+        step = np.zeros(first.shape)
+        step[place] = 1e-6
+        after, before = (
+            structural_similarity(moved, second.astype(np.float64), data_range=1.0, **settings)
+            for moved in (first + step, first - step)
+        )
+        return (after - before) / 2e-6
+
+    places = [(12, column, channel) for column in range(6, 40, 5) for channel in range(3)]
+    expected = np.array([slope(place) for place in places])
+    gradient = np.asarray(jax.grad(lambda x: ssim(x, second))(first))
+    error = np.linalg.norm([gradient[place] for place in places] - expected)
+    assert error < 1.5e-3 * np.linalg.norm(expected)
 
 
 def test_ssim_of_equal_pictures_is_one():
