@@ -1,5 +1,6 @@
 """Distant lights on diffuse surfaces: a soft sky, spherical harmonics, spherical Gaussians. No shadows."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -118,10 +119,16 @@ class SGLight(NamedTuple):
 
     def shade(self, normals: Float[Array, "*n 3"]) -> Float[Array, "*n"]:
         """Factor on the albedo of surfaces with these unit normals; may exceed 1."""
+        return sg_shading(*self._lobes(), normals)
+
+    def shade_in_parts(self, normals: Float[Array, "*n 3"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+        """The same without gradient in the normals, and zeros that have that gradient alone."""
+        return sg_shading_parts(*self._lobes(), normals)
+
+    def _lobes(self) -> tuple[Array, Array, Array]:
         squared = jnp.sum(jnp.square(self.axis), axis=-1, keepdims=True)
         axis = self.axis * jax.lax.rsqrt(jnp.maximum(squared, 1e-12))
-        sharpness, amplitude = jax.nn.softplus(self.sharpness_raw), jax.nn.softplus(self.amplitude_raw)
-        return sg_shading(axis, sharpness, amplitude, normals)
+        return axis, jax.nn.softplus(self.sharpness_raw), jax.nn.softplus(self.amplitude_raw)
 
     def times(self, factor: float) -> "SGLight":
         """The same light, brighter or darker."""
@@ -177,9 +184,61 @@ def sg_shading(
     I is the integral of the product of the light's lobe and the cosine's lobe: with d = |s1 mu1 + s2 mu2|,
     I = 2 pi a1 a2 exp(d - s1 - s2) (1 - exp(-2 d)) / d. The SV3D paper prints a difference instead of the sum in d.
     """
-    cosine = jnp.einsum("...c,kc->...k", normals, axis, precision="highest")
-    # A matrix product with ones instead of a broadcast, whose gradient would be many slow sums on a CPU.
-    sharpness = jnp.matmul(jnp.ones_like(normals[..., :1]), sharpness[None], precision="highest")
+    return sum(sg_shading_parts(axis, sharpness, amplitude, normals))
+
+
+@jax.custom_vjp
+def sg_shading_parts(
+    axis: Float[Array, "k 3"],
+    sharpness: Float[Array, "k"],
+    amplitude: Float[Array, "k"],
+    normals: Float[Array, "*n 3"],
+) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
+    """`sg_shading` with the gradient in the light alone, and zeros that have the gradient in the normals.
+
+    The slopes of all lobes are computed once for both, forwards; on a CPU in a third of the time that the derived
+    gradient takes.
+    """
+    integral = _lobe_integral(sharpness, _cosines(axis, normals))
+    shading = jnp.matmul(integral, _scale(amplitude), precision="highest")
+    return shading, jnp.zeros_like(shading)
+
+
+def _shading_forward(*inputs):
+    return sg_shading_parts(*inputs), inputs
+
+
+def _shading_backward(inputs, cotangents):
+    axis, sharpness, amplitude, normals = inputs
+    rows = normals.reshape(-1, 3)
+    of_light, of_normals = (cotangent.ravel() for cotangent in cotangents)
+    cosine, scale = _cosines(axis, rows), _scale(amplitude)
+    ones = jnp.ones_like(sharpness), jnp.ones_like(cosine)
+    integral, by_sharpness = jax.jvp(lambda s: _lobe_integral(s, cosine), (sharpness,), ones[:1])
+    _, by_cosine = jax.jvp(lambda c: _lobe_integral(sharpness, c), (cosine,), ones[1:])
+    integral, by_sharpness, by_cosine = jax.lax.optimization_barrier((integral, by_sharpness, by_cosine))
+    product = partial(jnp.matmul, precision="highest")
+    return (
+        scale[:, None] * product(by_cosine.T, of_light[:, None] * rows),
+        scale * product(of_light, by_sharpness),
+        jax.vjp(_scale, amplitude)[1](product(of_light, integral))[0],
+        (of_normals[:, None] * product(by_cosine, scale[:, None] * axis)).reshape(normals.shape),
+    )
+
+
+sg_shading_parts.defvjp(_shading_forward, _shading_backward)
+
+
+def _cosines(axis: Array, normals: Array) -> Array:
+    return jnp.einsum("...c,kc->...k", normals, axis, precision="highest")
+
+
+def _scale(amplitude: Array) -> Array:
+    return 2.0 * COSINE_AMPLITUDE * jnp.maximum(amplitude, 0.0)
+
+
+def _lobe_integral(sharpness: Float[Array, "k"], cosine: Float[Array, "*n k"]) -> Float[Array, "*n k"]:
+    """I / (2 pi a1 a2), from the cosine of the angle between the two axes."""
     total, product = sharpness + COSINE_SHARPNESS, sharpness * COSINE_SHARPNESS
     squared = jnp.square(sharpness - COSINE_SHARPNESS) + 2.0 * product * (1.0 + cosine)
     # (1 - exp(-2 d)) exp(d) = 2 sinh(d). For small d, sinh(d) / d is a power series in d^2: no division by 0.
@@ -189,5 +248,4 @@ def sg_shading(
     # d - s1 - s2 as a quotient, because the difference of large numbers would lose all digits.
     exponent = -2.0 * product * (1.0 - cosine) / (d + total)
     closed = jnp.exp(exponent) * -jnp.expm1(-2.0 * d) / d
-    scale = 2.0 * COSINE_AMPLITUDE * jnp.maximum(amplitude, 0.0)
-    return jnp.matmul(jnp.where(is_small, series, closed), scale, precision="highest")
+    return jnp.where(is_small, series, closed)

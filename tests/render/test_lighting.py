@@ -104,6 +104,44 @@ def test_gradients_agree_with_finite_differences():
     np.testing.assert_allclose(of_raw, numeric(lambda x: shade(axis, x), raw), rtol=2e-4, atol=2e-4)
 
 
+def test_parts_of_the_shading_have_the_gradients_of_the_light_and_of_the_normals():
+    light, normals = random_sg_light(3), jnp.asarray(fibonacci(40), jnp.float32)
+    weights = np.random.default_rng(0).normal(size=(2, 40)).astype(np.float32)
+
+    def weighted(parts):
+        return sum((part * weight).sum() for part, weight in zip(parts, weights, strict=True))
+
+    shading, zeros = light.shade_in_parts(normals)
+    np.testing.assert_allclose(shading, light.shade(normals), rtol=1e-6)
+    assert not np.any(zeros)
+    got = jax.grad(lambda *given: weighted(given[0].shade_in_parts(given[1])), argnums=(0, 1))(light, normals)
+    for number, weight in enumerate(weights):
+        expected = jax.grad(lambda *given, w=weight: (given[0].shade(given[1]) * w).sum(), argnums=number)
+        for ours, theirs in zip(*map(jax.tree.leaves, (got[number], expected(light, normals))), strict=True):
+            assert float(jnp.abs(theirs).max()) > 1e-3
+            np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_gradient_in_the_normals_agrees_with_finite_differences():
+    axis, sharpness, amplitude = (
+        fibonacci(5),
+        np.array([0.3, 2.0, 2.133, 8.0, 90.0]),
+        np.linspace(0.2, 1.0, 5),
+    )
+    normals, step = fibonacci(12), 1e-5
+
+    def total(normals):  # by the cosine alone: the closed form takes d from vectors, and so |n| = 1
+        squared = (sharpness - COSINE[0]) ** 2 + 2 * sharpness * COSINE[0] * (1 + normals @ axis.T)
+        d, both = np.sqrt(squared), sharpness + COSINE[0]
+        return (2 * amplitude * COSINE[1] * np.exp(d - both) * (1 - np.exp(-2 * d)) / d).sum(-1)
+
+    sides = [total(normals[:, None] + sign * step * np.eye(3)) for sign in (1, -1)]
+    lobes = (jnp.asarray(part, jnp.float32) for part in (axis, sharpness, amplitude))
+    got = jax.grad(lambda normals, *lobes: module.sg_shading(*lobes, normals).sum())
+    expected = (sides[0] - sides[1]) / (2 * step)
+    np.testing.assert_allclose(got(jnp.asarray(normals, jnp.float32), *lobes), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_first_light_has_mean_1():
     assert float(init_sg_light().shade(fibonacci(4000)).mean()) == pytest.approx(1.0, abs=1e-3)
 
