@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from sv3d_jax.arrays import Array, Float, Int
+from sv3d_jax.arrays import Array, Bool, Float, Int
 
 NEAR = 1e-3  # near plane: faces with a vertex of smaller depth are not drawn
 BEHIND = 4e-6  # relative depth difference from which a face counts as behind `beyond` (depth peeling)
@@ -85,7 +85,7 @@ def visible_faces(
     """
     num_views, num_faces = screen.shape[0], faces.shape[0]
     triangles = _Triangles.of(
-        jax.lax.stop_gradient(screen)[:, faces].reshape(-1, 3, 3), height, width, tile, cull_back
+        jax.lax.stop_gradient(jnp.asarray(screen))[:, faces].reshape(-1, 3, 3), height, width, tile, cull_back
     )
     ends = jnp.cumsum(triangles.columns * triangles.rows)
     # Tiles may extend beyond the right and lower border by less than one tile.
@@ -120,12 +120,17 @@ def surface_points(
 ) -> tuple[Float[Array, "n h w 3"], Float[Array, "n h w"]]:
     """Perspective-correct barycentrics and depth of each pixel centre on its face, 0 on the background."""
     num_views, height, width = face_id.shape
-    hit = face_id >= 0
     view = jnp.arange(num_views)[:, None, None, None]
     corners = screen[view, faces[jnp.maximum(face_id, 0)]]  # n h w 3 3
-    column = jnp.arange(width, dtype=screen.dtype)[:, None] + 0.5
-    row = jnp.arange(height, dtype=screen.dtype)[:, None, None] + 0.5
-    x, y = corners[..., 0] - column, corners[..., 1] - row
+    return points_on_faces(corners, jnp.arange(width), jnp.arange(height)[:, None], face_id >= 0)
+
+
+def points_on_faces(
+    corners: Float[Array, "*n 3 3"], column: Int[Array, "*n"], row: Int[Array, "*n"], hit: Bool[Array, "*n"]
+) -> tuple[Float[Array, "*n 3"], Float[Array, "*n"]]:
+    """The same of single pixels, by column, row and depth of the corners of their faces, 0 where nothing is `hit`."""
+    x = corners[..., 0] - (column.astype(corners.dtype) + 0.5)[..., None]
+    y = corners[..., 1] - (row.astype(corners.dtype) + 0.5)[..., None]
     second, third = (jnp.roll(x, -1, -1), jnp.roll(y, -1, -1)), (jnp.roll(x, -2, -1), jnp.roll(y, -2, -1))
     weights = second[0] * third[1] - third[0] * second[1]
     total = weights.sum(-1, keepdims=True)
@@ -135,18 +140,9 @@ def surface_points(
 
 
 class _Triangles(NamedTuple):
-    """Edge functions and tiled bounding boxes of a list of triangles.
+    """Corners and tiled bounding boxes of a list of triangles."""
 
-    Edge i is opposite vertex i; its edge function is slope . (pixel - anchor), not negative inside. Anchor and
-    direction depend only on the edge, not on the triangle, so two triangles that share an edge get the same value with
-    opposite sign, and no pixel between them is missed.
-    """
-
-    slope_x: Float[Array, "t 3"]
-    slope_y: Float[Array, "t 3"]
-    anchor_x: Float[Array, "t 3"]
-    anchor_y: Float[Array, "t 3"]
-    inverse_depth: Float[Array, "t 3"]  # 1 / (vertex depth times twice the area)
+    corners: Float[Array, "t 3 3"]
     # First column and row of the bounding box, and its size in tiles; 0 tiles: not drawn.
     left: Int[Array, "t"]
     top: Int[Array, "t"]
@@ -157,25 +153,16 @@ class _Triangles(NamedTuple):
     def of(
         cls, corners: Float[Array, "t 3 3"], height: int, width: int, tile: int, cull_back: bool
     ) -> "_Triangles":
-        """Set up triangles, given by column, row and depth of their vertices."""
+        """Triangles, given by column, row and depth of their vertices."""
         x, y, z = corners[..., 0], corners[..., 1], corners[..., 2]
-        doubled_area = (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
-        start, end = jnp.array([1, 2, 0]), jnp.array([2, 0, 1])
-        start_x, start_y, end_x, end_y = x[:, start], y[:, start], x[:, end], y[:, end]
-        swap = (start_x > end_x) | ((start_x == end_x) & (start_y > end_y))
-        orientation = jnp.where(doubled_area < 0, -1.0, 1.0)[:, None]
-
         left, columns = _pixel_range(x, width)
         top, rows = _pixel_range(y, height)
         # Rows count downwards, so counter-clockwise faces have a negative area here.
+        doubled_area = _doubled_area(x, y)
         drawn = (doubled_area < 0) if cull_back else (doubled_area != 0)
         drawn &= jnp.isfinite(corners).all((1, 2)) & (z > NEAR).all(1)
         return cls(
-            slope_x=orientation * (start_y - end_y),
-            slope_y=orientation * (end_x - start_x),
-            anchor_x=jnp.where(swap, end_x, start_x),
-            anchor_y=jnp.where(swap, end_y, start_y),
-            inverse_depth=1.0 / jnp.where(drawn[:, None], z * jnp.abs(doubled_area)[:, None], 1.0),
+            corners=corners,
             left=jnp.where(drawn, left, 0),
             top=jnp.where(drawn, top, 0),
             columns=jnp.where(drawn, -(-columns // tile), 0),
@@ -183,14 +170,32 @@ class _Triangles(NamedTuple):
         )
 
     def depth_at(self, column: Float[Array, "t 1 s"], row: Float[Array, "t s 1"]) -> Float[Array, "t s s"]:
-        """Depth at pixel centres, infinite outside the triangle."""
+        """Depth at pixel centres, infinite outside the triangle.
+
+        Edge i is opposite vertex i; its edge function is slope . (pixel - anchor), not negative inside. Anchor and
+        direction depend only on the edge, not on the triangle, so two triangles that share an edge get the same value
+        with opposite sign, and no pixel between them is missed.
+        """
+        x, y, z = self.corners[..., 0], self.corners[..., 1], self.corners[..., 2]
+        doubled_area = _doubled_area(x, y)
+        orientation = jnp.where(doubled_area < 0, -1.0, 1.0)
+        scale = jnp.where(doubled_area != 0, jnp.abs(doubled_area), 1.0)
         inverse, inside = 0.0, True
         for i in range(3):
-            slope_x, slope_y, anchor_x, anchor_y, weight = (leaf[:, i, None, None] for leaf in self[:5])
+            start_x, start_y, end_x, end_y = (leaf[:, (i + k) % 3] for k in (1, 2) for leaf in (x, y))
+            swap = (start_x > end_x) | ((start_x == end_x) & (start_y > end_y))
+            slope_x, slope_y = orientation * (start_y - end_y), orientation * (end_x - start_x)
+            anchor_x, anchor_y = jnp.where(swap, end_x, start_x), jnp.where(swap, end_y, start_y)
+            parts = slope_x, slope_y, anchor_x, anchor_y, 1.0 / (z[:, i] * scale)
+            slope_x, slope_y, anchor_x, anchor_y, weight = (leaf[:, None, None] for leaf in parts)
             edge = slope_x * (column - anchor_x) + slope_y * (row - anchor_y)
             inverse = inverse + edge * weight
             inside &= edge >= 0
         return jnp.where(inside, 1.0 / inverse, jnp.inf)
+
+
+def _doubled_area(x: Float[Array, "t 3"], y: Float[Array, "t 3"]) -> Float[Array, "t"]:
+    return (x[:, 1] - x[:, 0]) * (y[:, 2] - y[:, 0]) - (x[:, 2] - x[:, 0]) * (y[:, 1] - y[:, 0])
 
 
 def _chunk_of_tiles(
