@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from sv3d_jax.arrays import Array, Bool, Float, Int, Params
@@ -11,7 +10,8 @@ from sv3d_jax.recon.views import Cameras
 from sv3d_jax.render.antialias import Edges, antialias
 from sv3d_jax.render.interpolate import interpolate, seen_shading_normals, vertex_normals
 from sv3d_jax.render.lighting import SGLight
-from sv3d_jax.render.rasterize import project, rasterize
+from sv3d_jax.render.pixels import CoveredPixels
+from sv3d_jax.render.rasterize import Fragments, project, visible_faces
 
 
 class Rendered(NamedTuple):
@@ -46,37 +46,35 @@ def render_surface(
     and light are computed at the pixels that the object covers, at most `max_pixels` in all views together.
     """
     screen = project(vertices, *cameras)
-    fragments = rasterize(screen, faces, *size, cull_back=True)
-    is_covered = fragments.face_id >= 0
+    face_id = visible_faces(screen, faces, *size, cull_back=True)
+    pixels = CoveredPixels.of(face_id >= 0, max_pixels)
+    fragments = pixels.fragments(screen, faces, face_id)
     points = interpolate(vertices, faces, fragments)
     normals = seen_shading_normals(vertex_normals(vertices, faces), faces, fragments)
+    albedo = color(params["field"], points)
+    shading, of_normals = _shadings(params["light"], normals)
+    lit = albedo * (shading + of_normals)[:, None]
 
-    (pixel,) = jnp.nonzero(is_covered.ravel(), size=max_pixels, fill_value=is_covered.size)
-    point, normal = (x.reshape(-1, 3).at[pixel].get(mode="fill", fill_value=0.0) for x in (points, normals))
-
-    def picture(values):
-        flat = jnp.zeros((is_covered.size, *values.shape[1:])).at[pixel].set(values, mode="drop")
-        return flat.reshape(*is_covered.shape, *values.shape[1:])
-
-    albedo = picture(color(params["field"], point))
-    shading, gradient_only = (picture(values) for values in _shadings(params["light"], normal))
-    covered = is_covered.astype(jnp.float32)
-    buffers = jnp.concatenate([albedo * (shading + gradient_only)[..., None], covered[..., None]], axis=-1)
+    lit, shading, points, normals, albedo, (_, *shown) = pixels.pictures(
+        (lit, shading, points, normals, albedo, fragments)
+    )
+    fragments = Fragments(face_id, *shown)
+    covered = (face_id >= 0).astype(jnp.float32)
+    over_white = lit + (1.0 - covered)[..., None]
+    buffers = jnp.concatenate([over_white, covered[..., None]], axis=-1)
     buffers = antialias(buffers, fragments, screen, faces, edges)
-    lit, opacity = buffers[..., :3], buffers[..., 3]
-    image = lit + 1.0 - opacity[..., None]
-    overflow = is_covered.sum() > max_pixels
-    return Rendered(image, opacity, shading, points, normals, albedo, fragments.depth, covered, overflow)
+    image, opacity = buffers[..., :3], buffers[..., 3]
+    return Rendered(
+        image, opacity, shading, points, normals, albedo, fragments.depth, covered, pixels.overflow
+    )
 
 
 def _shadings(light: SGLight | None, normals: Float[Array, "n 3"]) -> tuple[Array, Array]:
-    """Returns (shading detached from normals, a zero-valued straight-through term that carries d shading/d normals).
+    """The shading without gradient in the normals, and zeros that have that gradient alone.
 
     Their sum is the shading with its full gradient, for the losses on pictures. The losses on the light take the first
     alone: what they take for shading may be albedo, and must not change the surface.
     """
     if light is None:
         return jnp.ones(len(normals)), jnp.zeros(len(normals))
-    # Computing it again is faster than keeping it.
-    shading = jax.checkpoint(jax.lax.stop_gradient(light).shade)(normals)
-    return light.shade(jax.lax.stop_gradient(normals)), shading - jax.lax.stop_gradient(shading)
+    return light.shade_in_parts(normals)

@@ -1,5 +1,6 @@
 """Where samples are placed: in the visual hull of the masks at first, then where the field is dense (a coarse grid)."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -150,7 +151,7 @@ def march(
     stride = jnp.maximum(total, budget) / budget
     ranks = jnp.floor((jnp.arange(budget) + stride_jitter * (stride > 1)) * stride)  # n s
     # The index of the r-th useful candidate is the number of candidates whose running count is <= r.
-    chosen = jnp.sum(counts[:, None, :] <= ranks[:, :, None], axis=-1)
+    chosen = jax.vmap(partial(jnp.searchsorted, side="right"))(counts, ranks)
     entries = depths[:, 0] + step[:, 0] * jnp.argmax(in_hull, axis=-1)
     depths = depths[:, :1] + step * chosen
     lengths = jnp.where(ranks < total, step * stride, 0.0)
