@@ -44,33 +44,39 @@ class Lattice(NamedTuple):
     at_rim: Bool[Array, "v"]  # where the distance stays as it is, so that the surface is closed
 
 
-def fit_levels(config: MeshConfig, coarse: Mesh, views: Views) -> list[FitLevel]:
-    """What the steps are divided into: those at half the resolution, if any, and the others.
+def fit_levels(config: MeshConfig, coarse: Mesh, views: Views) -> tuple[list[FitLevel], Lattice]:
+    """What the steps are divided into, those at half the resolution, if any, and the others; and the first's lattice.
 
-    A grid of half the cells is for objects that are not too thin for it.
+    A grid of half the cells is for objects that are not too thin for it. Raises SV3DError like `start_lattice`.
     """
     calls = math.ceil(config.num_steps / STEPS_PER_CALL)
     half = math.floor(config.half_share * calls) * STEPS_PER_CALL
     if not half or min(views.masks.shape[1:]) < 2 * MIN_HALF_SIZE:
-        return [FitLevel(config, 0, config.num_steps, is_half=False)]
+        return [FitLevel(config, 0, config.num_steps, is_half=False)], start_lattice(config, coarse)
     first = replace(config, learning_rate=HALF_RATE * config.learning_rate)
-    if config.cells >= 2 * MIN_CELLS and _is_kept(halved := replace(first, cells=config.cells // 2), coarse):
+    lattice = None
+    if config.cells >= 2 * MIN_CELLS:
+        halved = replace(first, cells=config.cells // 2)
+        lattice = _lattice_that_keeps(halved, coarse)
+    if lattice is None:
+        lattice = start_lattice(first, coarse)
+    else:
         first = halved
     levels = [FitLevel(first, 0, half, is_half=True)]
     if half < config.num_steps:
         levels.append(FitLevel(config, half, config.num_steps - half, is_half=False))
-    return levels
+    return levels, lattice
 
 
-def _is_kept(config: MeshConfig, mesh: Mesh) -> bool:
-    """Whether the grid of these settings holds nearly all of a surface's volume."""
+def _lattice_that_keeps(config: MeshConfig, mesh: Mesh) -> Lattice | None:
+    """The start of a fit with these settings, None if that does not hold nearly all of a surface's volume."""
     try:
         lattice = start_lattice(config, mesh)
     except SV3DError:  # it holds nothing of it
-        return False
+        return None
     at_start = {"sdf": lattice.sdf, "offsets": jnp.zeros_like(lattice.grid.vertices)}
     surface, _ = extract(lattice.grid, *displaced(config, lattice, at_start), START)
-    return _volume(surface_mesh(surface, 0.0)) > MIN_HALF_VOLUME * _volume(mesh)
+    return lattice if _volume(surface_mesh(surface, 0.0)) > MIN_HALF_VOLUME * _volume(mesh) else None
 
 
 def _volume(mesh: Mesh) -> float:

@@ -9,7 +9,7 @@ from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.dmtet.render import render_surface
 from sv3d_jax.recon.dmtet.surface import Surface
-from sv3d_jax.recon.representations import ColorField
+from sv3d_jax.recon.representations import ColorField, shading
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.recon.views import Cameras
 from sv3d_jax.render.antialias import mesh_edges
@@ -62,8 +62,7 @@ class TetSurface:
         """
         if self.light is None:
             return self
-        shading = np.asarray(self.light.shade(smooth_normals(self.mesh()).astype(np.float32)))
-        brightest = float(np.quantile(shading, FULLY_LIT))
+        brightest = float(np.quantile(shading(self.light, smooth_normals(self.mesh())), FULLY_LIT))
         return replace(self, light=self.light.times(1.0 / brightest), albedo_scale=brightest)
 
 

@@ -104,14 +104,15 @@ def fit_surface(
     which the other steps start anew. `save` is where an unfinished fit is kept; beside it, that of the first steps.
     """
     start: Params = {"field": field, "light": start_light(config)}
-    mesh, surface, log = coarse, None, []
-    for level in fit_levels(config, coarse, views):
+    levels, lattice = fit_levels(config, coarse, views)
+    surface, log = None, []
+    for level in levels:
         if surface is not None:
             if not surface.num_faces:
                 break
-            mesh = surface_mesh(surface, MIN_PART)
+            lattice = start_lattice(level.config, surface_mesh(surface, MIN_PART))
         file = half_fit(save) if save is not None and level.is_half else save
-        surface, start, part = _fit_level(level, color, mesh, start, views, seed, hooks, file, vgg, guide)
+        surface, start, part = _fit_level(level, color, lattice, start, views, seed, hooks, file, vgg, guide)
         log += part
     return surface, start, log
 
@@ -119,7 +120,7 @@ def fit_surface(
 def _fit_level(
     level: FitLevel,
     color: ColorField,
-    mesh: Mesh,
+    lattice: Lattice,
     start: Params,
     views: Views,
     seed: int,
@@ -128,9 +129,8 @@ def _fit_level(
     vgg: Params | None,
     guide: Guide | None,
 ) -> tuple[Surface, Params, list[FitInfo]]:
-    """The steps of one level, from a mesh and the parameters of colours and light."""
+    """The steps of one level, from a surface and the parameters of colours and light."""
     config, total = level.config, STEPS_PER_CALL * math.ceil(level.config.num_steps / STEPS_PER_CALL)
-    lattice = start_lattice(config, mesh)
     views = jax.tree.map(jnp.asarray, half_size(views) if level.is_half else views)
     state = _start_state(level, lattice, start, views, guide)
 
