@@ -27,6 +27,30 @@ def test_the_accelerator_run_goes_through_its_parts(tmp_path):
     assert "numerics      relative_error" in done.stdout
 
 
+@pytest.mark.slow
+def test_the_table_of_ratios_is_filled_for_two_builds():
+    """Both builds are this one, in small cases."""
+    rows = ("preview", "step", "orbit", "rasterizer")
+    words = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "ratios.py"),
+        str(ROOT),
+        "--quick",
+        "--json",
+        "--rows",
+        *rows,
+    ]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures = json.loads(done.stdout)
+    assert [figure["name"] for figure in figures] == [
+        *("preview blob, nothing kept", "preview blob, later start", "guided step"),
+        *("orbit, nothing kept", "orbit, later start", "rasterizer, 2000 triangles, 64 px"),
+    ]
+    assert all(figure["ratio"] > 0 and min(figure["old"] + figure["new"]) > 0 for figure in figures)
+    assert figures[1]["quality"]["old"] == figures[1]["quality"]["new"]
+
+
 def test_two_builds_are_compared_file_by_file(tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     for folder, loss, seconds in ((old, 0.5, 1.0), (new, 0.25, 2.0)):
