@@ -12,8 +12,6 @@ import numpy as np
 
 from sv3d_jax.arrays import Array, Float, Params
 from sv3d_jax.geometry.mesh import Mesh
-from sv3d_jax.programs import kept_jit
-from sv3d_jax.recon.capacity import padded
 from sv3d_jax.recon.views import Cameras
 
 ColorsAt = Callable[[Float[np.ndarray, "n 3"], Float[np.ndarray, "n 3"]], Float[np.ndarray, "n 3"]]
@@ -56,14 +54,4 @@ class Representation(Protocol):
 
 def lit(colors_at: ColorsAt, light: Light) -> ColorsAt:
     """The colours in a light."""
-    return lambda points, normals: colors_at(points, normals) * shading(light, normals)[:, None]
-
-
-def shading(light: Light, normals: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
-    """What the light makes of unit normals, by a program that is kept for all surfaces of about this size."""
-    return np.asarray(_shade(light, padded(np.asarray(normals, np.float32))))[: len(normals)]
-
-
-@kept_jit
-def _shade(light: Light, normals: Float[Array, "n 3"]) -> Float[Array, "n"]:
-    return light.shade(normals)
+    return lambda points, normals: colors_at(points, normals) * np.asarray(light.shade(normals))[:, None]

@@ -7,9 +7,10 @@ import numpy as np
 from sv3d_jax.arrays import Array, Float, Params, Scalar
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.programs import kept_jit
+from sv3d_jax.recon.capacity import padded
 from sv3d_jax.recon.dmtet.render import render_surface
 from sv3d_jax.recon.dmtet.surface import Surface
-from sv3d_jax.recon.representations import ColorField, shading
+from sv3d_jax.recon.representations import ColorField
 from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.recon.views import Cameras
 from sv3d_jax.render.antialias import mesh_edges
@@ -62,7 +63,9 @@ class TetSurface:
         """
         if self.light is None:
             return self
-        brightest = float(np.quantile(shading(self.light, smooth_normals(self.mesh())), FULLY_LIT))
+        normals = smooth_normals(self.mesh()).astype(np.float32)
+        shading = np.asarray(self.light.shade(padded(normals)))[: len(normals)]
+        brightest = float(np.quantile(shading, FULLY_LIT))
         return replace(self, light=self.light.times(1.0 / brightest), albedo_scale=brightest)
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sv3d_jax.arrays import Array, Float
+from sv3d_jax.programs import kept_jit
 
 
 class SoftLight(NamedTuple):
@@ -173,6 +174,7 @@ def _lobe_mean(sharpness: Any) -> Any:
     return -np.expm1(-2.0 * sharpness) / (2.0 * sharpness)
 
 
+@kept_jit
 def sg_shading(
     axis: Float[Array, "k 3"],
     sharpness: Float[Array, "k"],
