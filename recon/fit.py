@@ -87,7 +87,7 @@ def fit(
 ) -> tuple[FitState, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
-    `data` is handed to each step as it is. The program is kept on disk if `programs.describe` can tell what the step
+    `data` is handed to each step as it is. The program is kept on disk if `describe` can tell what the step
     closes over: settings, functions of this package. `num_steps` is rounded up to whole calls, so that one program
     serves all.
 

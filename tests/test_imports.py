@@ -20,6 +20,7 @@ LEVELS = (
         "config",
         "progress",
         "devices",
+        "describe",
         "programs",
         "hoist",
         "cost",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from sv3d_jax import programs
+from sv3d_jax.describe import describe
 from sv3d_jax.diffusion.guidance import guidance_scale, triangular_scale
 from sv3d_jax.diffusion.sampler import Correction
 from sv3d_jax.diffusion.solvers import Euler
@@ -247,10 +248,10 @@ def test_functions_are_told_apart_by_what_they_close_over():
         guidance_scale,
         triangular_scale,
     ]
-    descriptions = [programs.describe(function) for function in functions]
+    descriptions = [describe(function) for function in functions]
     assert len(set(descriptions)) == len(functions)
-    assert programs.describe(Scaled(2.0, "another")) == programs.describe(Scaled(2.0))
-    assert programs.describe(partial(guidance_scale, np.arange(3))) == descriptions[8]
+    assert describe(Scaled(2.0, "another")) == describe(Scaled(2.0))
+    assert describe(partial(guidance_scale, np.arange(3))) == descriptions[8]
 
 
 def test_a_function_may_call_itself():
@@ -261,7 +262,7 @@ def test_a_function_may_call_itself():
         return call
 
     one, two = countdown(1), countdown(2)
-    assert programs.describe(one) == programs.describe(one) != programs.describe(two)
+    assert describe(one) == describe(one) != describe(two)
 
 
 def test_a_class_that_is_defined_again_is_another(folder):
@@ -276,42 +277,42 @@ def test_a_class_that_is_defined_again_is_another(folder):
         return Mine()
 
     one, two = solver(), solver()
-    assert programs.describe(one) == programs.describe(one) != programs.describe(two)
-    load_or_compile(programs.describe(one.update), compiled)
+    assert describe(one) == describe(one) != describe(two)
+    load_or_compile(describe(one.update), compiled)
     assert not folder.exists()
-    load_or_compile(programs.describe(Euler().update), compiled)
+    load_or_compile(describe(Euler().update), compiled)
     assert len(list(folder.iterdir())) == 1
 
 
 def test_a_model_is_told_by_its_family_as_well(monkeypatch):
-    before = programs.describe(CONFIG)
+    before = describe(CONFIG)
     assert "Opaque(" not in repr(before)
     monkeypatch.setitem(FAMILIES, "p", replace(FAMILIES["p"], cond_aug=0.5))
-    assert programs.describe(CONFIG) != before
+    assert describe(CONFIG) != before
 
 
 def test_a_program_is_told_by_the_kernel_that_works_here(monkeypatch):
     compute = Compute(jnp.bfloat16)
-    before = programs.describe(compute)
+    before = describe(compute)
     assert "Opaque(" not in repr(before)
     monkeypatch.setattr(attention, "working_kernel", lambda platform: "another")
-    assert programs.describe(compute) != before
-    assert programs.describe(Compute(jnp.float32)) == programs.describe(Compute())
+    assert describe(compute) != before
+    assert describe(Compute(jnp.float32)) == describe(Compute())
 
 
 def test_a_function_on_the_host_is_no_part_of_a_program():
     one, two = (Correction(of_lambda(value), on_host=True) for value in (1.0, 2.0))
-    assert programs.describe(one) == programs.describe(two)
-    assert programs.describe(Correction(of_lambda(1.0))) != programs.describe(Correction(of_lambda(2.0)))
+    assert describe(one) == describe(two)
+    assert describe(Correction(of_lambda(1.0))) != describe(Correction(of_lambda(2.0)))
 
 
 def test_programs_of_code_outside_the_package_are_not_kept(folder):
     """Its functions may change without a change of the package."""
     one, two = of_lambda(1.0), of_lambda(2.0)
-    assert programs.describe(one) == programs.describe(one) != programs.describe(two)
-    load_or_compile(programs.describe(one), compiled)
+    assert describe(one) == describe(one) != describe(two)
+    load_or_compile(describe(one), compiled)
     assert not folder.exists()
-    load_or_compile(programs.describe(partial(guidance_scale, "linear", 5)), compiled)
+    load_or_compile(describe(partial(guidance_scale, "linear", 5)), compiled)
     assert len(list(folder.iterdir())) == 1
 
 
