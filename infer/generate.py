@@ -94,26 +94,31 @@ def _run(
     require_space(config.output, int(LEAST_SHARE * raw), f"{todo} orbits of {len(cameras)} frames")
 
     open_device(config.device, config.compile_cache)
-    from sv3d_jax.infer.batch import OrbitSampler
+    from sv3d_jax.programs import loading_ahead
 
-    sampler = OrbitSampler(config, model, cameras, progress, len(jobs))
-    if config.weights == "mini":
-        progress.note(MINI_NOTE.format(size=size))
-    elif reconstruction is not None and model.family.has_cameras and not np.ptp(cameras.elevations_deg):
-        progress.note(SINE_NOTE)
-    reported = {"left_out": left_out} if left_out else {}
-    if config.dry_run:
-        places = [str(job.folder.directory) for job in jobs]
-        plan = str(sampler.plan)
-        return {"dry_run": True, "model": model.name, "plan": plan, "directories": places} | reported
+    with loading_ahead((verb, config.without_inputs())):
+        from sv3d_jax.infer.batch import OrbitSampler
 
-    if batch is not None:
-        batch.begin()
-    _process(sampler, jobs, config, reconstruction, progress, sds)
-    if batch is not None:
-        batch.finish()
-    names = (job.picture.folder or job.picture.path.stem for job in jobs)
-    return {name: _results(job.folder.directory) for name, job in zip(names, jobs, strict=True)} | reported
+        sampler = OrbitSampler(config, model, cameras, progress, len(jobs))
+        if config.weights == "mini":
+            progress.note(MINI_NOTE.format(size=size))
+        elif reconstruction is not None and model.family.has_cameras and not np.ptp(cameras.elevations_deg):
+            progress.note(SINE_NOTE)
+        reported = {"left_out": left_out} if left_out else {}
+        if config.dry_run:
+            places = [str(job.folder.directory) for job in jobs]
+            plan = str(sampler.plan)
+            return {"dry_run": True, "model": model.name, "plan": plan, "directories": places} | reported
+
+        if batch is not None:
+            batch.begin()
+        _process(sampler, jobs, config, reconstruction, progress, sds)
+        if batch is not None:
+            batch.finish()
+        names = (job.picture.folder or job.picture.path.stem for job in jobs)
+        return {
+            name: _results(job.folder.directory) for name, job in zip(names, jobs, strict=True)
+        } | reported
 
 
 def _refuse_overwriting(config: OrbitConfig, jobs: list[_Job], makes_mesh: bool) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from sv3d_jax.arrays import Float
 from sv3d_jax.cameras.pose import intrinsics
+from sv3d_jax.describe import describe
 from sv3d_jax.devices import warn_of_slow_scatter
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
@@ -20,6 +21,7 @@ from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.scenes import read_views
 from sv3d_jax.io.surfaces import Up
 from sv3d_jax.metrics.perceptual import read_lpips_weights
+from sv3d_jax.programs import loading_ahead
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.recon.checks import check_cameras
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
@@ -98,30 +100,31 @@ def reconstruct(
     frames, recipe = usable_frames(_frames(orbit)), config.resolve(method)
     stages = config.stages_until(stage, method)
     _check_use(config, method, sds, normals)
-    views, box = prepare_views(frames)
-    if jax.default_backend() == "gpu":
-        warn_of_slow_scatter()
-    context = Context(
-        recipe,
-        views,
-        frames.input_frame,
-        seed=config.seed,
-        vgg=None if config.lpips is None else read_lpips_weights(config.lpips),
-        scratch=scratch,
-        callback=callback,
-        pictures=pictures,
-        progress=progress or NullProgress(),
-        clock=clock,
-    )
-    facts = {}
-    if sds is not None:
-        guide = make_guide(sds, views, frames.input_frame, recipe.mesh.sds.num_orbits, config.seed)
-        context, facts["weights"] = replace(context, guide=guide), sds.weights
-    facts["cameras"] = check_cameras(frames, views)
-    if normals is not None:
-        context = replace(context, views=views._replace(normals=_estimated_normals(normals, views)))
-    clock.mark("load")
-    return _result(context, run_stages(context, stages), box, facts)
+    with loading_ahead(("reconstruct", describe(recipe), stage, frames.images.shape)):
+        views, box = prepare_views(frames)
+        if jax.default_backend() == "gpu":
+            warn_of_slow_scatter()
+        context = Context(
+            recipe,
+            views,
+            frames.input_frame,
+            seed=config.seed,
+            vgg=None if config.lpips is None else read_lpips_weights(config.lpips),
+            scratch=scratch,
+            callback=callback,
+            pictures=pictures,
+            progress=progress or NullProgress(),
+            clock=clock,
+        )
+        facts = {}
+        if sds is not None:
+            guide = make_guide(sds, views, frames.input_frame, recipe.mesh.sds.num_orbits, config.seed)
+            context, facts["weights"] = replace(context, guide=guide), sds.weights
+        facts["cameras"] = check_cameras(frames, views)
+        if normals is not None:
+            context = replace(context, views=views._replace(normals=_estimated_normals(normals, views)))
+        clock.mark("load")
+        return _result(context, run_stages(context, stages), box, facts)
 
 
 def run_reconstruct(config: ReconstructVerbConfig, progress: Progress) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,7 +163,7 @@ def _run(words: list[str]) -> int:
         from sv3d_jax.parallel.devices import start_processes
 
         lead = start_processes()
-    with warnings.catch_warnings(), _progress(config, lead) as progress:
+    with warnings.catch_warnings(), _progress(config, lead) as progress, ExitStack() as stack:
         said = set()
 
         def say_once(message, *_) -> None:
@@ -182,6 +182,9 @@ def _run(words: list[str]) -> int:
                 if verb.waits:
                     run_in_calling_thread()
                 open_device(config.device, config.compile_cache)
+                from sv3d_jax.programs import loading_ahead
+
+                stack.enter_context(loading_ahead((name, config.without_inputs())))
             elif config.compile_cache:
                 enable_compile_cache()  # says once, and not in each worker, if its folder cannot be used
         result = _named(verb.run)(config, progress)

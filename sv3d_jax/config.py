@@ -121,6 +121,17 @@ class CommonConfig(Settings):
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _NOT_SETTINGS}
         return to_plain(own)
 
+    def without_inputs(self) -> dict[str, Any]:
+        """Those settings without files and the seed: what a run takes from an earlier one with other inputs."""
+        own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        files = {name for name, value in own.items() if name == "seed" or _names_files(value)}
+        return {name: value for name, value in self.settings().items() if name not in files}
+
+
+def _names_files(value: Any) -> bool:
+    items = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(item, Path) for item in items)
+
 
 _NOT_SETTINGS = {f.name for f in dataclasses.fields(CommonConfig)} | {"output"}
 

@@ -2,6 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from sv3d_jax.cameras.orbit import CameraPath, custom_orbit
 from sv3d_jax.conditioning import FrameValues, condition_on, frame_values
 from sv3d_jax.config import one_config
 from sv3d_jax.cutout import Remover
+from sv3d_jax.describe import describe
 from sv3d_jax.devices import memory_in_use
 from sv3d_jax.diffusion.config import SamplingConfig, renamed
 from sv3d_jax.diffusion.denoiser import Conditioning, Denoise
@@ -35,6 +37,7 @@ from sv3d_jax.plan import (
     memory_advice,
     plan_orbit,
 )
+from sv3d_jax.programs import loading_ahead
 from sv3d_jax.progress import NullProgress, Progress, TimedProgress
 from sv3d_jax.runner import ComputeConfig, Runner
 from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser, sampling_loop
@@ -150,7 +153,7 @@ class Pipeline:
         stages.stage("preprocess", total=len(pictures.images))
         prepared = pictures.prepare(self.config, size, background, frame_ratio, self.remover, stages.advance)
         pixels = np.stack([picture.pixels for picture in prepared]).astype(np.float32) / 255 * 2 - 1
-        with memory_advice(plan, memory_in_use()):
+        with self._loading_ahead(sampling, pixels.shape, len(cameras)), memory_advice(plan, memory_in_use()):
             is_followed = callback is not None or progress is not None
             after_step = _reporter(callback, stages, plan.num_steps) if is_followed else None
             latents = self._sample(pixels, pictures.seeds, cameras, sampling, correct, after_step, stages)
@@ -263,6 +266,9 @@ class Pipeline:
             pixels[part] = self.runner.run(run, params, placement.over_batch(padded[part]))
             advance(min(chunk, len(flat) - start))
         return pixels[: len(flat)].reshape(b, f, size, size, 3)
+
+    def _loading_ahead(self, *course: Any) -> AbstractContextManager[None]:
+        return loading_ahead(("Pipeline", describe((self.config, self.compute, course))))
 
     def _cameras(
         self,

@@ -13,16 +13,18 @@ executables; the trees of arguments and results are pickled too, since jax's oth
 """
 
 import hashlib
+import json
 import math
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, partial, wraps
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jaxlib
@@ -34,7 +36,9 @@ from sv3d_jax.describe import LIBRARIES, OPAQUE, SOURCE_DIGEST, describe
 from sv3d_jax.devices import CACHE_BYTES, warn_of_foreign_cache
 from sv3d_jax.io.ownership import NotOwn, make_own_folder, read_own_file
 
-FOLDER, SUFFIX, NUMBER_SUFFIX = "programs", ".program", ".number"
+FOLDER, SUFFIX, NUMBER_SUFFIX, LIST_SUFFIX = "programs", ".program", ".number", ".list"
+LOADERS = 2
+"""Threads that load programs before they are asked for."""
 DIGEST_BYTES = hashlib.sha256().digest_size
 SETTINGS = (
     "jax_enable_x64",
@@ -121,16 +125,15 @@ def load_or_compile(
     again, and so is one that is not this user's alone, with a warning. In a folder that is not, or that cannot be
     written, nothing is kept.
     """
-    cached, devices = jax.config.jax_compilation_cache_dir, _devices_of(inputs)
-    if not cached or "://" in cached or devices is None or OPAQUE in repr(description):
+    devices = _devices_of(inputs)
+    path = None if OPAQUE in repr(description) else _file_of(description, devices, SUFFIX)
+    if path is None or devices is None:
         return compile_now("program")
-    digest = _digest(description, devices)
-    path = Path(cached) / FOLDER / (digest + SUFFIX)
     own = _has_own_folder(path)
-    if own and (program := _load(path, devices)) is not None:
+    if own and (program := _loaded(path, devices)) is not None:
         return program
     with _not_kept_by_jax():
-        program = compile_now(f"program_{digest[:32]}")
+        program = compile_now(f"program_{path.name[:32]}")
     # What fails here costs the next start its time, not this run its results.
     with suppress(OSError, ValueError, RuntimeError):
         if own:
@@ -143,10 +146,9 @@ def kept_number(description: Any, measure: Callable[[], float]) -> float:
 
     So what a start decides by a measurement, later starts decide alike. See `load_or_compile`.
     """
-    cached, devices = jax.config.jax_compilation_cache_dir, _devices_of(())
-    if not cached or "://" in cached or devices is None:
+    path = _file_of(description, _devices_of(()), NUMBER_SUFFIX)
+    if path is None:
         return measure()
-    path = Path(cached) / FOLDER / (_digest(description, devices) + NUMBER_SUFFIX)
     own = _has_own_folder(path)
     if own and (payload := _payload(path)) is not None:
         return float(bytes(payload))
@@ -155,6 +157,58 @@ def kept_number(description: Any, measure: Callable[[], float]) -> float:
         if own:
             _keep(path, repr(number).encode())
     return number
+
+
+class _Run(NamedTuple):
+    """Programs of the run inside `loading_ahead`, by the names of their files."""
+
+    devices: tuple[Any, ...]
+    expected: dict[str, Future]  # being loaded, and not asked for yet
+    used: dict[str, None]  # in their order
+
+
+_run: _Run | None = None
+_asked_for: set[str] = set()  # by this process: most are still in memory
+
+
+@contextmanager
+def loading_ahead(description: Any) -> Iterator[None]:
+    """Inside it, the programs that the last run under `description` used are loaded in the background, in their order.
+
+    So a later start does not wait for one after another. The description is like that of `load_or_compile`. Where this
+    run takes another course than the last one, programs are loaded in vain. Inside another `loading_ahead`, and where
+    programs are not kept, it does nothing.
+    """
+    global _run
+    devices = _devices_of(())
+    path = _file_of(description, devices, LIST_SUFFIX)
+    if _run is not None or path is None or devices is None or not _has_own_folder(path):
+        yield
+        return
+    payload = _payload(path)
+    names = [] if payload is None else json.loads(bytes(payload))
+    pool = ThreadPoolExecutor(LOADERS)
+    new = [name for name in names if name not in _asked_for]
+    expected = {name: pool.submit(_load, path.with_name(name), devices) for name in new}
+    _run = run = _Run(devices, expected, {})
+    try:
+        yield
+    finally:
+        _run = None
+        pool.shutdown(cancel_futures=True)
+    with suppress(OSError):
+        if run.used and list(run.used) != names:
+            _keep(path, json.dumps(list(run.used)).encode())
+
+
+def _loaded(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
+    """As `_load`, which the run in progress may have done already."""
+    _asked_for.add(path.name)
+    if _run is None or _run.devices != devices:
+        return _load(path, devices)
+    _run.used[path.name] = None
+    ahead = _run.expected.pop(path.name, None)
+    return _load(path, devices) if ahead is None or ahead.cancel() else ahead.result()
 
 
 def _compile(lowered: Lowered, devices: tuple[Any, ...] | None) -> Compiled:
@@ -171,6 +225,14 @@ def _compile(lowered: Lowered, devices: tuple[Any, ...] | None) -> Compiled:
             if YNNPACK not in str(error):
                 raise
     return lowered.compile()
+
+
+def _file_of(description: Any, devices: tuple[Any, ...] | None, suffix: str) -> Path | None:
+    """Where something is kept on disk under a description, or None if nothing is."""
+    cached = jax.config.jax_compilation_cache_dir
+    if not cached or "://" in cached or devices is None:
+        return None
+    return Path(cached) / FOLDER / (_digest(description, devices) + suffix)
 
 
 def _has_own_folder(path: Path) -> bool:

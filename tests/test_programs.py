@@ -1,9 +1,11 @@
 """Compiled programs that outlive their process."""
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+import threading
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,15 +16,11 @@ import pytest
 
 from sv3d_jax import programs
 from sv3d_jax.describe import describe
-from sv3d_jax.diffusion.guidance import guidance_scale, triangular_scale
-from sv3d_jax.diffusion.sampler import Correction
+from sv3d_jax.diffusion.guidance import guidance_scale
 from sv3d_jax.diffusion.solvers import Euler
-from sv3d_jax.models.compute import Compute
-from sv3d_jax.models.families import FAMILIES
-from sv3d_jax.models.fast import attention
-from sv3d_jax.programs import load_or_compile
+from sv3d_jax.programs import load_or_compile, loading_ahead
 from tests.test_imports import ROOT
-from tests.tiny_model import CONFIG, picture, tiny_pipeline
+from tests.tiny_model import picture, tiny_pipeline
 
 
 @pytest.fixture
@@ -217,52 +215,8 @@ def test_programs_do_not_lie_in_the_cache_of_jax_as_well(folder):
         jax.config.update(limit_name, limit)
 
 
-@dataclass(frozen=True)
-class Scaled:
-    factor: float
-    name: str = field(default="", compare=False)
-
-    def __call__(self, x):
-        return self.factor * x
-
-    def shifted(self, shift, x):
-        return self.factor * x + shift
-
-
 def of_lambda(value):
     return lambda x: x * value
-
-
-def test_functions_are_told_apart_by_what_they_close_over():
-    functions = [
-        Scaled(2.0),
-        Scaled(3.0),
-        Scaled(2.0).shifted,
-        partial(Scaled(2.0).shifted, 1.0),
-        partial(Scaled(2.0).shifted, 2.0),
-        partial(Scaled(2.0).shifted, shift=2.0),
-        partial(guidance_scale, "linear", 5),
-        partial(guidance_scale, "linear", 5.0),
-        partial(guidance_scale, np.arange(3)),
-        partial(guidance_scale, np.arange(3.0)),
-        guidance_scale,
-        triangular_scale,
-    ]
-    descriptions = [describe(function) for function in functions]
-    assert len(set(descriptions)) == len(functions)
-    assert describe(Scaled(2.0, "another")) == describe(Scaled(2.0))
-    assert describe(partial(guidance_scale, np.arange(3))) == descriptions[8]
-
-
-def test_a_function_may_call_itself():
-    def countdown(factor):
-        def call(x):
-            return call(x - factor) if x > 0 else x
-
-        return call
-
-    one, two = countdown(1), countdown(2)
-    assert describe(one) == describe(one) != describe(two)
 
 
 def test_a_class_that_is_defined_again_is_another(folder):
@@ -282,28 +236,6 @@ def test_a_class_that_is_defined_again_is_another(folder):
     assert not folder.exists()
     load_or_compile(describe(Euler().update), compiled)
     assert len(list(folder.iterdir())) == 1
-
-
-def test_a_model_is_told_by_its_family_as_well(monkeypatch):
-    before = describe(CONFIG)
-    assert "Opaque(" not in repr(before)
-    monkeypatch.setitem(FAMILIES, "p", replace(FAMILIES["p"], cond_aug=0.5))
-    assert describe(CONFIG) != before
-
-
-def test_a_program_is_told_by_the_kernel_that_works_here(monkeypatch):
-    compute = Compute(jnp.bfloat16)
-    before = describe(compute)
-    assert "Opaque(" not in repr(before)
-    monkeypatch.setattr(attention, "working_kernel", lambda platform: "another")
-    assert describe(compute) != before
-    assert describe(Compute(jnp.float32)) == describe(Compute())
-
-
-def test_a_function_on_the_host_is_no_part_of_a_program():
-    one, two = (Correction(of_lambda(value), on_host=True) for value in (1.0, 2.0))
-    assert describe(one) == describe(two)
-    assert describe(Correction(of_lambda(1.0))) != describe(Correction(of_lambda(2.0)))
 
 
 def test_programs_of_code_outside_the_package_are_not_kept(folder):
@@ -397,6 +329,72 @@ def test_without_a_cache_nothing_is_kept(folder):
     jax.config.update("jax_compilation_cache_dir", None)
     load_or_compile("double", compiled)
     assert not folder.exists()
+
+
+@pytest.fixture
+def loads(monkeypatch) -> list[tuple[str, bool]]:
+    """What is loaded from disk as in a new process: the beginning of a file's name, and whether it is loaded ahead."""
+    seen, load = [], programs._load
+
+    def recorded(path, devices):
+        seen.append((path.name[:8], threading.current_thread() is not threading.main_thread()))
+        return load(path, devices)
+
+    monkeypatch.setattr(programs, "_load", recorded)
+    monkeypatch.setattr(programs, "_asked_for", set())
+    return seen
+
+
+def run_of(*factors: int, name: str = "run", compile_now=None) -> list[float]:
+    with loading_ahead(name):
+        return [
+            result(load_or_compile(factor, compile_now or partial(compiled, factor=factor)))[1]
+            for factor in factors
+        ]
+
+
+def test_a_run_loads_ahead_what_the_last_one_used(folder, loads, monkeypatch):
+    assert run_of(3, 5) == [3, 5]
+    tried = [name for name, _ in loads]
+    assert loads == [(name, False) for name in tried]
+    for started in (True, False):  # a thread has begun with them, or not yet when they are asked for
+        loads.clear()
+        monkeypatch.setattr(programs, "_asked_for", set())
+        monkeypatch.setattr(programs.Future, "cancel", lambda self, started=started: not started)
+        assert run_of(3, 5, compile_now=never) == [3, 5]
+        assert [load for load in loads if load[1] == started] == [(name, started) for name in tried]
+    loads.clear()
+    assert run_of(3, 5, compile_now=never) == [3, 5]
+    assert not any(ahead for _, ahead in loads), (
+        "programs that this process has asked for are loaded ahead again"
+    )
+
+
+def test_what_the_last_run_used_is_kept_in_its_order(folder, loads):
+    def listed() -> list[str]:
+        [file] = folder.glob("*.list")
+        return [name[:8] for name in json.loads(bytes(programs._payload(file)))]
+
+    run_of(3, 5)
+    three, five = [name for name, _ in loads]
+    assert listed() == [three, five]
+    run_of(5)
+    assert listed() == [five]
+    run_of()  # one that finds its results done, or is dry
+    with pytest.raises(AssertionError, match="compiled again"):
+        run_of(5, 3, 7, compile_now=never)
+    assert listed() == [five]
+    with loading_ahead("run"):
+        run_of(3, name="another")  # inside a run: part of it
+    assert listed() == [three]
+
+
+def test_a_damaged_list_costs_nothing_else(folder, loads):
+    run_of(3)
+    [file] = folder.glob("*.list")
+    for content in (b"", file.read_bytes()[:-1] + b"?"):
+        file.write_bytes(content)
+        assert run_of(3, compile_now=never) == [3]
 
 
 ORBIT = """
