@@ -1,6 +1,7 @@
 """Files of a reconstruction: the mesh, previews and turntable videos, and the mesh beside the frames it came from."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from sv3d_jax.recon.uv import smooth_normals
 from sv3d_jax.render.appearance import appearance_of, seen_colors
 from sv3d_jax.render.interpolate import seen_shading_normals
 from sv3d_jax.render.lighting import SoftLight
-from sv3d_jax.render.rasterize import Fragments, project, surface_points, visible_faces
+from sv3d_jax.render.pixels import CoveredPixels
+from sv3d_jax.render.rasterize import project, visible_faces
 
-# What a picture shows of points of a surface: from the number of the view, colours and unit normals (h w 3) to colours.
+# What a picture shows of points of a surface: from the number of the view, colours and unit normals (n 3) to colours.
 Shader = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 FORMATS = (".glb", ".obj", ".ply", ".usdz")
@@ -39,6 +41,7 @@ MIN_VIDEO_SIDE = 256
 PREVIEWED_VIEWS = 6
 COMPARED_VIEWS = 7
 SUPERSAMPLE = 2
+VIEWS_AT_ONCE = 2  # one is shaded here while the device draws another
 
 
 def write_results(
@@ -202,17 +205,22 @@ def render_shaded(
 ) -> UInt8[np.ndarray, "shaders f h w 3"]:
     """Pictures of a closed mesh over white with each of the shaders, several points to a pixel."""
     surface = _on_device(mesh)
+    cameras = [value.astype(np.float32) for value in (camera_to_world, focal_px, center_px)]
     pictures = np.empty((len(shaders), len(camera_to_world), height, width, 3), np.uint8)
-    for view, camera in enumerate(zip(camera_to_world, focal_px, center_px, strict=True)):
-        camera = [jnp.asarray(value, jnp.float32)[None] for value in camera]
-        hit, *seen = (np.asarray(x) for x in _seen_points(surface, *camera, height=height, width=width))
+
+    def render(view: int) -> None:
+        index, *seen = _seen_points(surface, [value[view : view + 1] for value in cameras], height, width)
         for number, shader in enumerate(shaders):
-            color = np.clip(np.where(hit, shader(view, *seen), 1.0), 0.0, 1.0)
+            color = np.ones((height * SUPERSAMPLE, width * SUPERSAMPLE, 3), np.float32)
+            color.reshape(-1, 3)[index] = np.clip(shader(view, *seen), 0.0, 1.0)[: len(index)]
             # A sum of slices: many times as fast as a mean over axes of two values.
             total = sum(
                 color[i::SUPERSAMPLE, j::SUPERSAMPLE] for i, j in np.ndindex(SUPERSAMPLE, SUPERSAMPLE)
             )
             pictures[number, view] = np.round(255 / SUPERSAMPLE**2 * total)
+
+    with ThreadPoolExecutor(VIEWS_AT_ONCE) as pool:
+        list(pool.map(render, range(len(camera_to_world))))
     return pictures
 
 
@@ -237,13 +245,31 @@ def _corner_colors(surface, places):
     return seen_colors(look, faces, places // 3, jnp.eye(3)[places % 3])[0]
 
 
+def _seen_points(
+    surface: dict[str, Any], camera: Sequence[np.ndarray], height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Points of the surface that a view sees, several to a pixel: their numbers (n), and colours and normals in rows.
+
+    Rows beyond the n-th mean nothing: their number is the same for most views.
+    """
+    points = height * width * SUPERSAMPLE**2
+    for capacity in (points // 2, points):
+        index, overflow, *seen = _covered_points(
+            surface, *camera, height=height, width=width, capacity=capacity
+        )
+        if not overflow:
+            break
+    index = np.asarray(index)
+    return index[index < points], *map(np.asarray, seen)
+
+
 @kept_jit
-def _seen_points(surface, pose, focal, center, *, height, width):
-    """Whether a point of the surface is seen (h w 1), its colour and its normal (h w 3); several to a pixel."""
+def _covered_points(surface, pose, focal, center, *, height, width, capacity):
     faces = surface["faces"]
     screen = project(surface["vertices"], pose, focal * SUPERSAMPLE, center * SUPERSAMPLE)
     face_id = visible_faces(screen, faces, height * SUPERSAMPLE, width * SUPERSAMPLE, cull_back=True)
-    fragments = Fragments(face_id, *surface_points(screen, faces, face_id))
-    colors, _ = seen_colors(surface["appearance"], faces, face_id, fragments.barycentrics)
+    pixels = CoveredPixels.of(face_id >= 0, capacity)
+    fragments = pixels.fragments(screen, faces, face_id)
+    colors, _ = seen_colors(surface["appearance"], faces, fragments.face_id, fragments.barycentrics)
     normals = seen_shading_normals(surface["normals"], faces, fragments)
-    return (face_id >= 0)[0, ..., None], colors[0], normals[0]
+    return pixels.index, pixels.overflow, colors, normals

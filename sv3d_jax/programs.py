@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from functools import cache, partial, wraps
 from importlib.metadata import version
 from pathlib import Path
+from threading import RLock
 from typing import Any, NamedTuple
 
 import jax
@@ -59,6 +60,7 @@ class Programs:
 
     def __init__(self) -> None:
         self._programs: dict[Any, Compiled] = {}
+        self._locks: dict[Any, RLock] = {}
 
     def compile(
         self,
@@ -77,18 +79,19 @@ class Programs:
         leaves, structure = jax.tree.flatten(inputs)
         kinds = tuple((leaf.shape, leaf.dtype, _division(leaf)) for leaf in leaves)
         key = (describe(function), structure, kinds, donate_argnums, environment)
-        if key not in self._programs:
+        with self._locks.setdefault(key, RLock()):  # other threads wait for what one is compiling
+            if key not in self._programs:
 
-            def compile_now(name):
-                def program(*inputs):
-                    return function(*inputs)
+                def compile_now(name):
+                    def program(*inputs):
+                        return function(*inputs)
 
-                program.__name__ = name
-                shardings = None if out_shardings is None else out_shardings()
-                jitted = jax.jit(program, donate_argnums=donate_argnums, out_shardings=shardings)
-                return _compile(jitted.lower(*inputs), _devices_of(leaves))
+                    program.__name__ = name
+                    shardings = None if out_shardings is None else out_shardings()
+                    jitted = jax.jit(program, donate_argnums=donate_argnums, out_shardings=shardings)
+                    return _compile(jitted.lower(*inputs), _devices_of(leaves))
 
-            self._programs[key] = load_or_compile(key, compile_now, leaves)
+                self._programs[key] = load_or_compile(key, compile_now, leaves)
         return self._programs[key]
 
     def items(self) -> Iterable[tuple[Any, Compiled]]:

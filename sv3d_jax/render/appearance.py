@@ -120,7 +120,18 @@ def _texels(look: Appearance, material: Int[Array, "*n"], uv: Float[Array, "*n 2
 def _wrapped(index: Int[Array, "*n"], size: Int[Array, "*n"], way: Int[Array, "*n"]) -> Int[Array, "*n"]:
     """Texel indices brought into [0, size) by the wrap mode."""
     size = jnp.maximum(size, 1)
-    twice = index % (2 * size)
+    twice = _remainder(index, 2 * size)
     mirrored = jnp.where(twice < size, twice, 2 * size - 1 - twice)
-    repeated = jnp.where(way == REPEAT, index % size, mirrored)
+    repeated = jnp.where(way == REPEAT, _remainder(index, size), mirrored)
     return jnp.where(way == CLAMP, jnp.clip(index, 0, size - 1), repeated)
+
+
+def _remainder(index: Int[Array, "*n"], size: Int[Array, "*n"]) -> Int[Array, "*n"]:
+    """`index % size` by float32: a CPU has no vector instruction for the remainder of integers.
+
+    Exact up to an index of 2^24, beyond which neighbouring float32 texture coordinates are texels apart.
+    """
+    n, d = index.astype(jnp.float32), size.astype(jnp.float32)
+    rest = n - jnp.floor(n / d) * d
+    rest = jnp.where(rest < 0, rest + d, jnp.where(rest >= d, rest - d, rest))  # the quotient was rounded
+    return jnp.clip(rest.astype(jnp.int32), 0, size - 1)

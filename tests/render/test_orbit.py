@@ -5,6 +5,7 @@ import pytest
 
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.geometry.mesh import Mesh, to_world
+from sv3d_jax.render.appearance import _remainder
 from sv3d_jax.render.lighting import environment_light, random_sg_light, random_sh_light
 from sv3d_jax.render.orbit import render_orbit
 from sv3d_jax.train.data.figures import figure_mesh
@@ -69,3 +70,14 @@ def test_any_light_falls_on_an_orbit(light):
     shade = np.broadcast_to(np.asarray(light.shade(np.float32([[1.0, 0.0, 0.0]]))).reshape(1, -1), (1, 3))[0]
     expected = 255 * np.minimum(shade * np.float32([0.2, 0.4, 0.6]), 1.0)
     np.testing.assert_allclose(lit[0, 16, 16], expected, atol=1.0)
+
+
+def test_remainders_of_texel_numbers_are_those_of_integers():
+    rng = np.random.default_rng(0)
+    size = rng.integers(1, 5000, 20000).astype(np.int32)
+    near = size * rng.integers(-3000, 3000, len(size)) + rng.integers(-1, 2, len(size))  # at multiples
+    for index in (near, rng.integers(-(2**24), 2**24, len(size))):
+        index = index.astype(np.int32)
+        np.testing.assert_array_equal(_remainder(index, size), index % size)
+    far = np.full(len(size), np.iinfo(np.int32).max)
+    assert (np.asarray(_remainder(far, size)) < size).all()
