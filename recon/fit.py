@@ -84,6 +84,7 @@ def fit(
     save: Path | None = None,
     before: int = 0,
     total: int | None = None,
+    effort: int | None = None,
 ) -> tuple[FitState, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
@@ -98,7 +99,7 @@ def fit(
     Where the fit is one of several that follow one another, `before` and `total` are the steps of those before it and
     of all together, for the log and the hooks.
     """
-    programs = Programs()
+    programs = Programs(effort)
     num_calls = -(-num_steps // steps_per_call)
     total = max(before + num_calls * steps_per_call, total or 0)
     log: list[FitInfo] = []

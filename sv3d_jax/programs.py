@@ -51,6 +51,8 @@ SETTINGS = (
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 """Option of XLA: what a CPU leaves to the library YNNPACK. That takes up to ten times XLA's own time for sums of few
 values, such as the squares of a vector's three components (jaxlib 0.10.2)."""
+EFFORT = "xla_backend_optimization_level"
+"""Option of XLA: LLVM's level of optimization. At 1 programs compile in nine tenths of the time; most run as fast."""
 YNNPACK_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 """Value of that option: products alone. XLA itself makes those of bfloat16 in float32."""
 
@@ -58,7 +60,9 @@ YNNPACK_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 class Programs:
     """The programs of functions, each compiled once for the shapes of its inputs, or loaded from disk."""
 
-    def __init__(self) -> None:
+    def __init__(self, effort: int | None = 1) -> None:
+        """`effort` is LLVM's level of optimization on a CPU; None: XLA's own, for what runs for long."""
+        self._effort = effort
         self._programs: dict[Any, Compiled] = {}
         self._locks: dict[Any, RLock] = {}
 
@@ -78,7 +82,7 @@ class Programs:
         """
         leaves, structure = jax.tree.flatten(inputs)
         kinds = tuple((leaf.shape, leaf.dtype, _division(leaf)) for leaf in leaves)
-        key = (describe(function), structure, kinds, donate_argnums, environment)
+        key = (describe(function), structure, kinds, donate_argnums, environment, self._effort)
         with self._locks.setdefault(key, RLock()):  # other threads wait for what one is compiling
             if key not in self._programs:
 
@@ -89,7 +93,7 @@ class Programs:
                     program.__name__ = name
                     shardings = None if out_shardings is None else out_shardings()
                     jitted = jax.jit(program, donate_argnums=donate_argnums, out_shardings=shardings)
-                    return _compile(jitted.lower(*inputs), _devices_of(leaves))
+                    return _compile(jitted.lower(*inputs), _devices_of(leaves), self._effort)
 
                 self._programs[key] = load_or_compile(key, compile_now, leaves)
         return self._programs[key]
@@ -214,19 +218,23 @@ def _loaded(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
     return _load(path, devices) if ahead is None or ahead.cancel() else ahead.result()
 
 
-def _compile(lowered: Lowered, devices: tuple[Any, ...] | None) -> Compiled:
-    """Compile, on a CPU with YNNPACK for products alone if any are of bfloat16, else without it.
+def _compile(lowered: Lowered, devices: tuple[Any, ...] | None, effort: int | None = None) -> Compiled:
+    """Compile; on a CPU with this effort, and with YNNPACK for products alone if any are of bfloat16, else without it.
 
-    Not so if the user has set the option or this jaxlib does not know it.
+    An option that the user has set is left as it is, and so are all where this jaxlib does not know one of them.
     """
     platform = jax.default_backend() if devices is None else devices[0].platform
-    if platform == "cpu" and YNNPACK not in os.environ.get("XLA_FLAGS", ""):
-        try:
-            has_16_bit = "xbf16>" in lowered.as_text()
-            return lowered.compile(compiler_options={YNNPACK: YNNPACK_PRODUCTS if has_16_bit else ""})
-        except jax.errors.JaxRuntimeError as error:
-            if YNNPACK not in str(error):
-                raise
+    if platform != "cpu":
+        return lowered.compile()
+    has_16_bit = "xbf16>" in lowered.as_text()
+    options = {YNNPACK: YNNPACK_PRODUCTS if has_16_bit else "", EFFORT: effort}
+    given = os.environ.get("XLA_FLAGS", "")
+    options = {name: value for name, value in options.items() if value is not None and name not in given}
+    try:
+        return lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if not any(name in str(error) for name in options):
+            raise
     return lowered.compile()
 
 

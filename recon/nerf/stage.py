@@ -62,7 +62,8 @@ def fit_field(
     state = FieldState(params, moments, start_occupancy(hull), jnp.zeros((), jnp.int32))
     data = jax.tree.map(jnp.asarray, (views, *_pixels_of_interest(config, hull, views)))
     hooks = replace(hooks, before_call=partial(_refresh_occupancy, config))
-    return fit(partial(_step, config), state, data, config.num_steps, fit_key, hooks, save=save)
+    step = partial(_step, config)
+    return fit(step, state, data, config.num_steps, fit_key, hooks, save=save, effort=1)
 
 
 def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Composite:
