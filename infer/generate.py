@@ -112,6 +112,8 @@ def _run(
 
         if batch is not None:
             batch.begin()
+        if reconstruction is not None and todo:
+            _compile_ahead(reconstruction, len(cameras), size)
         _process(sampler, jobs, config, reconstruction, progress, sds)
         if batch is not None:
             batch.finish()
@@ -119,6 +121,15 @@ def _run(
         return {
             name: _results(job.folder.directory) for name, job in zip(names, jobs, strict=True)
         } | reported
+
+
+def _compile_ahead(reconstruction: ReconstructConfig, frames: int, size: int) -> None:
+    """Compile what reconstructions of orbits of this size need, in the background."""
+    from sv3d_jax.recon import runner
+    from sv3d_jax.recon.methods import find_method
+
+    stages = reconstruction.stages_until("all", find_method(reconstruction.method))
+    runner.compile_ahead(stages, reconstruction.resolve(), frames, size, size)
 
 
 def _refuse_overwriting(config: OrbitConfig, jobs: list[_Job], makes_mesh: bool) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sv3d_jax.arrays import PRNGKeyArray
 from sv3d_jax.io.scratch import read_arrays, write_arrays
-from sv3d_jax.programs import Programs
+from sv3d_jax.programs import Programs, kept_jit
 
 FitState = Any  # a pytree that the stage defines
 Data = Any  # a pytree, likewise
@@ -84,7 +84,7 @@ def fit(
     save: Path | None = None,
     before: int = 0,
     total: int | None = None,
-    effort: int | None = None,
+    programs: Programs | None = None,
 ) -> tuple[FitState, list[FitInfo]]:
     """Run `step` `num_steps` times, `steps_per_call` of them in one compiled scan; returns the state and a log.
 
@@ -99,14 +99,14 @@ def fit(
     Where the fit is one of several that follow one another, `before` and `total` are the steps of those before it and
     of all together, for the log and the hooks.
     """
-    programs = Programs(effort)
+    programs = programs or Programs(effort=None)
     num_calls = -(-num_steps // steps_per_call)
     total = max(before + num_calls * steps_per_call, total or 0)
     log: list[FitInfo] = []
     if save is not None and (saved := _read(save, state)) is not None:
         state, log = saved
     saved_at = time.monotonic()
-    keys = jax.random.split(key, num_calls)
+    keys = _split(key, count=num_calls)
     for number in range(len(log), num_calls):
         state, losses = _call(programs, step, state, data, keys[number], hooks, steps_per_call)
         log.append(FitInfo(before + (number + 1) * steps_per_call, total, losses))
@@ -137,6 +137,25 @@ def _several_steps(
     return state, jax.tree.map(jnp.mean, losses)
 
 
+@kept_jit
+def _split(key: PRNGKeyArray, *, count: int) -> PRNGKeyArray:
+    return jax.random.split(key, count)
+
+
+def compile_call(
+    programs: Programs,
+    step: Step,
+    state: FitState,
+    data: Data,
+    key: PRNGKeyArray,
+    hooks: FitHooks,
+    steps_per_call: int = STEPS_PER_CALL,
+) -> Callable[..., tuple[FitState, Losses]]:
+    """The program of a call of `fit`; arrays may be ShapeDtypeStructs."""
+    several = partial(_several_steps, step, hooks.before_call, steps_per_call)
+    return programs.compile(several, state, data, key, donate_argnums=() if hooks.retry else 0)
+
+
 def _call(
     programs: Programs,
     step: Step,
@@ -149,8 +168,7 @@ def _call(
     """The state and the losses after one call, repeated until `retry` has no objection."""
     while True:
         chosen = step if hooks.choose_step is None else hooks.choose_step(state)
-        several = partial(_several_steps, chosen, hooks.before_call, steps_per_call)
-        call = programs.compile(several, state, data, key, donate_argnums=() if hooks.retry else 0)
+        call = compile_call(programs, chosen, state, data, key, hooks, steps_per_call)
         after, losses = call(state, data, key)
         again = None if hooks.retry is None else hooks.retry(state, after)
         if again is None:

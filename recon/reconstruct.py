@@ -33,7 +33,7 @@ from sv3d_jax.recon.guide import check_model, input_view, make_guide
 from sv3d_jax.recon.methods import find_method
 from sv3d_jax.recon.pictures import Pictures
 from sv3d_jax.recon.representations import Light
-from sv3d_jax.recon.runner import run_stages
+from sv3d_jax.recon.runner import compile_ahead, run_stages
 from sv3d_jax.recon.stages import Method, State
 from sv3d_jax.recon.views import Box, Views, prepare_views, usable_frames
 
@@ -101,6 +101,7 @@ def reconstruct(
     stages = config.stages_until(stage, method)
     _check_use(config, method, sds, normals)
     with loading_ahead(("reconstruct", describe(recipe), stage, frames.images.shape)):
+        compile_ahead(stages, recipe, *frames.images.shape[:3])
         views, box = prepare_views(frames)
         if jax.default_backend() == "gpu":
             warn_of_slow_scatter()

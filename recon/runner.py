@@ -3,19 +3,24 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.io.scratch import read_arrays, write_arrays
+from sv3d_jax.programs import in_background
+from sv3d_jax.recon.config import Recipe
 from sv3d_jax.recon.context import Context
 from sv3d_jax.recon.fit import half_fit
 from sv3d_jax.recon.representations import ColorsAt, Representation, lit
 from sv3d_jax.recon.stages import Stage, State
 from sv3d_jax.recon.uv import smooth_normals
+from sv3d_jax.recon.views import Views
 
 ABSENT = object()  # in place of a kept result, which may be None
 
@@ -36,6 +41,21 @@ def run_stages(context: Context, stages: Sequence[Stage]) -> State:
         state = _with_vertex_colors(state, state.mesh, state.representation)
         context.clock.mark("bake")
     return state
+
+
+def compile_ahead(stages: Sequence[Stage], recipe: Recipe, frames: int, height: int, width: int) -> None:
+    """Compile in the background what stages need for so many views of this size."""
+    floats = partial(jax.ShapeDtypeStruct, dtype=np.float32)
+    pictures, of_frames = floats((frames, height, width, 3)), floats((frames, 2))
+    masks = floats(pictures.shape[:3])
+    views = Views(pictures, masks, masks, floats((frames, 4, 4)), of_frames, of_frames)
+
+    def compile_all() -> None:
+        for stage in stages:
+            if stage.compile_ahead is not None:
+                stage.compile_ahead(recipe, views)
+
+    in_background(compile_all)
 
 
 def _run_stage(context: Context, stage: Stage, state: State) -> State:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sv3d_jax.recon.context import Context
     from sv3d_jax.recon.fit import FitInfo
     from sv3d_jax.recon.representations import Representation
+    from sv3d_jax.recon.views import Views
 
 Extra = Literal["sds", "lpips", "normals"]
 """What a user may give besides views and settings: an orbit model, the weights of LPIPS, an estimator of normals."""
@@ -59,6 +60,9 @@ class Stage:
     """it fits by steps: the runner's progress shows them, after a stage `compile`"""
     is_used: "Callable[[Recipe], bool]" = lambda recipe: True
     """whether a recipe has this stage at all"""
+    compile_ahead: "Callable[[Recipe, Views], None] | None" = None
+    """compiles what it needs for views of these shapes, which may be ShapeDtypeStructs; it is called in the background,
+    before the views are there"""
     uses: tuple[Extra, ...] = ()
     """what it takes from the context (`guide`, `vgg`, `views.normals`) where it is given; others are refused.
     With "sds", the recipe has `mesh.sds`"""

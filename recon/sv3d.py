@@ -15,10 +15,12 @@ from sv3d_jax.errors import SV3DError
 from sv3d_jax.recon.stages import Method, Stage, State
 
 if TYPE_CHECKING:
+    from sv3d_jax.recon.config import Recipe
     from sv3d_jax.recon.context import Context
     from sv3d_jax.recon.dmtet.representation import TetSurface
     from sv3d_jax.recon.nerf.representation import NerfField
     from sv3d_jax.recon.representations import ColorField
+    from sv3d_jax.recon.views import Views
 
 PRESETS = Path(__file__).parent.parent / "configs" / "recon"
 
@@ -42,6 +44,13 @@ def fit_coarse(context: "Context", state: State) -> State:
     hooks = context.fit_hooks("coarse", representation)
     fitted, log = fit_field(nerf, context.views, hull, context.seed, hooks, context.unfinished_fit("coarse"))
     return replace(state, representation=representation(fitted), log=(*state.log, *log))
+
+
+def compile_coarse(recipe: "Recipe", views: "Views") -> None:
+    """What `fit_coarse` needs for views of these shapes."""
+    from sv3d_jax.recon.nerf.stage import compile_fit
+
+    compile_fit(recipe.nerf, views)
 
 
 def pack_coarse(state: State) -> dict[str, Any]:
@@ -177,7 +186,15 @@ def _albedo(context: "Context") -> "ColorField":
 SV3D = Method(
     "sv3d",
     (
-        Stage("coarse", fit_coarse, pack_coarse, unpack_coarse, stop=None, is_fit=True),
+        Stage(
+            "coarse",
+            fit_coarse,
+            pack_coarse,
+            unpack_coarse,
+            stop=None,
+            is_fit=True,
+            compile_ahead=compile_coarse,
+        ),
         # The mesh of the coarse fit, so `--stage coarse` stops here: the fit alone leaves a field, which is no mesh.
         Stage("surface", extract_surface, pack_surface, unpack_surface, stop="coarse"),
         Stage(

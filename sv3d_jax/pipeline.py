@@ -1,8 +1,8 @@
 """From a picture to an orbit: condition on the picture, sample latents, decode frames."""
 
 import reprlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -153,13 +153,13 @@ class Pipeline:
         stages.stage("preprocess", total=len(pictures.images))
         prepared = pictures.prepare(self.config, size, background, frame_ratio, self.remover, stages.advance)
         pixels = np.stack([picture.pixels for picture in prepared]).astype(np.float32) / 255 * 2 - 1
-        with self._loading_ahead(sampling, pixels.shape, len(cameras)), memory_advice(plan, memory_in_use()):
-            is_followed = callback is not None or progress is not None
-            after_step = _reporter(callback, stages, plan.num_steps) if is_followed else None
+        chunk = None if output_type == "latent" else plan.decode_chunk
+        ahead = self._programs_ahead(sampling, pixels.shape, len(cameras), chunk)
+        with ahead, memory_advice(plan, memory_in_use()):
+            followed = callback is not None or progress is not None
+            after_step = _reporter(callback, stages, plan.num_steps) if followed else None
             latents = self._sample(pixels, pictures.seeds, cameras, sampling, correct, after_step, stages)
-            frames = latents
-            if output_type != "latent":
-                frames = self._frames(latents, pixels, cameras.input_frame, plan.decode_chunk, stages)
+            frames = latents if chunk is None else self._frames(latents, pixels, cameras, chunk, stages)
         orbits = make_orbits(frames, latents, prepared, pictures.seeds, cameras, stages.finish(), output_type)
         return orbits if isinstance(image, list) else orbits[0]
 
@@ -254,9 +254,7 @@ class Pipeline:
         config, placement = self.config, self.runner.placement
         check_decode_chunk(chunk)
         b, f, side = latents.shape[:3]
-        size, devices = side * config.vae.downsampling, placement.num_batch_devices
-        chunk = chunk or default_decode_chunk(config, size, self.runner.config.itemsize, b * f)
-        chunk = -(-min(chunk, b * f) // devices) * devices
+        size, chunk = side * config.vae.downsampling, self._decode_chunk(b * f, side, chunk)
         flat = np.asarray(latents).reshape(b * f, *latents.shape[2:])
         padded = np.concatenate([flat, np.repeat(flat[-1:], -len(flat) % chunk, axis=0)])
         pixels = np.empty((len(padded), size, size, 3), np.float32)
@@ -267,8 +265,26 @@ class Pipeline:
             advance(min(chunk, len(flat) - start))
         return pixels[: len(flat)].reshape(b, f, size, size, 3)
 
-    def _loading_ahead(self, *course: Any) -> AbstractContextManager[None]:
-        return loading_ahead(("Pipeline", describe((self.config, self.compute, course))))
+    def _decode_chunk(self, frames: int, side: int, chunk: int | None) -> int:
+        """Frames decoded at a time, a multiple of the devices."""
+        size, devices = side * self.config.vae.downsampling, self.runner.placement.num_batch_devices
+        chunk = chunk or default_decode_chunk(self.config, size, self.runner.config.itemsize, frames)
+        return -(-min(chunk, frames) // devices) * devices
+
+    @contextmanager
+    def _programs_ahead(
+        self, sampling: SamplingConfig, pictures: tuple[int, ...], frames: int, chunk: int | None
+    ) -> Iterator[None]:
+        """Inside it, the programs of an orbit are loaded, and the decoder's is compiled, in the background."""
+        course = describe((self.config, self.compute, sampling, pictures, frames))
+        with loading_ahead(("Pipeline", course)):
+            if chunk is not None:
+                side = pictures[1] // self.config.vae.downsampling
+                count = pictures[0] * (frames if self.compute.reference else frames - 1)
+                shape = self._decode_chunk(count, side, chunk), side, side, self.config.vae.latent_channels
+                decoder = partial(_decode, self.config, self.compute)
+                self.runner.compile_ahead(decoder, "vae_decoder", jax.ShapeDtypeStruct(shape, np.float32))
+            yield
 
     def _cameras(
         self,
@@ -317,13 +333,13 @@ class Pipeline:
         return jax.block_until_ready(run())
 
     def _frames(
-        self, latents: Array, pixels: np.ndarray, input_frame: int, chunk: int, progress: Progress
+        self, latents: Array, pixels: np.ndarray, cameras: CameraPath, chunk: int, progress: Progress
     ) -> np.ndarray:
         """Float32 frames in [0, 1].
 
         The input frame is replaced by the picture itself; its latent is decoded only in reference mode.
         """
-        wanted = np.asarray(latents)
+        wanted, input_frame = np.asarray(latents), cameras.input_frame
         if not self.compute.reference:
             wanted = np.delete(wanted, input_frame, axis=1)
         progress.stage("decode", total=wanted.shape[0] * wanted.shape[1])

@@ -48,6 +48,7 @@ SETTINGS = (
     "jax_threefry_partitionable",
 )
 """Settings of jax that change programs."""
+THREAD_SETTINGS = (*SETTINGS, "jax_default_device", "jax_disable_jit", "jax_numpy_dtype_promotion")
 YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 """Option of XLA: what a CPU leaves to the library YNNPACK. That takes up to ten times XLA's own time for sums of few
 values, such as the squares of a vector's three components (jaxlib 0.10.2)."""
@@ -164,6 +165,30 @@ def kept_number(description: Any, measure: Callable[[], float]) -> float:
         if own:
             _keep(path, repr(number).encode())
     return number
+
+
+def in_background(compile_ahead: Callable[[], Any]) -> None:
+    """Call this in another thread, to compile on a CPU what is needed later while this thread does other things.
+
+    Whoever needs a program meanwhile waits for it. What it raises is raised again where the program is needed. On an
+    accelerator nothing is called: compiling there measures kernels on the device, beside whatever runs. Nor is it where
+    this thread has settings of its own, of which the other one would know nothing.
+    """
+    global _background
+    if jax.default_backend() != "cpu":
+        return
+    settings = [getattr(jax.config, name) for name in THREAD_SETTINGS]
+
+    def call() -> None:
+        if [getattr(jax.config, name) for name in THREAD_SETTINGS] == settings:
+            with suppress(Exception):
+                compile_ahead()
+
+    _background = _background or ThreadPoolExecutor(1)
+    _background.submit(call)
+
+
+_background: ThreadPoolExecutor | None = None
 
 
 class _Run(NamedTuple):

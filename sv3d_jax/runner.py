@@ -17,7 +17,7 @@ from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.fast.quantize import FORMATS
 from sv3d_jax.precision import DTYPES, best_dtype, compute_in
-from sv3d_jax.programs import Programs
+from sv3d_jax.programs import Programs, in_background
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +175,14 @@ class Runner:
     def run(self, function: Callable, *inputs: Any, split: bool = True) -> Any:
         """What the compiled function returns for these inputs."""
         return self.compile(function, *inputs, split=split)(*inputs)
+
+    def compile_ahead(self, function: Callable, part: str, *inputs: jax.ShapeDtypeStruct) -> None:
+        """Compile in the background what `run` will compute from a part and arrays of these shapes; see there.
+
+        On one device, and with parameters that stay there.
+        """
+        if self.config.mesh is None and not self.config.low_memory:
+            in_background(lambda: self.compile(function, self.part(part), *inputs))
 
     def _placed(self, part: str, tree: Params) -> Params:
         """Parameters where they are kept: arrays of rank > 1 in the config's dtype, biases and norm scales in float32.

@@ -29,6 +29,7 @@ from sv3d_jax.hoist import hoist
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import UNetConfig
 from sv3d_jax.models.video_unet import CACHE, VideoUNet, cached_shape
+from sv3d_jax.programs import kept_jit
 from sv3d_jax.runner import Runner
 
 
@@ -327,6 +328,9 @@ def hoisted_program(
     return StepProgram(prepare, step_at)
 
 
+_step_keys = kept_jit(step_keys)
+
+
 def sampling_loop(
     runner: Runner,
     steps: SamplingSteps,
@@ -357,7 +361,8 @@ def sampling_loop(
         state = first
         for index, kind in enumerate(steps.kinds):
             needed = steps.drop_unused_features(kind, state)
-            result = programs[kind](np.int32(index), needed, step_keys(keys, index))
+            own = None if keys is None else _step_keys(keys, np.int32(index))
+            result = programs[kind](np.int32(index), needed, own)
             if steps.corrects_on_host:
                 result = steps.correct_on_host(result, index)
                 result = runner.run(steps.update, result, inputs.scale, state.memory)

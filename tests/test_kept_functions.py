@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import jax
@@ -55,6 +56,7 @@ def test_a_kept_function_takes_arrays_by_position_and_settings_by_keyword(progra
 
 SEVERAL = """
 import sys
+import threading
 import jax
 import numpy as np
 import pytest
@@ -107,3 +109,45 @@ def test_a_cpu_does_not_leave_short_sums_to_ynnpack(monkeypatch):
     lowered = jax.jit(sums_of_few).lower(x)
     texts = programs._compile(lowered, None).as_text(), lowered.compile().as_text()
     assert ("__ynn_fusion" in texts[0]) == ("__ynn_fusion" in texts[1])
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs compile in the background")
+def test_a_program_that_is_compiled_in_the_background_is_waited_for(monkeypatch):
+    x, kept, threads = jnp.ones((3, 5)), programs.Programs(), []
+    begun, go_on, compile_now = threading.Event(), threading.Event(), programs._compile
+
+    def compile_slowly(*inputs):
+        threads.append(threading.current_thread())
+        begun.set()
+        assert go_on.wait(60)
+        return compile_now(*inputs)
+
+    monkeypatch.setattr(programs, "_compile", compile_slowly)
+    programs.in_background(lambda: kept.compile(sums_of_few, x))
+    assert begun.wait(60)
+    threading.Timer(0.2, go_on.set).start()
+    np.testing.assert_array_equal(kept.compile(sums_of_few, x)(x), np.full(5, 3.0))
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
+def test_what_fails_in_the_background_fails_where_it_is_needed(monkeypatch):
+    x, kept, done = jnp.ones((3, 7)), programs.Programs(), threading.Event()
+
+    def fails(x):
+        raise ValueError("no such layer")
+
+    programs.in_background(lambda: kept.compile(fails, x))
+    programs.in_background(done.set)
+    if jax.default_backend() == "cpu":
+        assert done.wait(60)
+    with pytest.raises(ValueError, match="no such layer"):
+        kept.compile(fails, x)
+
+
+def test_nothing_runs_in_the_background_under_settings_of_one_thread_alone():
+    calls, done = [], threading.Event()
+    with jax.default_matmul_precision("highest"):
+        programs.in_background(lambda: calls.append(1))
+    programs.in_background(done.set)
+    assert done.wait(60) or jax.default_backend() != "cpu"
+    assert not calls

@@ -36,6 +36,13 @@ def test_frames_are_the_orbit_at_the_model_s_size(orbit):
     np.testing.assert_allclose(orbit.cameras.azimuths_deg, [72, 144, 216, 288, 0])
 
 
+def test_the_decoder_that_is_compiled_in_the_background_is_the_one_that_is_used(pipe, orbit):
+    decoders = [key for key, _ in pipe.runner.programs.items() if "sv3d_jax.pipeline._decode" in repr(key)]
+    shapes = [kinds[-1][0] for _, _, kinds, *_ in decoders]
+    assert (4, 8, 8, 4) in shapes, "four frames of five, as the input view is not decoded"
+    assert len(set(shapes)) == len(decoders)
+
+
 def test_last_frame_is_the_picture_bit_for_bit(orbit):
     assert (orbit.frames_uint8()[-1] == orbit.picture).all()
     assert orbit.picture.shape == (SIZE, SIZE, 3)

@@ -1,5 +1,6 @@
 """Coarse stage: fit a hash-grid NeRF to the views of an orbit."""
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import optax
 
 from sv3d_jax.arrays import Array, Float, Int, Params, PRNGKeyArray, Scalar
-from sv3d_jax.programs import kept_jit
+from sv3d_jax.programs import Programs, kept_jit
 from sv3d_jax.recon.config import NerfConfig
-from sv3d_jax.recon.fit import NO_HOOKS, FitHooks, FitInfo, fit
+from sv3d_jax.recon.fit import NO_HOOKS, FitHooks, FitInfo, compile_call, fit
 from sv3d_jax.recon.losses import (
     distortion_loss,
     mask_loss,
@@ -57,13 +58,34 @@ def fit_field(
 
     A preview among the `hooks` is shown `FieldState`s. `save` is where an unfinished fit is kept.
     """
-    init_key, fit_key = jax.random.split(jax.random.key(seed))
-    params, moments = _start(init_key, config=config)
+    params, moments, fit_key = _start(np.uint32(seed), config=config)
     state = FieldState(params, moments, start_occupancy(hull), jnp.zeros((), jnp.int32))
     data = jax.tree.map(jnp.asarray, (views, *_pixels_of_interest(config, hull, views)))
-    hooks = replace(hooks, before_call=partial(_refresh_occupancy, config))
+    hooks = _with_refresh(hooks, config)
     step = partial(_step, config)
-    return fit(step, state, data, config.num_steps, fit_key, hooks, save=save, effort=1)
+    return fit(step, state, data, config.num_steps, fit_key, hooks, save=save, programs=_PROGRAMS)
+
+
+def compile_fit(config: NerfConfig, views: Views) -> None:
+    """Compile what `fit_field` will need for views of these shapes, which may be ShapeDtypeStructs."""
+
+    def start(seed: Array) -> tuple[FieldState, PRNGKeyArray]:
+        hull = jnp.zeros((config.occupancy_resolution,) * 3, bool)
+        params, moments, key = _start(seed, config=config)
+        return FieldState(params, moments, start_occupancy(hull), jnp.zeros((), jnp.int32)), key
+
+    state, key = jax.eval_shape(start, np.uint32(0))
+    pixels = jax.ShapeDtypeStruct((math.prod(views.masks.shape),), jnp.int32)
+    data = (views, pixels, jax.ShapeDtypeStruct((), jnp.int32))
+    compile_call(_PROGRAMS, partial(_step, config), state, data, key, _with_refresh(NO_HOOKS, config))
+
+
+_PROGRAMS = Programs()
+"""Those of all coarse fits: they depend on settings and on the views' sizes alone."""
+
+
+def _with_refresh(hooks: FitHooks, config: NerfConfig) -> FitHooks:
+    return replace(hooks, before_call=partial(_refresh_occupancy, config))
 
 
 def render_samples(config: NerfConfig, params: Params, samples: Samples) -> Composite:
@@ -177,6 +199,7 @@ def _meets(hull, views, pixel, *, config):
 
 
 @kept_jit
-def _start(key: PRNGKeyArray, *, config: NerfConfig) -> tuple[Params, optax.OptState]:
-    params = init_field(config, key)
-    return params, _optimizer(config).init(params)
+def _start(seed, *, config: NerfConfig) -> tuple[Params, optax.OptState, PRNGKeyArray]:
+    init_key, fit_key = jax.random.split(jax.random.key(seed))
+    params = init_field(config, init_key)
+    return params, _optimizer(config).init(params), fit_key

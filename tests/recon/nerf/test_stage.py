@@ -1,14 +1,20 @@
 """The coarse stage beyond what whole reconstructions show."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sv3d_jax.recon.config import NerfConfig
+from sv3d_jax import programs
+from sv3d_jax.recon.config import NerfConfig, ReconstructConfig
+from sv3d_jax.recon.methods import find_method
+from sv3d_jax.recon.nerf import stage
 from sv3d_jax.recon.nerf.field import albedo, density, density_normals, init_field
 from sv3d_jax.recon.nerf.occupancy import visual_hull
 from sv3d_jax.recon.nerf.stage import fit_field
+from sv3d_jax.recon.runner import compile_ahead
 from sv3d_jax.recon.views import prepare_views
 from tests.recon.scenes import ball_orbit
 
@@ -76,16 +82,29 @@ def test_optional_losses_are_fitted_and_logged():
     assert np.isclose(log[-1].losses["loss"], total, rtol=1e-4)
 
 
-def test_a_fit_of_another_object_finds_the_programs_of_the_first(program_folder, compilations):
+def test_a_fit_of_another_object_finds_the_programs_of_the_first(program_folder, compilations, monkeypatch):
+    monkeypatch.setattr(stage, "_PROGRAMS", programs.Programs())
+
     def fitted(radius: float):
         views, _ = prepare_views(ball_orbit(size=16, num_frames=4, radius=radius))
-        return fit_field(
-            TINY, views, visual_hull(views, TINY.occupancy_resolution, TINY.hull_tolerance), seed=0
-        )[0]
+        hull = visual_hull(views, TINY.occupancy_resolution, TINY.hull_tolerance)
+        return fit_field(TINY, views, hull, seed=0)[0]
 
     first = fitted(0.4)
     assert compilations
     compilations.clear()
+    monkeypatch.setattr(stage, "_PROGRAMS", programs.Programs())
     fitted(0.3)
     jax.tree.map(np.testing.assert_array_equal, first, fitted(0.4))
     assert not compilations
+
+
+def test_a_fit_finds_what_was_compiled_before_there_were_views(monkeypatch):
+    config = replace(TINY, rays_per_step=TINY.rays_per_step + 2)
+    monkeypatch.setattr("sv3d_jax.recon.runner.in_background", lambda call: call())
+    before = len(stage._PROGRAMS.items())
+    compile_ahead(find_method("sv3d").stages, replace(ReconstructConfig().resolve(), nerf=config), 4, 16, 16)
+    assert len(stage._PROGRAMS.items()) == before + 1
+    views, _ = prepare_views(ball_orbit(size=16, num_frames=4))
+    fit_field(config, views, visual_hull(views, config.occupancy_resolution, config.hull_tolerance), seed=0)
+    assert len(stage._PROGRAMS.items()) == before + 1
