@@ -6,6 +6,7 @@ hull differ from view to view. The misfit is the sum of both.
 """
 
 import warnings
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +15,12 @@ from scipy import ndimage
 from sv3d_jax.arrays import Bool, Float, Int
 from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.io.orbits import OrbitFrames
-from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
+from sv3d_jax.recon.views import BOX_HALF_SIZE, Views, without_holes
 
 RESOLUTION = 56  # points along the box
 MAX_SIDE = 128  # of the masks and pictures
 OFFSETS_DEG = (-40.0, -30.0, -20.0, -10.0, 10.0, 20.0, 30.0, 40.0)
+GOLDEN_RATIO = 0.618034
 CLEARLY = 0.6  # a warning needs other cameras whose misfit is below this share of the given ones'
 
 
@@ -84,13 +86,14 @@ def check_cameras(frames: OrbitFrames, views: Views) -> dict[str, Any] | None:
 def camera_fit(views: Views) -> Fit:
     """How well the views' cameras explain masks and colours, by a visual hull of points."""
     masks = views.masks > 0.5
-    axis = ((np.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * BOX_HALF_SIZE
-    lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
+    lattice = _lattice()
     places = np.arange(len(lattice))
     cameras = list(zip(views.camera_to_box, views.focal_px, views.center_px, strict=True))
-    for mask, camera in zip(masks, cameras, strict=True):
-        row, column, _, in_frame = _project(lattice[places], mask.shape, *camera)
-        places = places[in_frame & mask[row, column]]
+    for view in np.argsort(
+        np.arange(len(masks)) * GOLDEN_RATIO % 1
+    ):  # from different sides, so that few points last
+        row, column, _, in_frame = _project(lattice[places], masks.shape[1:], *cameras[view])
+        places = places[in_frame & masks[view][row, column]]
     if not len(places):
         return Fit(1.0, 1.0)
 
@@ -101,7 +104,7 @@ def camera_fit(views: Views) -> Fit:
     count, total, squared = np.zeros(len(surface)), np.zeros((len(surface), 3)), np.zeros(len(surface))
     for image, mask, camera in zip(views.images, masks, cameras, strict=True):
         row, column, seen, covered = _seen(surface, mask.shape, *camera)
-        missed += (mask & ~ndimage.binary_fill_holes(covered)).sum()
+        missed += (mask & ~without_holes(covered)).sum()
         colors = image[row[seen], column[seen]]
         count[seen] += 1
         total[seen] += colors
@@ -109,6 +112,12 @@ def camera_fit(views: Views) -> Fit:
     several = count > 1
     deviation = squared[several] - (total[several] ** 2).sum(axis=-1) / count[several]
     return Fit(float(missed / masks.sum()), float(deviation.sum() / max(3 * count[several].sum(), 1)))
+
+
+@cache
+def _lattice() -> Float[np.ndarray, "n 3"]:
+    axis = ((np.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 - 1) * BOX_HALF_SIZE
+    return np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def _seen(

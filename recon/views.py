@@ -8,7 +8,7 @@ import numpy as np
 from einops import reduce
 from scipy import ndimage
 
-from sv3d_jax.arrays import Array, Float, Num
+from sv3d_jax.arrays import Array, Bool, Float, Num
 from sv3d_jax.cameras.pose import (
     MAX_DISTANCE,
     MIN_DISTANCE,
@@ -152,10 +152,11 @@ def masks_from_white(images: Float[np.ndarray, "f h w 3"]) -> tuple[np.ndarray, 
         sizes = np.bincount(labels.ravel())
         large = np.flatnonzero(sizes >= MIN_PART * frame.size)
         dark = np.isin(labels, large[large > 0])
-        inside = ndimage.binary_fill_holes(dark)
+        inside = without_holes(dark)
         core = ndimage.binary_erosion(inside, border_value=1)
         rim = ndimage.binary_dilation(inside) & ~core
-        masks[index] = np.where(rim, _coverage(darkness[index], core), inside)  # pyright: ignore[reportCallIssue]
+        masks[index] = inside
+        masks[index][rim] = _coverage(darkness[index], core, rim)
         weights[index] = np.where(rim, 0.0, np.where(inside & ~dark, HOLE_WEIGHT, 1.0))
     return masks, weights
 
@@ -273,16 +274,29 @@ def _selected(frames: OrbitFrames, kept: np.ndarray) -> OrbitFrames:
 def _coverage_by_color(images: Float[np.ndarray, "*f h w 3"]) -> Float[np.ndarray, "*f h w"]:
     """Soft threshold on the distance to white."""
     low, high = WHITE_THRESHOLDS
-    return np.clip(((1.0 - images).max(axis=-1) - low) / (high - low), 0.0, 1.0)
+    red, green, blue = np.moveaxis(images, -1, 0)  # many times as fast as a maximum over an axis of three
+    darkest = 1.0 - np.minimum(np.minimum(red, green), blue)
+    return np.clip((darkest - low) / (high - low), 0.0, 1.0)
 
 
-def _coverage(darkness: np.ndarray, core: np.ndarray) -> np.ndarray:
-    """Share of each pixel (h w) that has the colour of the nearest core pixel, the rest being white."""
+def without_holes(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
+    """The mask with what it encloses, as by scipy's `binary_fill_holes`, which takes several times as long."""
+    labels, count = ndimage.label(~mask)
+    is_outside = np.zeros(count + 1, bool)
+    for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        is_outside[border] = True
+    is_outside[0] = False
+    return ~is_outside[labels]
+
+
+def _coverage(darkness: np.ndarray, core: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Share of some of the pixels (h w, a mask) that has the colour of the nearest core pixel, the rest being white."""
+    seen = darkness[pixels]
     if not core.any():
-        return (darkness.max(axis=-1) > WHITE_THRESHOLDS[1]).astype(np.float32)
+        return (seen.max(axis=-1) > WHITE_THRESHOLDS[1]).astype(np.float32)
     nearest = ndimage.distance_transform_edt(~core, return_distances=False, return_indices=True)
-    full = darkness[tuple(nearest)]
-    return np.clip((darkness * full).sum(-1) / np.maximum((full * full).sum(-1), 1e-6), 0.0, 1.0)
+    full = darkness[tuple(axis[pixels] for axis in nearest)]  # pyright: ignore[reportGeneralTypeIssues]
+    return np.clip((seen * full).sum(-1) / np.maximum((full * full).sum(-1), 1e-6), 0.0, 1.0)
 
 
 def _check_masks(masks: np.ndarray, frames: OrbitFrames) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from sv3d_jax.arrays import Array, Bool, Float, PRNGKeyArray
+from sv3d_jax.programs import kept_jit
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.views import BOX_HALF_SIZE, Views
 
@@ -99,9 +100,10 @@ def meets_hull(
     return inside.any(axis=-1)
 
 
-def start_occupancy(hull: np.ndarray) -> Occupancy:
+@kept_jit
+def start_occupancy(hull: Bool[Array, "r r r"]) -> Occupancy:
     """Every cell of the hull is occupied."""
-    allowed = jnp.asarray(hull, jnp.float32)
+    allowed = hull.astype(jnp.float32)
     return _with_core(INITIAL_DENSITY * allowed, allowed)
 
 

@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from sv3d_jax.arrays import Bool, Float
@@ -200,7 +201,8 @@ def _places(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def _colored_points(mesh: Mesh, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Random points on the surface (n 3) and their sRGB colours (n 3)."""
     chosen, weights = _places(mesh, count, seed)
-    colors, _ = seen_colors(appearance_of(mesh), mesh.faces, chosen, weights.astype(np.float32))
+    look, weights = appearance_of(mesh), weights.astype(np.float32)
+    colors, _ = jax.jit(seen_colors)(look, mesh.faces, chosen, weights)  # eagerly, it is sixty programs
     return np.einsum("nk,nkc->nc", weights, mesh.vertices[mesh.faces[chosen]]), np.asarray(colors)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sv3d_jax.cameras.orbit import sine_orbit
 from sv3d_jax.errors import CameraError, InputError
@@ -18,6 +19,7 @@ from sv3d_jax.recon.views import (
     prepare_views,
     surrounding_box,
     usable_frames,
+    without_holes,
 )
 from sv3d_jax.render.rasterize import project
 from tests.recon.scenes import ball_orbit
@@ -315,3 +317,12 @@ def test_the_first_view_is_compared_with_the_last_where_the_cameras_go_all_aroun
         prepare_views(frames)
     named = [re.search(r"before (\S+)", str(warning.message)).group(1) for warning in caught]
     assert named == ([jump] if jump else [])
+
+
+def test_masks_are_filled_as_scipy_fills_them():
+    rng = np.random.default_rng(0)
+    for share in (0.3, 0.5, 0.7):
+        mask = rng.random((40, 30)) < share
+        np.testing.assert_array_equal(without_holes(mask), ndimage.binary_fill_holes(mask))
+    for value in (False, True):
+        assert (without_holes(np.full((5, 4), value)) == value).all()
