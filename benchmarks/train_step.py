@@ -102,7 +102,7 @@ def training_step(
     step = functools.partial(train_step, loss=loss, optimizer=optimizer, ema_decay=0.999)
     state, key = new_state(params, optimizer), jax.random.key(0)
     start = time.perf_counter()
-    compiled = Programs(effort=None).compile(step, state, views, key, donate_argnums=0)
+    compiled = Programs().compile(step, state, views, key, donate_argnums=0)
     ready = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(shapes)),
         "compile_seconds": time.perf_counter() - start,

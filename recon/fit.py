@@ -99,7 +99,7 @@ def fit(
     Where the fit is one of several that follow one another, `before` and `total` are the steps of those before it and
     of all together, for the log and the hooks.
     """
-    programs = programs or Programs(effort=None)
+    programs = programs or Programs()
     num_calls = -(-num_steps // steps_per_call)
     total = max(before + num_calls * steps_per_call, total or 0)
     log: list[FitInfo] = []

@@ -53,7 +53,7 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 """Option of XLA: what a CPU leaves to the library YNNPACK. That takes up to ten times XLA's own time for sums of few
 values, such as the squares of a vector's three components (jaxlib 0.10.2)."""
 EFFORT = "xla_backend_optimization_level"
-"""Option of XLA: LLVM's level of optimization. At 1 programs compile in nine tenths of the time; most run as fast."""
+"""Option of XLA: LLVM's level of optimization. At 1 networks compile in nine tenths of the time and run as fast."""
 YNNPACK_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 """Value of that option: products alone. XLA itself makes those of bfloat16 in float32."""
 
@@ -61,8 +61,8 @@ YNNPACK_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 class Programs:
     """The programs of functions, each compiled once for the shapes of its inputs, or loaded from disk."""
 
-    def __init__(self, effort: int | None = 1) -> None:
-        """`effort` is LLVM's level of optimization on a CPU; None: XLA's own, for what runs for long."""
+    def __init__(self, effort: int | None = None) -> None:
+        """`effort` is LLVM's level of optimization on a CPU; None: XLA's own."""
         self._effort = effort
         self._programs: dict[Any, Compiled] = {}
         self._locks: dict[Any, RLock] = {}

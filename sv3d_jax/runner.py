@@ -152,7 +152,7 @@ class Runner:
         self.compute = self.config.compute()
         self.placement = Placement(config.mesh)
         self.params = {part: self._placed(part, tree) for part, tree in params.items()}
-        self.programs = Programs()
+        self.programs = Programs(effort=1)
 
     def part(self, name: str) -> Params:
         """Parameters of a part on the device; with low_memory a fresh device copy, freed when the caller drops it."""

@@ -104,7 +104,7 @@ def test_a_cpu_does_not_leave_short_sums_to_ynnpack(monkeypatch):
     with monkeypatch.context() as other:
         other.setattr(programs, "YNNPACK", "xla_cpu_no_such_option")
         assert programs.Programs().compile(sums_of_few, x)(x)[0, 0] == 3.0
-    assert programs.Programs(effort=None).compile(sums_of_few, x)(x)[0, 0] == 3.0
+    assert programs.Programs().compile(sums_of_few, x)(x)[0, 0] == 3.0
     monkeypatch.setenv("XLA_FLAGS", f"--{programs.YNNPACK}=LIBRARY_FUSION_TYPE_REDUCE")
     lowered = jax.jit(sums_of_few).lower(x)
     texts = programs._compile(lowered, None).as_text(), lowered.compile().as_text()

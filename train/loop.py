@@ -197,7 +197,7 @@ def compiled_step(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     everywhere = NamedSharding(shardings.step.mesh, PartitionSpec())
-    programs = Programs(effort=None)
+    programs = Programs()
     by_shape: dict[Any, Callable[..., Any]] = {}
 
     def run(state, frozen, batch, key):

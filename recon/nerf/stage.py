@@ -80,7 +80,7 @@ def compile_fit(config: NerfConfig, views: Views) -> None:
     compile_call(_PROGRAMS, partial(_step, config), state, data, key, _with_refresh(NO_HOOKS, config))
 
 
-_PROGRAMS = Programs()
+_PROGRAMS = Programs(effort=1)
 """Those of all coarse fits: they depend on settings and on the views' sizes alone."""
 
 
