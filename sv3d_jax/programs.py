@@ -19,7 +19,7 @@ import os
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache, partial, wraps
 from importlib.metadata import version
@@ -33,6 +33,7 @@ import numpy as np
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 from jax.stages import Compiled, Lowered
 
+from sv3d_jax.background import Background
 from sv3d_jax.describe import LIBRARIES, OPAQUE, SOURCE_DIGEST, describe
 from sv3d_jax.devices import CACHE_BYTES, warn_of_foreign_cache
 from sv3d_jax.io.ownership import NotOwn, make_own_folder, read_own_file
@@ -184,11 +185,11 @@ def in_background(compile_ahead: Callable[[], Any]) -> None:
             with suppress(Exception):
                 compile_ahead()
 
-    _background = _background or ThreadPoolExecutor(1)
+    _background = _background or Background(1)
     _background.submit(call)
 
 
-_background: ThreadPoolExecutor | None = None
+_background: Background | None = None
 
 
 class _Run(NamedTuple):
@@ -219,15 +220,17 @@ def loading_ahead(description: Any) -> Iterator[None]:
         return
     payload = _payload(path)
     names = [] if payload is None else json.loads(bytes(payload))
-    pool = ThreadPoolExecutor(LOADERS)
+    loaders = Background(LOADERS)
     new = [name for name in names if name not in _asked_for]
-    expected = {name: pool.submit(_load, path.with_name(name), devices) for name in new}
+    expected = {name: loaders.submit(_load, path.with_name(name), devices) for name in new}
     _run = run = _Run(devices, expected, {})
     try:
         yield
     finally:
         _run = None
-        pool.shutdown(cancel_futures=True)
+        for program in expected.values():
+            program.cancel()
+        loaders.close()
     with suppress(OSError):
         if run.used and list(run.used) != names:
             _keep(path, json.dumps(list(run.used)).encode())

@@ -67,6 +67,11 @@ def end_with(code: int) -> None:
     _received.code = code
 
 
+def ends_now() -> bool:
+    """Whether this process is on its way out and waits for nothing."""
+    return _received.code is not None
+
+
 def check() -> None:
     """Raise Cancelled after Ctrl-C and Preempted after SIGTERM; called at every step of a run.
 

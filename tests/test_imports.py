@@ -21,6 +21,7 @@ LEVELS = (
         "progress",
         "devices",
         "describe",
+        "background",
         "programs",
         "hoist",
         "cost",
