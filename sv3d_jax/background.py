@@ -23,12 +23,13 @@ class Background:
 
     def __init__(self, threads: int):
         self._calls: SimpleQueue[tuple[Future, Callable[[], Any]] | None] = SimpleQueue()
-        self._begun: set[Future] = set()
         self._is_closed = False
         self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
-        atexit.register(self._finish)
+        if not _ending.is_registered:
+            _ending.is_registered = True
+            atexit.register(_finish)  # after jax has registered what takes it apart, so before that is called
 
     def submit(self, function: Callable[..., Any], *inputs: Any) -> Future:
         """A Future of what the function returns; it can be cancelled until a thread has begun with it."""
@@ -38,23 +39,38 @@ class Background:
 
     def close(self) -> None:
         """Call nothing that has not begun."""
-        atexit.unregister(self._finish)
         self._is_closed = True
         for _ in self._threads:
             self._calls.put(None)  # wakes one that waits
 
     def _work(self) -> None:
-        while (job := self._calls.get()) is not None and not self._is_closed:
+        while (job := self._calls.get()) is not None:
             future, call = job
-            self._begun.add(future)
+            with _ending.lock:
+                if self._is_closed or _ending.has_begun:
+                    return
+                _ending.calls.add(future)
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(call())
                 except BaseException as error:
                     future.set_exception(error)
-            self._begun.discard(future)
+            _ending.calls.discard(future)
 
-    def _finish(self) -> None:
-        self.close()
-        if not signals.ends_now():
-            wait(self._begun)
+
+class _Ending:
+    """What the end of the process waits for."""
+
+    is_registered = has_begun = False
+    lock = threading.Lock()
+    calls: set[Future] = set()  # that have begun, of all threads
+
+
+_ending = _Ending()
+
+
+def _finish() -> None:
+    with _ending.lock:
+        _ending.has_begun = True
+    if not signals.ends_now():
+        wait(_ending.calls)

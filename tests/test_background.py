@@ -49,6 +49,8 @@ background = Background(1)
 background.submit(work)
 background.submit(print, "not begun")
 begun.wait()
+if sys.argv[1] == "closed":
+    background.close()
 if sys.argv[1] == "command":
     signals.install()
     signals.end_with(3)
@@ -56,7 +58,8 @@ if sys.argv[1] == "command":
 
 
 @pytest.mark.parametrize(
-    ("kind", "seconds", "code", "printed"), [("command", 60, 3, ""), ("library", 0.5, 0, "done\n")]
+    ("kind", "seconds", "code", "printed"),
+    [("command", 60, 3, ""), ("library", 0.5, 0, "done\n"), ("closed", 0.5, 0, "done\n")],
 )
 def test_the_command_does_not_wait_for_what_goes_on_and_other_processes_do(kind, seconds, code, printed):
     start = time.monotonic()
