@@ -125,6 +125,8 @@ def _run(
 
 def _compile_ahead(reconstruction: ReconstructConfig, frames: int, size: int) -> None:
     """Compile what reconstructions of orbits of this size need, in the background."""
+    # All of it is imported here: threads that import modules at the same time may deadlock.
+    from sv3d_jax.recon import reconstruct as _all  # noqa: F401
     from sv3d_jax.recon import runner
     from sv3d_jax.recon.methods import find_method
 

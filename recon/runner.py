@@ -50,10 +50,11 @@ def compile_ahead(stages: Sequence[Stage], recipe: Recipe, frames: int, height: 
     masks = floats(pictures.shape[:3])
     views = Views(pictures, masks, masks, floats((frames, 4, 4)), of_frames, of_frames)
 
+    calls = [stage.compile_ahead(recipe, views) for stage in stages if stage.compile_ahead is not None]
+
     def compile_all() -> None:
-        for stage in stages:
-            if stage.compile_ahead is not None:
-                stage.compile_ahead(recipe, views)
+        for call in calls:
+            call()
 
     in_background(compile_all)
 

@@ -60,9 +60,9 @@ class Stage:
     """it fits by steps: the runner's progress shows them, after a stage `compile`"""
     is_used: "Callable[[Recipe], bool]" = lambda recipe: True
     """whether a recipe has this stage at all"""
-    compile_ahead: "Callable[[Recipe, Views], None] | None" = None
-    """compiles what it needs for views of these shapes, which may be ShapeDtypeStructs; it is called in the background,
-    before the views are there"""
+    compile_ahead: "Callable[[Recipe, Views], Callable[[], None]] | None" = None
+    """returns a function that compiles what the stage needs for views of these shapes, which may be ShapeDtypeStructs;
+    that one is called in the background, before the views are there, and may not import anything"""
     uses: tuple[Extra, ...] = ()
     """what it takes from the context (`guide`, `vgg`, `views.normals`) where it is given; others are refused.
     With "sds", the recipe has `mesh.sds`"""

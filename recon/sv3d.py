@@ -6,6 +6,7 @@ read this list.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,11 +47,11 @@ def fit_coarse(context: "Context", state: State) -> State:
     return replace(state, representation=representation(fitted), log=(*state.log, *log))
 
 
-def compile_coarse(recipe: "Recipe", views: "Views") -> None:
-    """What `fit_coarse` needs for views of these shapes."""
+def compile_coarse(recipe: "Recipe", views: "Views") -> Callable[[], None]:
+    """Compiles what `fit_coarse` needs for views of these shapes."""
     from sv3d_jax.recon.nerf.stage import compile_fit
 
-    compile_fit(recipe.nerf, views)
+    return partial(compile_fit, recipe.nerf, views)
 
 
 def pack_coarse(state: State) -> dict[str, Any]:

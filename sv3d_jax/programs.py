@@ -13,10 +13,13 @@ executables; the trees of arguments and results are pickled too, since jax's oth
 """
 
 import hashlib
+import io
 import json
 import math
+import operator
 import os
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
@@ -222,7 +225,7 @@ def loading_ahead(description: Any) -> Iterator[None]:
     names = [] if payload is None else json.loads(bytes(payload))
     loaders = Background(LOADERS)
     new = [name for name in names if name not in _asked_for]
-    expected = {name: loaders.submit(_load, path.with_name(name), devices) for name in new}
+    expected = {name: loaders.submit(_load_ahead, path.with_name(name), devices) for name in new}
     _run = run = _Run(devices, expected, {})
     try:
         yield
@@ -243,7 +246,9 @@ def _loaded(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
         return _load(path, devices)
     _run.used[path.name] = None
     ahead = _run.expected.pop(path.name, None)
-    return _load(path, devices) if ahead is None or ahead.cancel() else ahead.result()
+    if ahead is not None and not ahead.cancel() and (program := ahead.result()) is not None:
+        return program
+    return _load(path, devices)
 
 
 def _compile(lowered: Lowered, devices: tuple[Any, ...] | None, effort: int | None = None) -> Compiled:
@@ -285,6 +290,30 @@ def _has_own_folder(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+class _NotImported(Exception):
+    """A program's trees are of a module that is not imported yet."""
+
+
+class _OfImportedModules(pickle.Unpickler):
+    """Imports nothing: two threads that import modules which need each other deadlock."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return operator.attrgetter(name)(sys.modules[module])
+        except (KeyError, AttributeError) as error:  # AttributeError: another thread is importing it
+            raise _NotImported from error
+
+
+def _load_ahead(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
+    """As `_load` in a thread that may not import anything: None, too, where that would be needed."""
+    if (payload := _payload(path)) is None:
+        return None
+    with suppress(_NotImported):
+        _OfImportedModules(io.BytesIO(payload)).load()
+        return _load(path, devices)
+    return None
 
 
 def _load(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
