@@ -31,10 +31,10 @@ class Background:
             _ending.is_registered = True
             atexit.register(_finish)  # after jax has registered what takes it apart, so before that is called
 
-    def submit(self, function: Callable[..., Any], *inputs: Any) -> Future:
+    def submit(self, function: Callable[..., Any], *inputs: Any, **options: Any) -> Future:
         """A Future of what the function returns; it can be cancelled until a thread has begun with it."""
         future: Future = Future()
-        self._calls.put((future, lambda: function(*inputs)))
+        self._calls.put((future, lambda: function(*inputs, **options)))
         return future
 
     def close(self) -> None:

@@ -225,7 +225,7 @@ def loading_ahead(description: Any) -> Iterator[None]:
     names = [] if payload is None else json.loads(bytes(payload))
     loaders = Background(LOADERS)
     new = [name for name in names if name not in _asked_for]
-    expected = {name: loaders.submit(_load_ahead, path.with_name(name), devices) for name in new}
+    expected = {name: loaders.submit(_load, path.with_name(name), devices, may_import=False) for name in new}
     _run = run = _Run(devices, expected, {})
     try:
         yield
@@ -306,24 +306,18 @@ class _OfImportedModules(pickle.Unpickler):
             raise _NotImported from error
 
 
-def _load_ahead(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
-    """As `_load` in a thread that may not import anything: None, too, where that would be needed."""
-    if (payload := _payload(path)) is None:
-        return None
-    with suppress(_NotImported):
-        _OfImportedModules(io.BytesIO(payload)).load()
-        return _load(path, devices)
-    return None
+def _load(path: Path, devices: tuple[Any, ...], may_import: bool = True) -> Compiled | None:
+    """The program in a file, or None if there is none that can be used; one that is damaged is removed.
 
-
-def _load(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
-    """The program in a file, or None if there is none that can be used; one that is damaged is removed."""
+    None, too, where a module had to be imported that may not be.
+    """
     if (payload := _payload(path)) is None:
         return None
     try:
-        return deserialize_and_load(
-            *pickle.loads(payload), backend=devices[0].client, execution_devices=devices
-        )
+        parts = pickle.loads(payload) if may_import else _OfImportedModules(io.BytesIO(payload)).load()
+        return deserialize_and_load(*parts, backend=devices[0].client, execution_devices=devices)
+    except _NotImported:
+        return None
     except Exception:  # whatever another machine's program makes pickle and jax say
         with suppress(OSError):
             path.unlink()

@@ -336,9 +336,9 @@ def loads(monkeypatch) -> list[tuple[str, bool]]:
     """What is loaded from disk as in a new process: the beginning of a file's name, and whether it is loaded ahead."""
     seen, load = [], programs._load
 
-    def recorded(path, devices):
+    def recorded(path, devices, **options):
         seen.append((path.name[:8], threading.current_thread() is not threading.main_thread()))
-        return load(path, devices)
+        return load(path, devices, **options)
 
     monkeypatch.setattr(programs, "_load", recorded)
     monkeypatch.setattr(programs, "_asked_for", set())
@@ -376,9 +376,9 @@ def test_threads_import_nothing(folder, monkeypatch):
     load_or_compile("double", compiled)
     [path] = folder.iterdir()
     devices = programs._devices_of(())
-    assert result(programs._load_ahead(path, devices)) == [0.0, 2.0, 4.0]
+    assert result(programs._load(path, devices, may_import=False)) == [0.0, 2.0, 4.0]
     monkeypatch.delitem(sys.modules, "jax._src.tree_util")
-    assert programs._load_ahead(path, devices) is None
+    assert programs._load(path, devices, may_import=False) is None
     assert "jax._src.tree_util" not in sys.modules
 
 
