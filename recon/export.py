@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import UInt8
+from sv3d_jax.arrays import UInt8, on_device
 from sv3d_jax.cameras.pose import look_at
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
@@ -126,7 +125,7 @@ def with_vertex_colors(mesh: Mesh) -> Mesh:
     vertices, places = np.unique(mesh.faces, return_index=True)  # of each vertex, one corner of a face
     colors = np.ones(mesh.vertices.shape, np.float32)
     seen = _corner_colors(_on_device(mesh), padded(places.astype(np.int32)))
-    colors[vertices] = seen[: len(vertices)]
+    colors[vertices] = np.asarray(seen)[: len(vertices)]
     return replace(mesh, vertex_colors=colors, uv=None, texture=None, materials=None)
 
 
@@ -235,7 +234,7 @@ def _on_device(mesh: Mesh) -> dict[str, Any]:
         "faces": padded(mesh.faces),
         "appearance": look,
     }
-    return jax.tree.map(jnp.asarray, surface)
+    return on_device(surface)
 
 
 @kept_jit

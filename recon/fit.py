@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import PRNGKeyArray
+from sv3d_jax.arrays import Array, PRNGKeyArray, UInt, on_device
 from sv3d_jax.io.scratch import read_arrays, write_arrays
 from sv3d_jax.programs import Programs, kept_jit
 
@@ -106,9 +106,9 @@ def fit(
     if save is not None and (saved := _read(save, state)) is not None:
         state, log = saved
     saved_at = time.monotonic()
-    keys = _split(key, count=num_calls)
+    keys = np.asarray(_split(key, count=num_calls))
     for number in range(len(log), num_calls):
-        state, losses = _call(programs, step, state, data, keys[number], hooks, steps_per_call)
+        state, losses = _call(programs, step, state, data, _key(keys[number], key), hooks, steps_per_call)
         log.append(FitInfo(before + (number + 1) * steps_per_call, total, losses))
         if save is not None and time.monotonic() - saved_at > SAVE_EVERY_S:
             _write(save, state, log)
@@ -138,8 +138,12 @@ def _several_steps(
 
 
 @kept_jit
-def _split(key: PRNGKeyArray, *, count: int) -> PRNGKeyArray:
-    return jax.random.split(key, count)
+def _split(key: PRNGKeyArray, *, count: int) -> UInt[Array, "n k"]:
+    return jax.random.key_data(jax.random.split(key, count))
+
+
+def _key(data: UInt[Array, "k"], like: PRNGKeyArray) -> PRNGKeyArray:
+    return jax.random.wrap_key_data(on_device(data), impl=jax.random.key_impl(like))
 
 
 def compile_call(
@@ -210,4 +214,4 @@ def _write(path: Path, state: FitState, log: list[FitInfo]) -> None:
 def _read(path: Path, state: FitState) -> tuple[FitState, list[FitInfo]] | None:
     """The saved state, in the structure of a fresh one, and the log; None if nothing usable is saved."""
     saved = load_arrays(path, (state, ""))
-    return None if saved is None else (jax.tree.map(jnp.asarray, saved[0]), log_from_json(saved[1]))
+    return None if saved is None else (on_device(saved[0]), log_from_json(saved[1]))

@@ -15,14 +15,14 @@ import numpy as np
 Array = jax.Array | np.ndarray  # what jax functions take; they return a jax.Array
 
 try:
-    from jaxtyping import Bool, Float, Int, Num, PRNGKeyArray, UInt8
+    from jaxtyping import Bool, Float, Int, Num, PRNGKeyArray, UInt, UInt8
 except ImportError:  # accelerator hosts often carry jax and nothing else
 
     class _Unchecked:
         def __class_getitem__(cls, item: Any) -> Any:
             return jax.Array
 
-    Bool = Float = Int = Num = UInt8 = _Unchecked
+    Bool = Float = Int = Num = UInt = UInt8 = _Unchecked
     PRNGKeyArray = jax.Array
 
 Params = dict[str, Any]
@@ -37,9 +37,19 @@ __all__ = [
     "PRNGKeyArray",
     "Params",
     "Scalar",
+    "UInt",
     "UInt8",
     "named_leaves",
+    "on_device",
 ]
+
+
+def on_device(tree: Any) -> Any:
+    """Copies of a tree's arrays on the default device; 64-bit ones become 32-bit ones, as everywhere in jax.
+
+    `jnp.asarray` compiles a program of 10 ms for each new shape (jax 0.10.2).
+    """
+    return jax.device_put(tree, may_alias=False)
 
 
 def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:

@@ -4,11 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Bool, Float, Int, Params
+from sv3d_jax.arrays import Array, Bool, Float, Int, Params, on_device
 from sv3d_jax.errors import SV3DError
 from sv3d_jax.geometry.marching_cubes import keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
@@ -111,7 +110,7 @@ def start_lattice(config: MeshConfig, coarse: Mesh) -> Lattice:
             hint=f"more cells under [mesh] of a --config file than {config.cells}, or --fine-steps 0",
         )
     part, rows, at_rim = band(grid, np.abs(sdf) < truncation)
-    return jax.tree.map(jnp.asarray, Lattice(part, sdf[rows], at_rim))
+    return on_device(Lattice(part, sdf[rows], at_rim))
 
 
 def displaced(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sv3d_jax.arrays import Array, Bool, Int, Params, PRNGKeyArray, Scalar
+from sv3d_jax.arrays import Array, Bool, Int, Params, PRNGKeyArray, Scalar, on_device
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.metrics.perceptual import lpips
 from sv3d_jax.recon import losses
@@ -131,7 +131,7 @@ def _fit_level(
 ) -> tuple[Surface, Params, list[FitInfo]]:
     """The steps of one level, from a surface and the parameters of colours and light."""
     config, total = level.config, STEPS_PER_CALL * math.ceil(level.config.num_steps / STEPS_PER_CALL)
-    views = jax.tree.map(jnp.asarray, half_size(views) if level.is_half else views)
+    views = on_device(half_size(views) if level.is_half else views)
     state = _start_state(level, lattice, start, views, guide)
 
     def surface_of(state):

@@ -34,7 +34,7 @@ class NerfField:
         for pose, focal, center in zip(*cameras, strict=True):
             camera = Cameras(pose[None], focal[None], center[None])
             pictures.append(_render_view(self.params, self.occupancy, camera, config=self.config, size=size))
-        return jnp.stack(pictures)
+        return np.stack(pictures)
 
     def mesh(self) -> Mesh:
         """The surface at the density level whose silhouettes fit the masks best."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from sv3d_jax.arrays import Array, Float, Int, Params, PRNGKeyArray, Scalar
+from sv3d_jax.arrays import Array, Float, Int, Params, PRNGKeyArray, Scalar, on_device
 from sv3d_jax.programs import Programs, kept_jit
 from sv3d_jax.recon.config import NerfConfig
 from sv3d_jax.recon.fit import NO_HOOKS, FitHooks, FitInfo, compile_call, fit
@@ -59,8 +59,8 @@ def fit_field(
     A preview among the `hooks` is shown `FieldState`s. `save` is where an unfinished fit is kept.
     """
     params, moments, fit_key = _start(np.uint32(seed), config=config)
-    state = FieldState(params, moments, start_occupancy(hull), jnp.zeros((), jnp.int32))
-    data = jax.tree.map(jnp.asarray, (views, *_pixels_of_interest(config, hull, views)))
+    state = FieldState(params, moments, start_occupancy(hull), on_device(np.int32(0)))
+    data = on_device((views, *_pixels_of_interest(config, hull, views)))
     hooks = _with_refresh(hooks, config)
     step = partial(_step, config)
     return fit(step, state, data, config.num_steps, fit_key, hooks, save=save, programs=_PROGRAMS)

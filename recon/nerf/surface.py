@@ -8,7 +8,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from scipy import ndimage
 
-from sv3d_jax.arrays import Array, Float, Params
+from sv3d_jax.arrays import Array, Float, Params, on_device
 from sv3d_jax.geometry.marching_cubes import extract_surface, keep_large_components
 from sv3d_jax.geometry.mesh import Mesh
 from sv3d_jax.programs import kept_jit
@@ -107,10 +107,10 @@ def _mask_overlaps(opacity: np.ndarray, levels: np.ndarray, views: Views) -> np.
     stride = max(1, round(min(height, width) / MAX_MASK_SIDE))
     places = (np.arange(0, height, stride)[:, None] * width + np.arange(0, width, stride)).ravel()
     num_steps = 2 * opacity.shape[0]
-    grid, on_device = jnp.asarray(opacity), jax.tree.map(jnp.asarray, views)
+    data = on_device((views, opacity))
     total = np.zeros(len(levels))
     for frame in range(len(views.masks)):
-        highest = _highest_opacity(on_device, grid, frame * height * width + places, num_steps=num_steps)
+        highest = _highest_opacity(*data, frame * height * width + places, num_steps=num_steps)
         silhouettes = np.asarray(highest)[None] > levels[:, None]
         mask = views.masks[frame].ravel()[places] > 0.5
         union = (silhouettes | mask).sum(axis=1)
@@ -124,11 +124,9 @@ def _unseen(field: np.ndarray, views: Views) -> np.ndarray:
     padded = np.pad(field, (0, 2 * blocks - field.shape[0]))
     coarse = padded.reshape(blocks, 2, blocks, 2, blocks, 2).mean((1, 3, 5))
     inside = np.argwhere(coarse > 0)
-    points = jnp.asarray(((inside + 0.5) / blocks * 2 - 1) * BOX_HALF_SIZE, jnp.float32)
+    points = np.float32(((inside + 0.5) / blocks * 2 - 1) * BOX_HALF_SIZE)
     hidden = np.zeros(coarse.shape, bool)
-    optical_depth = _least_optical_depth(
-        jnp.asarray(coarse), points, jnp.asarray(views.camera_to_box[:, :3, 3])
-    )
+    optical_depth = _least_optical_depth(coarse, points, views.camera_to_box[:, :3, 3])
     hidden[tuple(inside.T)] = np.asarray(optical_depth) > -np.log(UNSEEN)
     fine = hidden.repeat(2, 0).repeat(2, 1).repeat(2, 2)[tuple(slice(n) for n in field.shape)]
     return ndimage.binary_erosion(fine, iterations=2)

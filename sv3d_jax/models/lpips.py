@@ -3,11 +3,10 @@
 from collections.abc import Mapping
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sv3d_jax.arrays import Array, Float, Params
+from sv3d_jax.arrays import Array, Float, Params, on_device
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.layers import conv2d
 
@@ -46,7 +45,7 @@ def lpips_params(tensors: Mapping[str, np.ndarray]) -> Params:
             bias = np.asarray(tensors[f"features.{place}.bias"], np.float32)
             params[f"features_{place}"] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
         params[f"lin{block}"] = np.asarray(tensors[f"lin{block}.model.1.weight"], np.float32).reshape(-1)
-    return jax.tree.map(jnp.asarray, params)
+    return on_device(params)
 
 
 def lpips_distance(
