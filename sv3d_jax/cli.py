@@ -15,6 +15,7 @@ from sv3d_jax.config import nearest, to_plain
 from sv3d_jax.errors import Cancelled, InputError, OutOfMemory, OutputError, SV3DError, is_out_of_memory
 from sv3d_jax.flags import read_flags
 from sv3d_jax.io.names import printable
+from sv3d_jax.names_of_flags import speaking_of_flags
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="surrogateescape")  # prints file names that are not UTF-8 unchanged
-    verbose = "-v" in words or "--verbose" in words
+    with speaking_of_flags():
+        return _run_and_report(words, verbose="-v" in words or "--verbose" in words)
+
+
+def _run_and_report(words: list[str], verbose: bool) -> int:
+    """The exit code of a run, whose errors are printed."""
     try:
         return _run(words)
     except SystemExit as stop:  # from the parser, which has printed the reason

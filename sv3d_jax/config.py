@@ -357,7 +357,7 @@ def _shown(value: Any) -> str:
     short_repr.maxstring = short_repr.maxother = 80
     if isinstance(value, int) and value.bit_length() > 4000:  # Python refuses to print very long numbers
         return f"a whole number of {value.bit_length()} bits"
-    return short_repr.repr(value)
+    return " ".join(short_repr.repr(value).split())
 
 
 @functools.cache

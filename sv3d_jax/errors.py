@@ -2,6 +2,8 @@
 
 import errno
 
+from sv3d_jax.names_of_flags import for_reader
+
 
 class SV3DError(Exception):
     """Base of all errors that a user can fix. `message` says what is wrong, `hint` what to do."""
@@ -9,9 +11,9 @@ class SV3DError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str | None = None):
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = for_reader(message)
+        self.hint = None if hint is None else for_reader(hint)
+        super().__init__(self.message)
 
 
 class InputError(SV3DError):

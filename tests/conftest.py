@@ -117,6 +117,15 @@ def pipe():
 
 
 @pytest.fixture
+def command_line():
+    """Messages as the `sv3d` command prints them."""
+    from sv3d_jax.names_of_flags import speaking_of_flags
+
+    with speaking_of_flags():
+        yield
+
+
+@pytest.fixture
 def program_folder(tmp_path: Path):
     """Where programs are kept: a folder of this test's alone."""
     import jax

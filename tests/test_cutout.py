@@ -366,6 +366,7 @@ def test_the_model_is_looked_for_where_rembg_keeps_it(tmp_path, monkeypatch, var
 # What is said
 
 
+@pytest.mark.usefixtures("command_line")
 def test_the_hint_names_every_way_its_cost_and_what_to_add(without_extras):
     with pytest.raises(InputError) as error:
         prepare_image(Picture(texture((120, 160)), name="shots/cat.jpg"), 64)

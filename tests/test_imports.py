@@ -15,6 +15,7 @@ LEVELS = (
         "arrays",
         "colors",
         "errors",
+        "names_of_flags",
         "signals",
         "flags",
         "config",

@@ -230,7 +230,7 @@ def test_progress_goes_through_the_stages(pipe):
     ("options", "error", "says"),
     [
         ({"size": 30}, InputError, "multiple of 8"),
-        ({"num_steps": -1}, InputError, "--num-steps -1"),
+        ({"num_steps": -1}, InputError, "^num_steps=-1: must lie"),
         ({"seed": [1, 2]}, InputError, "2 seeds for 1 pictures"),
         ({"seed": -1}, InputError, "seed"),
         ({"guidance": "square"}, InputError, "triangular"),

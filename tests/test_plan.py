@@ -43,6 +43,7 @@ def test_full_size_on_a_cpu_wants_to_be_asked_for(monkeypatch):
     require_accelerator(plan, "cpu", None)
 
 
+@pytest.mark.usefixtures("command_line")
 def test_out_of_memory_lists_what_helps():
     plan = plan_orbit(ModelConfig.published("p"))
     with pytest.raises(OutOfMemory, match="weights 8.3 GiB") as caught, memory_advice(plan):

@@ -172,12 +172,12 @@ def test_guidance_nowhere_is_a_scale_of_one(pipe, solver, callback):
     ("wrong", "expected"),
     [
         ({"solver": "heun"}, "euler or dpmpp_2m"),
-        ({"solver": "dpmpp_2m", "churn": Churn(s_churn=1.0)}, "--churn goes with"),
+        ({"solver": "dpmpp_2m", "churn": Churn(s_churn=1.0)}, "churn goes with"),
         (
             {"guidance_interval": (3.0, 1.0)},
-            "--guidance-interval 3 1: expected LOW HIGH with 0 <= LOW <= HIGH",
+            r"guidance_interval=\(3, 1\): expected LOW HIGH with 0 <= LOW <= HIGH",
         ),
-        ({"cache_interval": 0}, "--cache-interval 0: must lie between 1"),
+        ({"cache_interval": 0}, "cache_interval=0: must lie between 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused(wrong, expected):

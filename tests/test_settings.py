@@ -12,6 +12,8 @@ from sv3d_jax.cli import VERBS, main
 from sv3d_jax.config import Range, Settings, build, within
 from sv3d_jax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("command_line")
+
 ROOT = Path(__file__).parents[1]
 WRONG = (math.nan, math.inf, -math.inf, 1e300, -1e300, 10**400, -(10**400))
 # Values that are allowed all the same, by field.

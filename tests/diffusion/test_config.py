@@ -10,12 +10,12 @@ from sv3d_jax.errors import InputError
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"num_steps": 2.5}, "--num-steps 2.5: must be a whole number"),
-        ({"num_steps": True}, "--num-steps True: must be a whole number"),
-        ({"cache_interval": 1.5}, "--cache-interval 1.5: must be a whole number"),
-        ({"num_steps": 0}, "--num-steps 0: must lie between 1 and 1000"),
+        ({"num_steps": 2.5}, "num_steps=2.5: must be a whole number"),
+        ({"num_steps": True}, "num_steps=True: must be a whole number"),
+        ({"cache_interval": 1.5}, "cache_interval=1.5: must be a whole number"),
+        ({"num_steps": 0}, "num_steps=0: must lie between 1 and 1000"),
         ({"guidance_interval": (1.0,)}, "the lowest and the highest noise level"),
-        ({"guidance_interval": (3.0, 1.0)}, "--guidance-interval 3 1"),
+        ({"guidance_interval": (3.0, 1.0)}, r"guidance_interval=\(3, 1\)"),
         ({"guidance": 2.5}, "guidance must be one of"),
         ({"guidance": ["linear"]}, "guidance must be one of"),
         ({"solver": 3}, "solver must be"),

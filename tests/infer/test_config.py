@@ -10,6 +10,8 @@ from sv3d_jax.infer import batch
 from sv3d_jax.infer.config import GenerateConfig, OrbitConfig
 from tests.infer.runs import orbit
 
+pytestmark = pytest.mark.usefixtures("command_line")
+
 
 @pytest.mark.parametrize(
     ("option", "value", "says"),

@@ -25,6 +25,8 @@ from sv3d_jax.recon.stages import Method, Stage, State
 from sv3d_jax.recon.views import BOX_HALF_SIZE, prepare_views
 from tests.recon.scenes import ball_orbit
 
+pytestmark = pytest.mark.usefixtures("command_line")
+
 RESOLUTION = 24
 
 

@@ -259,6 +259,7 @@ def test_what_is_no_unit_normal_is_refused(normals, says):
         reconstruct(ball_orbit(), FINE, normals=normals)
 
 
+@pytest.mark.usefixtures("command_line")
 def test_normals_and_lpips_need_a_fine_stage():
     with pytest.raises(InputError, match="normals: there is no fine stage"):
         reconstruct(ball_orbit(), CONFIG, normals=lambda images: images)
@@ -372,6 +373,7 @@ def test_a_folder_without_cameras_writes_nothing(verb):
     assert not verb.output.exists()
 
 
+@pytest.mark.usefixtures("command_line")
 def test_a_fine_stage_that_a_preset_lacks_cannot_be_the_last(verb):
     with pytest.raises(InputError, match="no fine stage in --preset preview"):
         replace(verb, stage="fine")
@@ -391,12 +393,14 @@ def written(model, folder) -> str:
     return str(folder)
 
 
+@pytest.mark.usefixtures("command_line")
 def test_distillation_without_a_fine_stage_is_refused():
     with pytest.raises(InputError, match="no fine stage in --preset preview") as caught:
         reconstruct(ball_orbit(), CONFIG, sds=tiny_pipeline())
     assert "--preset fast" in caught.value.hint
 
 
+@pytest.mark.usefixtures("command_line")
 def test_the_verb_refuses_it_before_any_work(verb):
     with pytest.raises(InputError, match="no fine stage in --preset preview"):
         replace(verb, sds=True)

@@ -287,6 +287,7 @@ def test_cameras_that_cannot_be_leave_no_folder_behind(tmp_path, mesh_file):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("command_line")
 @pytest.mark.parametrize("values", [{"frames": 84, "size": 2048}, {"frames": 128, "size": 1251}])
 def test_frames_that_could_not_be_read_again_are_refused(tmp_path, values):
     """Alphas in files of their own count as the reader counts them."""
