@@ -105,13 +105,18 @@ def _stages(
     start = time.perf_counter()
     condition = jax.block_until_ready(pipeline.condition(pixels, pixel_noise, cameras))
     times: list[float] = []
+
+    def after_step(*_: Any) -> None:
+        times.append(time.perf_counter())
+        progress.advance()
+
     sample = pipeline.sampler(
         noise,
         condition,
         triangular_scale(frames),
         pipeline.sigmas(WARM_UPS + config.rounds),
         keys=keys,
-        after_step=lambda *_: (times.append(time.perf_counter()), progress.advance()),
+        after_step=after_step,
     )
     pipeline.decode(noise[:, :1], chunk)
     seconds["compile_s"] = time.perf_counter() - start

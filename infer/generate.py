@@ -35,11 +35,6 @@ BESIDE_FRAMES = ("input.png", "orbit.*")  # that `Orbit.save` writes
 BESIDE_MESH = ("mesh.*", "turntable.*", "relit.*", "albedo.png", "normals.png", "comparison.png")
 LEAST_SHARE = 0.1  # of the bytes of raw frames that an orbit takes on disk, at least
 ORBIT_STAGES = ["load", "preprocess", "compile", "sample", "decode", "write"]
-MINI_NOTE = (
-    "mini is a small model for trying things out: it knows one kind of object, upright figures on a white ground,"
-    " at {size} px; other objects come out as such figures. For those: --weights with SV3D's own weights"
-)
-
 SINE_NOTE = "meshes come out better from an orbit that shows top and bottom: --orbit sine (SV3D, table 8)"
 
 
@@ -72,7 +67,7 @@ def _run(
     sds: bool = False,
 ) -> dict[str, Any]:
     """Check all inputs, before jax starts; then process the pictures in groups that are sampled together."""
-    from sv3d_jax.weights.hub import read_model_config
+    from sv3d_jax.weights.hub import MINI_NOTE, read_model_config
 
     model = read_model_config(config.weights, config.variant)
     size = checked_size(model, config.size)

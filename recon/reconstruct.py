@@ -1,6 +1,7 @@
 """Orbit to mesh: the `reconstruct` verb and its Python form."""
 
 import hashlib
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,18 +12,20 @@ import jax
 import numpy as np
 
 from sv3d_jax.arrays import Float
-from sv3d_jax.cameras.pose import intrinsics
 from sv3d_jax.describe import describe
 from sv3d_jax.devices import warn_of_slow_scatter
 from sv3d_jax.errors import InputError
 from sv3d_jax.geometry.mesh import Mesh
+from sv3d_jax.io.inline import animation_html, show
 from sv3d_jax.io.orbits import OrbitFrames
 from sv3d_jax.io.outputs import OutputFolder
 from sv3d_jax.io.scenes import read_views
 from sv3d_jax.io.surfaces import Up
+from sv3d_jax.io.video import contact_sheet
 from sv3d_jax.metrics.perceptual import read_lpips_weights
+from sv3d_jax.orbit import Orbit
 from sv3d_jax.programs import loading_ahead
-from sv3d_jax.progress import NullProgress, Progress
+from sv3d_jax.progress import Progress, shown
 from sv3d_jax.recon.checks import check_cameras
 from sv3d_jax.recon.config import ReconstructConfig, ReconstructVerbConfig
 from sv3d_jax.recon.context import Callback, Clock, Context
@@ -38,15 +41,15 @@ from sv3d_jax.recon.stages import Method, State
 from sv3d_jax.recon.views import Box, Views, prepare_views, usable_frames
 
 if TYPE_CHECKING:
-    from sv3d_jax.pipeline import Orbit, Pipeline
+    from sv3d_jax.pipeline import Pipeline
 
 # From pictures in [0, 1] to unit normals in camera axes: x right, y up, z towards the viewer.
 NormalEstimator = Callable[[Float[np.ndarray, "f h w 3"]], Float[np.ndarray, "f h w 3"]]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ReconstructResult:
-    """A mesh in the world of the cameras, and how it was made."""
+    """A mesh in the world of the cameras, and how it was made. A notebook shows it as it turns."""
 
     mesh: Mesh  # z up; its colours are the albedo, without light, as far as the method separates the two
     lit: Mesh | None  # the same surface in the colours that the views show; None without a model of light
@@ -54,6 +57,21 @@ class ReconstructResult:
     log: list[FitInfo]  # of all fits, one after the other
     facts: dict[str, Any]  # such as the density level, its overlap with the masks, the size of the mesh
     timings: dict[str, float]  # seconds by stage
+
+    def __repr__(self) -> str:
+        return f"ReconstructResult({self.mesh!r}, in {sum(self.timings.values()):.1f} s)"
+
+    def _repr_html_(self) -> str:
+        return animation_html(self.mesh.turning(), repr(self))
+
+    def show(self) -> None:
+        """Show the mesh: in a notebook as it turns, elsewhere its views in the system's picture viewer."""
+        views = self.mesh.turning(num_views=8)
+        show(self, contact_sheet(views, [f"{45 * view}°" for view in range(len(views))], columns=4))
+
+    def to_trimesh(self) -> Any:
+        """The mesh as a `trimesh.Trimesh`, z up."""
+        return self.mesh.to_trimesh()
 
     def save(self, path: str | Path, ply_up: Up = "y") -> None:
         """Write the mesh as .glb, .obj, .ply or .usdz: y up, as usual in such files, but a PLY as `ply_up` says.
@@ -69,10 +87,10 @@ class ReconstructResult:
 
 
 def reconstruct(
-    orbit: "OrbitFrames | Orbit | str | Path",
+    orbit: OrbitFrames | Orbit | str | Path,
     config: ReconstructConfig | None = None,
     callback: Callback | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     scratch: Path | None = None,
     stage: str = "all",
     pictures: Pictures | None = None,
@@ -84,7 +102,8 @@ def reconstruct(
 
     A folder may also hold what nerfstudio, instant-ngp, Blender or COLMAP wrote, as `io.scenes.read_views` reads it.
 
-    `callback` is called after every few steps of a fit; it may raise `Cancelled`. `scratch` is a folder in which
+    `callback` is called after every few steps of a fit; it may raise `Cancelled`. `progress` is a `Progress`, True to
+    show the stages on stderr, or False; None shows them in terminals and notebooks. `scratch` is a folder in which
     results of stages are kept: a run with the same orbit, config and model that finds them there goes on from them, to
     the same result. `stage` ends the run early; after `coarse` or `fine` the mesh has its colours at the vertices and
     is neither simplified nor textured. `pictures` says where to put pictures of the fits. `normals` is called once, for
@@ -100,7 +119,8 @@ def reconstruct(
     frames, recipe = usable_frames(_frames(orbit)), config.resolve(method)
     stages = config.stages_until(stage, method)
     _check_use(config, method, sds, normals)
-    with loading_ahead(("reconstruct", describe(recipe), stage, frames.images.shape)):
+    ahead = loading_ahead(("reconstruct", describe(recipe), stage, frames.images.shape))
+    with ahead, shown(progress, method.progress_stages(recipe)) as told:
         compile_ahead(stages, recipe, *frames.images.shape[:3])
         views, box = prepare_views(frames)
         if jax.default_backend() == "gpu":
@@ -114,7 +134,7 @@ def reconstruct(
             scratch=scratch,
             callback=callback,
             pictures=pictures,
-            progress=progress or NullProgress(),
+            progress=told,
             clock=clock,
         )
         facts = {}
@@ -260,25 +280,14 @@ def _digest(arrays: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def _frames(orbit: "OrbitFrames | Orbit | str | Path") -> OrbitFrames:
+def _frames(orbit: OrbitFrames | Orbit | str | Path) -> OrbitFrames:
     if isinstance(orbit, (str, Path)):
         return read_views(orbit)
     if isinstance(orbit, OrbitFrames):
         return orbit
-    images, cameras = orbit.frames_uint8(), orbit.cameras
-    focal, center = intrinsics(cameras.fov_deg, images.shape[1:3])
-    count = len(images)
-    return OrbitFrames(
-        images=images.astype(np.float32) / 255,
-        alphas=None,
-        camera_to_world=cameras.camera_to_world,
-        focal_px=np.tile(focal, (count, 1)),
-        center_px=np.tile(center, (count, 1)),
-        azimuths_deg=cameras.azimuths_deg,
-        elevations_deg=cameras.elevations_deg,
-        radius=cameras.radius,
-        input_frame=cameras.input_frame,
-        fov_deg=cameras.fov_deg,
-        object_to_world=None,
-        files=[f"frame {index}" for index in range(count)],
-    )
+    if not isinstance(orbit, Orbit):
+        raise InputError(
+            f"reconstruct takes an orbit, or a folder of one, got {reprlib.repr(orbit)}",
+            hint="OrbitFrames.from_views(images, cameras) is an orbit of your own pictures",
+        )
+    return OrbitFrames.from_views(orbit.frames_uint8(), orbit.cameras)

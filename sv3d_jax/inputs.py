@@ -1,6 +1,5 @@
 """Pictures as callers give them: one or several, in any form, with masks, boxes and seeds."""
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 from sv3d_jax.config import check_range
 from sv3d_jax.cutout import Remover
 from sv3d_jax.errors import InputError
-from sv3d_jax.io.images import Mask, Picture, read_mask, read_picture
+from sv3d_jax.io.images import mask_of, picture_of
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.preprocess import PreparedImage, prepare_for
 
@@ -54,7 +53,7 @@ class PictureBatch:
         """The pictures as a model sees them, cut out and framed; advance is called after each."""
         prepared = []
         for image, mask, box in zip(self.images, self.masks, self.boxes, strict=True):
-            how = (background, frame_ratio, _mask(mask), box, remover)
+            how = (background, frame_ratio, None if mask is None else mask_of(mask), box, remover)
             prepared.append(_prepared(config, image, size, how))
             advance()
         return prepared
@@ -76,26 +75,4 @@ def _prepared(config: ModelConfig, image: Any, size: int, how: tuple) -> Prepare
         if image.pixels.shape != (size, size, 3):
             raise InputError(f"the prepared picture has shape {image.pixels.shape}, size is {size}")
         return image
-    return prepare_for(config, _picture(image), size, *how)
-
-
-def _mask(mask: Any) -> Mask | None:
-    if mask is None or isinstance(mask, Mask):
-        return mask
-    if isinstance(mask, (str, os.PathLike)):
-        return read_mask(mask)
-    return Mask(np.asarray(mask.convert("L") if hasattr(mask, "convert") else mask))
-
-
-def _picture(image: Any) -> Picture:
-    if isinstance(image, Picture):
-        return image
-    if isinstance(image, (str, os.PathLike)):
-        return read_picture(image)
-    if hasattr(image, "has_transparency_data"):  # a PIL image of any mode
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    pixels = np.asarray(image)
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or not pixels.size:
-        raise InputError(f"a picture as an array is uint8 (h, w, 3 or 4), got {pixels.dtype} {pixels.shape}")
-    alpha = pixels[..., 3] if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any() else None
-    return Picture(pixels[..., :3], alpha)
+    return prepare_for(config, picture_of(image), size, *how)

@@ -28,7 +28,7 @@ from sv3d_jax.inputs import PictureBatch
 from sv3d_jax.models.compute import Compute
 from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.vae import decode, encode_moments
-from sv3d_jax.orbit import Orbit, StepInfo, check_output_type, make_orbits
+from sv3d_jax.orbit import Callback, Orbit, StepInfo, check_output_type, checked_latents, make_orbits
 from sv3d_jax.plan import (
     Plan,
     check_decode_chunk,
@@ -37,10 +37,14 @@ from sv3d_jax.plan import (
     memory_advice,
     plan_orbit,
 )
+from sv3d_jax.preprocess import PreparedImage
 from sv3d_jax.programs import loading_ahead
-from sv3d_jax.progress import NullProgress, Progress, TimedProgress
+from sv3d_jax.progress import NullProgress, Progress, TimedProgress, shown
 from sv3d_jax.runner import ComputeConfig, Runner
 from sv3d_jax.sampling import SamplingInputs, SamplingSteps, UNetDenoiser, sampling_loop
+from sv3d_jax.weights.hub import MINI_NOTE, load_weights
+
+STAGES = ("preprocess", "compile", "sample", "decode")
 
 
 class Pipeline:
@@ -83,8 +87,6 @@ class Pipeline:
         `variant="u"` or `"p"` raises WeightsError if the weights are of another model. `options` are fields of
         `ComputeConfig`, in place of one.
         """
-        from sv3d_jax.weights.hub import load_weights
-
         compute = one_config(ComputeConfig, compute, options)
         params, config, weights = load_weights(source, variant)
         return cls(params, config, compute, weights)
@@ -112,7 +114,8 @@ class Pipeline:
         cameras: CameraPath | None = None,
         num_frames: int | None = None,
         correct: Correct | Correction | None = None,
-        seed: int | Sequence[int] = 23,
+        seed: int | Sequence[int] = 0,
+        latents: Array | None = None,
         size: int | None = None,
         background: str = "auto",
         frame_ratio: float | None = None,
@@ -120,48 +123,67 @@ class Pipeline:
         box: Sequence[int] | Sequence[Sequence[int]] | None = None,
         decode_chunk: int | None = None,
         output_type: str = "pil",
-        callback: Callable[[StepInfo], None] | None = None,
-        progress: Progress | None = None,
+        callback: Callback | None = None,
+        progress: Progress | bool | None = None,
         **options: Any,
     ) -> Orbit | list[Orbit]:
         """Orbit around the object in a picture, or one each for a list of pictures. None means the model's default.
 
         image: a path, a PIL image, uint8 (h, w, 3 or 4), a `Picture` or a `PreparedImage`.
         sampling, options: a `SamplingConfig`, and fields of it that are replaced.
-        elevations_deg: absolute; one value, or one per frame.
-        azimuths_deg: relative to the input view, which is the model's last frame (V3D: the first).
-        cameras: replaces elevations_deg, azimuths_deg and num_frames.
+        elevations_deg: absolute; one value, or one per frame. azimuths_deg: relative to the input view, which is the
+        model's last frame (V3D: the first). cameras: replaces both, and num_frames.
         correct: a function (denoised latents, noise level, index of the step) -> denoised latents, or a `Correction`.
-        seed: one for all pictures, or one per picture. size: side of the frames in pixels.
+        seed: one for all pictures, or one each. size: side of a frame in pixels. decode_chunk: frames decoded at once.
+        latents: the noise to begin with, of unit variance: (f, h, w, c), or for several pictures (b, f, h, w, c).
         background, frame_ratio: how the object is cut out and framed, as the flags of `sv3d orbit`.
         mask: white where the object is, as a path, a PIL image, a `Mask`, uint8 or bool (h, w).
         box: x0, y0, x1, y1 in pixels of the upright picture. For a list of pictures, one mask or box per picture.
-        decode_chunk: frames decoded at a time. output_type: "pil", "np", "jax" or "latent".
-        callback: gets a `StepInfo` after every step; may raise `Cancelled`. progress: shows the stages. With either,
-        steps run in a host loop, not in one compiled scan.
+        output_type: "pil", "np", "jax" or "latent". callback: gets a `StepInfo` after every step; may raise `Cancelled`
+        or return latents with which to go on. progress: a `Progress`, or whether to show the stages on stderr; None
+        does in terminals and notebooks. With a callback or progress, steps run in a host loop, not in one scan.
         """
         sampling = one_config(SamplingConfig, sampling, renamed(options)).resolve(self.config)
         pictures = PictureBatch.of(image, seed, mask, box)
         check_output_type(output_type)
         size = checked_size(self.config, size)
         cameras = self._cameras(cameras, azimuths_deg, elevations_deg, num_frames)
-        shape = {"num_frames": len(cameras), "size": size}
-        plan = self.plan(len(pictures.images), decode_chunk=decode_chunk, sampling=sampling, **shape)
-        stages = TimedProgress(progress or NullProgress())
-        if plan.is_full_size:
-            stages.note(str(plan))
-        stages.stage("preprocess", total=len(pictures.images))
-        prepared = pictures.prepare(self.config, size, background, frame_ratio, self.remover, stages.advance)
-        pixels = np.stack([picture.pixels for picture in prepared]).astype(np.float32) / 255 * 2 - 1
-        chunk = None if output_type == "latent" else plan.decode_chunk
-        ahead = self._programs_ahead(sampling, pixels.shape, len(cameras), chunk)
-        with ahead, memory_advice(plan, memory_in_use()):
-            followed = callback is not None or progress is not None
-            after_step = _reporter(callback, stages, plan.num_steps) if followed else None
-            latents = self._sample(pixels, pictures.seeds, cameras, sampling, correct, after_step, stages)
-            frames = latents if chunk is None else self._frames(latents, pixels, cameras, chunk, stages)
-        orbits = make_orbits(frames, latents, prepared, pictures.seeds, cameras, stages.finish(), output_type)
+        shape = {"batch": len(pictures.images), "num_frames": len(cameras), "size": size}
+        plan = self.plan(**shape, decode_chunk=decode_chunk, sampling=sampling)
+        with shown(progress, STAGES) as told:
+            stages = TimedProgress(told)
+            self._note(plan, size, stages, is_new=told is not progress)
+            prepared, pixels = self._prepare(pictures, size, background, frame_ratio, stages)
+            chunk = None if output_type == "latent" else plan.decode_chunk
+            ahead = self._programs_ahead(sampling, pixels.shape, len(cameras), chunk)
+            with ahead, memory_advice(plan, memory_in_use()):
+                after_step = _reporter(callback, stages, plan.num_steps, isinstance(told, NullProgress))
+                start = self._start(pictures.seeds, len(cameras), size, latents)
+                sampled = self._sample(pixels, start, cameras, sampling, correct, after_step, stages)
+                frames = sampled if chunk is None else self._frames(sampled, pixels, cameras, chunk, stages)
+            seconds = stages.finish()
+        orbits = make_orbits(frames, sampled, prepared, pictures.seeds, cameras, seconds, output_type)
         return orbits if isinstance(image, list) else orbits[0]
+
+    def save(self, path: str | Path, dtype: str | None = None) -> None:
+        """Write the model as one file if `path` ends in .safetensors, else as a folder; `from_pretrained` reads both.
+
+        Tensors have the published names, and the types in which they are kept here, or `dtype`, as "float32". Raises
+        OutputError where the file cannot be written.
+        """
+        from sv3d_jax.weights.convert import convert
+        from sv3d_jax.weights.memory import TreeSource
+
+        convert(TreeSource(self.params, self.config), path, dtype)
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        frames, size = self.config.num_frames, self.config.native_size
+        device = jax.default_backend() if (mesh := self.runner.config.mesh) is None else dict(mesh.shape)
+        return (
+            f"Pipeline({self.config.name}: {frames} frames of {size}x{size}, {count / 1e6:.4g} million parameters,"
+            f" {self.runner.config.dtype}, {device})"
+        )
 
     def plan(
         self,
@@ -227,13 +249,13 @@ class Pipeline:
         sigmas: Float[Array, "steps_plus_1"],
         sampling: SamplingConfig = SamplingConfig(),
         keys: Array | None = None,
-        after_step: Callable[[int, float, Array], None] | None = None,
+        after_step: Callable[[int, float, Array], Array | None] | None = None,
         correct: Correct | Correction | None = None,
     ) -> Callable[[], Float[Array, "b f h w c"]]:
         """The sampler, compiled: call it for the latents.
 
         One scan or, with `after_step` or a correction on the host, a loop over one step that calls
-        after_step(steps done, noise level reached, latents).
+        after_step(steps done, noise level reached, latents), and goes on with the latents that it returns, if any.
         """
         kinds = sampling.step_kinds(sigmas)
         steps = SamplingSteps(self.unet, Sampler.from_config(sampling, len(kinds), correct), tuple(kinds))
@@ -311,18 +333,49 @@ class Pipeline:
             )
         return cameras
 
+    def _note(self, plan: Plan, size: int, progress: Progress, is_new: bool) -> None:
+        """Say what a user should know before sampling; of mini, only where the caller has no progress of his own."""
+        if plan.is_full_size:
+            progress.note(str(plan))
+        elif is_new and self.weights.get("source") == "mini":
+            progress.note(MINI_NOTE.format(size=size))
+
+    def _prepare(
+        self,
+        pictures: PictureBatch,
+        size: int,
+        background: str,
+        frame_ratio: float | None,
+        progress: Progress,
+    ) -> tuple[list[PreparedImage], Float[np.ndarray, "b h w 3"]]:
+        """The pictures cut out and framed, and as the model takes them, in [-1, 1]."""
+        progress.stage("preprocess", total=len(pictures.images))
+        how = (size, background, frame_ratio, self.remover, progress.advance)
+        prepared = pictures.prepare(self.config, *how)
+        return prepared, np.stack([x.pixels for x in prepared]).astype(np.float32) / 255 * 2 - 1
+
+    def _start(
+        self, seeds: list[int], num_frames: int, size: int, latents: Array | None
+    ) -> tuple[Array, Array, Array]:
+        """As `noise`, with the latents that were given. Raises InputError for those of another shape."""
+        noise, pixel_noise, keys = self.noise(seeds, num_frames, size)
+        if latents is None:
+            return noise, pixel_noise, keys
+        given = checked_latents(latents, noise.shape, "latents")
+        return self.runner.placement.over_batch(given), pixel_noise, keys
+
     def _sample(
         self,
         pixels: np.ndarray,
-        seeds: list[int],
+        start: tuple[Array, Array, Array],
         cameras: CameraPath,
         sampling: SamplingConfig,
         correct: Correct | Correction | None,
-        after_step: Callable[[int, float, Array], None] | None,
+        after_step: Callable[[int, float, Array], Array | None] | None,
         progress: Progress,
     ) -> Float[Array, "b f h w c"]:
-        """Condition on the pictures, and sample."""
-        noise, pixel_noise, keys = self.noise(seeds, len(cameras), pixels.shape[1])
+        """Condition on the pictures, and sample; `start` is what `noise` draws."""
+        noise, pixel_noise, keys = start
         curve = (sampling.guidance, len(cameras), sampling.cfg_min, sampling.cfg_max)
         scale = self.runner.run(partial(guidance_scale, *curve), split=False)
         progress.stage("compile")
@@ -370,13 +423,20 @@ def _decode(config: ModelConfig, compute: Compute, params: Params, latents: Arra
 
 
 def _reporter(
-    callback: Callable[[StepInfo], None] | None, progress: Progress, num_steps: int
-) -> Callable[[int, float, Array], None]:
-    """Tells the progress and the callback of every step."""
+    callback: Callback | None, progress: Progress, num_steps: int, is_silent: bool
+) -> Callable[[int, float, Array], Array | None] | None:
+    """Tells the progress and the callback of every step; returns the latents that the callback did.
+
+    None where nobody listens: then no step has to end before the next begins.
+    """
+    if callback is None and is_silent:
+        return None
 
     def after_step(step, sigma, latents):
         progress.advance()
-        if callback is not None:
-            callback(StepInfo(step, num_steps, sigma, latents))
+        changed = None if callback is None else callback(StepInfo(step, num_steps, sigma, latents))
+        if not np.shape(changed):  # nothing, or what a progress bar returns
+            return None
+        return checked_latents(changed, latents.shape, "the callback's latents")
 
     return after_step

@@ -6,8 +6,8 @@ Every step that is shown is a place where a run can be stopped.
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from sv3d_jax import signals
@@ -118,6 +118,26 @@ class Progress:
     def _print(self, text: str) -> None:
         with suppress(OSError, ValueError):  # a stream that is closed or full does not end the run
             print(printable(text), file=self._stream, flush=True)
+
+
+@contextmanager
+def shown(progress: "Progress | bool | None", stages: Sequence[str]) -> Iterator["Progress"]:
+    """What a function of the Python API tells of its stages: to the caller's `Progress`, or on stderr.
+
+    True shows them, False does not, and None does in a terminal and in a notebook.
+    """
+    if isinstance(progress, Progress):
+        yield progress
+    elif progress or (progress is None and (in_notebook() or bool(sys.stderr and sys.stderr.isatty()))):
+        with Progress(stages) as shown_here:
+            yield shown_here
+    else:
+        yield NullProgress()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
 
 
 class NullProgress(Progress):

@@ -1,6 +1,7 @@
 """Sharding of a model's arrays, and compilation of its programs, for `Pipeline`."""
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,8 +25,9 @@ from sv3d_jax.programs import Programs, in_background
 class ComputeConfig:
     """How a model computes. Raises InputError for values that are unknown or do not go together.
 
-    dtype: "float32", "bfloat16", or "auto": float32 on a CPU, unless it multiplies 16-bit factors faster and the UNet
-    is wide enough to gain by it, and bfloat16 elsewhere. `precision.py` says what bfloat16 is on a CPU.
+    dtype: "float32", "bfloat16", a dtype of these names such as jnp.bfloat16, or "auto": float32 on a CPU, unless it
+    multiplies 16-bit factors faster and the UNet is wide enough to gain by it, and bfloat16 elsewhere. `precision.py`
+    says what bfloat16 is on a CPU.
     reference: compute in the plain form that the published modules are compared with, and decode the input frame
     although the picture takes its place.
     low_memory: CPU offloading: each part's parameters are moved to the device only while it runs; and the branches of
@@ -37,13 +39,15 @@ class ComputeConfig:
     sequential.
     """
 
-    dtype: str = "auto"
+    dtype: Any = "auto"
     reference: bool = False
     low_memory: bool = False
     quantize: str | None = None
     mesh: Mesh | None = None
 
     def __post_init__(self):
+        if not isinstance(self.dtype, str):
+            object.__setattr__(self, "dtype", _dtype_name(self.dtype))
         if self.dtype not in ("auto", *DTYPES):
             raise InputError(f"dtype must be auto, {' or '.join(DTYPES)}, got {self.dtype!r}")
         if self.quantize not in (None, *FORMATS):
@@ -91,6 +95,13 @@ class ComputeConfig:
         """The `Compute` options for the network layers."""
         fold = not (self.reference or self.sequential_cfg)
         return compute_in(self.dtype, reference=self.reference, fold=fold)
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        return jnp.dtype(dtype).name
+    except TypeError:  # no dtype at all
+        return reprlib.repr(dtype)
 
 
 @dataclass(frozen=True)

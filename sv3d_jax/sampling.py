@@ -338,12 +338,13 @@ def sampling_loop(
     noise: Float[Array, "b f h w c"],
     sigmas: Float[Array, "steps_plus_1"],
     keys: Array | None,
-    after_step: Callable[[int, float, Array], None] | None,
+    after_step: Callable[[int, float, Array], Array | None] | None,
 ) -> Callable[[], Float[Array, "b f h w c"]]:
     """`SamplingSteps.sample` as a Python loop over compiled steps: call the result for the latents.
 
     after_step gets (steps done, noise level reached, latents). It is called after the step has finished on the device;
-    an exception raised there stops sampling before the next step.
+    an exception raised there stops sampling before the next step, and the next step begins with latents that it
+    returns.
     """
     first = runner.run(steps.init, noise, sigmas)
     reached = np.asarray(sigmas)[1:].tolist()
@@ -367,8 +368,9 @@ def sampling_loop(
                 result = steps.correct_on_host(result, index)
                 result = runner.run(steps.update, result, inputs.scale, state.memory)
             state = jax.block_until_ready(result)
-            if after_step is not None:
-                after_step(index + 1, reached[index], state.latents)
+            changed = None if after_step is None else after_step(index + 1, reached[index], state.latents)
+            if changed is not None:
+                state = state._replace(latents=jax.device_put(changed, state.latents.sharding))
         return state.latents
 
     return run

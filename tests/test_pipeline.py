@@ -1,6 +1,7 @@
 """The pipeline on a tiny model with random weights, and against the published sampler's stored run."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,11 @@ from safetensors.numpy import load_file
 from sv3d_jax.cameras.orbit import CameraPath
 from sv3d_jax.diffusion.guidance import triangular_scale
 from sv3d_jax.errors import CameraError, Cancelled, InputError
+from sv3d_jax.infer.config import OrbitConfig
 from sv3d_jax.io.orbits import read_orbit
 from sv3d_jax.pipeline import Pipeline
 from sv3d_jax.progress import Progress
+from sv3d_jax.runner import ComputeConfig
 from tests.reference_weights import reference_params, tiny_config
 from tests.tiny_model import COMPILE_QUICKLY, CONFIG, SIZE, picture, tiny_pipeline
 
@@ -230,7 +233,22 @@ def test_progress_goes_through_the_stages(pipe):
     ("options", "error", "says"),
     [
         ({"size": 30}, InputError, "multiple of 8"),
-        ({"num_steps": -1}, InputError, "^num_steps=-1: must lie"),
+        ({"num_steps": -1}, InputError, "^num_steps=-1: must lie between 1 and 1000"),
+        ({"num_steps": 0}, InputError, "^num_steps=0: must lie"),
+        ({"num_frames": 0}, CameraError, "frames must lie between 2 and 128, got 0"),
+        ({"cfg": 2.0}, InputError, "cfg must be the lowest and the highest scale of the frames, got 2.0"),
+        ({"cfg_max": 200}, InputError, "^cfg_max=200: must lie"),
+        ({"method": "heun"}, InputError, "solver must be euler or dpmpp_2m, or a Solver, got 'heun'"),
+        ({"seed": jax.random.key(0)}, InputError, "seed .*must be a whole number"),
+        ({"guidance": np.ones(5)}, InputError, "guidance must be one of triangular.*got array"),
+        ({"cameras": np.ones(5)}, CameraError, "cameras must be a CameraPath, got array"),
+        (
+            {"latents": np.ones((5, 4, 4))},
+            InputError,
+            r"latents must be finite floats of shape \(1, 5, 8, 8, 4\)",
+        ),
+        ({"latents": np.ones((5, 8, 8, 4), int)}, InputError, "latents must be finite floats"),
+        ({"latents": np.full((5, 8, 8, 4), np.nan)}, InputError, "latents must be finite floats"),
         ({"seed": [1, 2]}, InputError, "2 seeds for 1 pictures"),
         ({"seed": -1}, InputError, "seed"),
         ({"guidance": "square"}, InputError, "triangular"),
@@ -247,6 +265,82 @@ def test_progress_goes_through_the_stages(pipe):
 def test_bad_options_are_named(pipe, options, error, says):
     with pytest.raises(error, match=says):
         pipe(picture(), **options)
+
+
+def test_hints_name_arguments(pipe):
+    with pytest.raises(CameraError) as caught:
+        pipe(picture(), azimuths_deg=[0.0, 90.0, 180.0, 270.0])
+    assert caught.value.hint == "give num_frames=4 or a list of 5 angles"
+
+
+def test_the_solver_may_be_called_method(pipe):
+    by_name, by_method = (
+        pipe(picture(), **{name: "dpmpp_2m"}, output_type="np") for name in ("solver", "method")
+    )
+    np.testing.assert_array_equal(by_name.frames, by_method.frames)
+
+
+def test_a_dtype_is_taken_as_well_as_its_name():
+    assert ComputeConfig(dtype=jnp.bfloat16) == ComputeConfig(dtype="bfloat16")
+    with pytest.raises(InputError, match="dtype must be auto, float32 or bfloat16, got 'int8'"):
+        ComputeConfig(dtype=np.int8)
+
+
+def test_latents_are_the_noise_to_begin_with(pipe, orbit):
+    noise = pipe.noise([7], 5, SIZE)[0]
+    for latents in (noise, noise[0], np.asarray(noise, np.float64)):
+        again = pipe(picture(), seed=7, latents=latents, output_type="np")
+        np.testing.assert_array_equal(again.frames, orbit.frames)
+    other = pipe(picture(), seed=7, latents=-noise, output_type="np")
+    assert np.abs(other.frames - orbit.frames).max() > 0.01
+
+
+def test_sampling_goes_on_with_latents_that_a_callback_returns(pipe, stepwise):
+    def flip(info):
+        return -info.latents if info.step == info.total else None
+
+    flipped = pipe(picture(), seed=7, output_type="latent", callback=flip)
+    np.testing.assert_array_equal(flipped.latents, -np.asarray(stepwise.latents))
+    with pytest.raises(InputError, match="the callback's latents must be finite floats of shape"):
+        pipe(picture(), callback=lambda info: info.latents[:, 1:])
+
+
+def test_seed_0_is_the_default_as_of_the_command(pipe):
+    assert pipe(picture()).seed == OrbitConfig(images=(), output=Path()).seed == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "folder"])
+def test_a_saved_pipeline_is_read_back_bit_for_bit(pipe, orbit, name, tmp_path):
+    pipe.save(tmp_path / name)
+    again = Pipeline.from_pretrained(tmp_path / name, dtype="float32")
+    assert again.config == pipe.config
+    np.testing.assert_array_equal(again(picture(), seed=7, output_type="np").frames, orbit.frames)
+
+
+def test_a_pipeline_is_saved_in_the_dtype_asked_for(pipe, tmp_path):
+    pipe.save(tmp_path / "half.safetensors", dtype="bfloat16")
+    tensors = load_file(tmp_path / "half.safetensors")
+    assert {tensor.dtype.name for tensor in tensors.values()} == {"bfloat16"}
+
+
+def test_a_pipeline_says_what_it_is(pipe):
+    assert re.fullmatch(
+        r"Pipeline\(tiny: 5 frames of 32x32, 0.\d+ million parameters, float32, cpu\)", repr(pipe)
+    )
+
+
+def test_progress_is_shown_where_it_is_asked_for(pipe, capsys):
+    pipe(picture())
+    pipe(picture(), progress=False)
+    assert not capsys.readouterr().err
+    pipe(picture(), progress=True)
+    assert "preprocess" in capsys.readouterr().err
+
+
+def test_mini_says_what_it_cannot_do(pipe, monkeypatch, capsys):
+    monkeypatch.setattr(pipe, "weights", {"source": "mini"})
+    pipe(picture(), progress=True)
+    assert "it knows one kind of object, upright figures" in capsys.readouterr().err
 
 
 def test_array_that_is_no_picture_is_refused(pipe):

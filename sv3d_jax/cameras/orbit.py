@@ -26,7 +26,7 @@ class CameraWarning(UserWarning):
     """A valid camera path or file that may not give the intended result."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CameraPath:
     """The cameras of an orbit, in order; all look at the origin from one radius.
 
@@ -56,6 +56,17 @@ class CameraPath:
 
     def __len__(self) -> int:
         return len(self.azimuths_deg)
+
+    def summary(self) -> str:
+        """Its angles in a few words: the elevation or its range, and the azimuths where steps are not even."""
+        low, high = self.elevations_deg.min(), self.elevations_deg.max()
+        elevation = f"elevation {low:.4g}°" if low == high else f"elevations {low:.4g}° to {high:.4g}°"
+        steps = np.diff(self.azimuths_deg, append=self.azimuths_deg[0]) % 360.0
+        return elevation if np.allclose(steps, 360.0 / len(self)) else f"{elevation}, uneven azimuths"
+
+    def __repr__(self) -> str:
+        where = "" if self.input_frame == len(self) - 1 else f", input frame {self.input_frame}"
+        return f"CameraPath({len(self)} views, {self.summary()}{where})"
 
     def with_input(self, place: Literal["first", "last"]) -> "CameraPath":
         """The same views in the same cyclic order, begun so that the input view is the first or the last of them."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import reprlib
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from sv3d_jax.config import Settings, within
+from sv3d_jax.config import Settings, is_number, within
 from sv3d_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,11 +93,11 @@ class SamplingConfig(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.guidance is not None and not callable(self.guidance) and self.guidance not in GUIDANCE_NAMES:
+        if self.guidance is not None and not _is_one_of(self.guidance, GUIDANCE_NAMES):
             raise InputError(
-                f"guidance must be one of {', '.join(GUIDANCE_NAMES)}, or a function, got {self.guidance!r}"
+                f"guidance must be one of {', '.join(GUIDANCE_NAMES)}, or a function, got {reprlib.repr(self.guidance)}"
             )
-        if not hasattr(self.solver, "update") and self.solver not in SOLVER_NAMES:
+        if not hasattr(self.solver, "update") and not _is_one_of(self.solver, SOLVER_NAMES):
             raise InputError(f"solver must be {' or '.join(SOLVER_NAMES)}, or a Solver, got {self.solver!r}")
         is_euler = self.solver == "euler" or type(self.solver).__name__ == "Euler"
         if self.churn_options.s_churn and not is_euler:
@@ -138,6 +139,11 @@ class SamplingConfig(Settings):
         return kinds
 
 
+def _is_one_of(value: Any, names: tuple[str, ...]) -> bool:
+    """Whether it is one of the names, or a function in place of one."""
+    return callable(value) or (isinstance(value, str) and value in names)
+
+
 GUIDANCE_NAMES, SOLVER_NAMES = get_args(GuidanceName), get_args(SolverName)
 
 
@@ -147,9 +153,16 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises TypeError for an option that is given under both names.
     """
     options = dict(options)
+    if "method" in options and "solver" not in options:  # as other programs name it
+        options["solver"] = options.pop("method")
     if "cfg" in options:
-        lowest, highest = options.pop("cfg") or (None, None)
-        options |= {"cfg_min": lowest, "cfg_max": highest}
+        pair = options.pop("cfg") or (None, None)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InputError(
+                f"cfg must be the lowest and the highest scale of the frames, got {reprlib.repr(pair)}",
+                hint=f"cfg_max={pair} is the highest scale, cfg_min the lowest" if is_number(pair) else None,
+            )
+        options |= {"cfg_min": pair[0], "cfg_max": pair[1]}
         warnings.warn("cfg=(a, b) is now cfg_min=a, cfg_max=b", DeprecationWarning, stacklevel=3)
     for old, new in SamplingConfig.RENAMED.items():
         if old in options:

@@ -1,8 +1,11 @@
 """The triangle mesh that all parts of the package use, and its normalized placement in the world."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+
+from sv3d_jax.errors import InputError
 
 REPEAT, CLAMP, MIRROR = 0, 1, 2  # wrap modes of textures
 OPAQUE, BLEND = -1.0, 0.0  # special values of `Materials.cutoff`
@@ -29,12 +32,12 @@ class Materials:
     texture_alpha: np.ndarray | None = None  # uint8 h w
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Mesh:
     """A triangle mesh, coloured by vertex colours, a texture, the product of both, or white.
 
     Colours are sRGB; they are multiplied and interpolated in linear light. Without `materials`, all faces use the whole
-    texture, clamped at its edges.
+    texture, clamped at its edges. A notebook shows a mesh as it turns.
     """
 
     vertices: np.ndarray  # float64, v 3
@@ -46,6 +49,58 @@ class Mesh:
     normals: np.ndarray | None = None
     materials: Materials | None = None
     remarks: tuple[str, ...] = ()  # what was approximated or skipped when the mesh was read from a file
+
+    def __repr__(self) -> str:
+        height, width = (0, 0) if self.texture is None else self.texture.shape[:2]
+        parts = [
+            f"{len(self.vertices)} vertices",
+            f"{len(self.faces)} faces",
+            *(["vertex colors"] if self.vertex_colors is not None else []),
+            *([f"texture {width}x{height}"] if self.texture is not None else []),
+            *([f"{len(self.materials.region)} materials"] if self.materials is not None else []),
+        ]
+        return f"Mesh({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        from sv3d_jax.io.inline import animation_html
+
+        return animation_html(self.turning(), repr(self))
+
+    def turning(self, num_views: int = 24, size: int = 192) -> np.ndarray:
+        """Views (f, size, size, 3), uint8, over white, around the vertical z axis, in a soft light."""
+        from sv3d_jax.cameras.orbit import static_orbit
+        from sv3d_jax.render.lighting import soft_light
+        from sv3d_jax.render.orbit import render_orbit
+
+        return render_orbit(to_world(self), static_orbit(num_views), size=size, light=soft_light(seed=0))[0]
+
+    def to_trimesh(self) -> Any:
+        """A `trimesh.Trimesh` with the same coordinates, texture or vertex colours.
+
+        Raises InputError for a mesh of several materials, such as one that was read from a file.
+        """
+        import trimesh
+        from PIL import Image
+        from trimesh.visual import ColorVisuals, TextureVisuals
+        from trimesh.visual.material import PBRMaterial
+
+        if self.materials is not None:
+            raise InputError(
+                f"a mesh of {len(self.materials.region)} materials has no single texture for trimesh",
+                hint="trimesh.load reads the file itself",
+            )
+        visual = None
+        if self.texture is not None and self.uv is not None:
+            picture = Image.fromarray(_in_8_bits(self.texture))
+            material = PBRMaterial(baseColorTexture=picture, metallicFactor=0.0, roughnessFactor=1.0)
+            visual = TextureVisuals(uv=self.uv, material=material)
+        elif self.vertex_colors is not None:
+            visual = ColorVisuals(vertex_colors=_in_8_bits(self.vertex_colors))
+        return trimesh.Trimesh(self.vertices, self.faces, visual=visual, process=False)
+
+
+def _in_8_bits(colors: np.ndarray) -> np.ndarray:
+    return colors if colors.dtype == np.uint8 else np.round(255 * np.clip(colors, 0.0, 1.0)).astype(np.uint8)
 
 
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import importlib
 import io
 import math
+import os
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -181,6 +182,33 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(array)).save(buffer, "PNG")
     write_atomic(path, buffer.getvalue())
+
+
+def picture_of(image: Any, min_side: int = MIN_SIDE) -> Picture:
+    """A picture as Python code has it: a path, a PIL image, an array (h, w, 3 or 4), uint8, or a `Picture`.
+
+    Raises InputError for anything else, and for a file of fewer pixels than `min_side` a side.
+    """
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(image, min_side)
+    if hasattr(image, "has_transparency_data"):  # a PIL image of any mode
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4) or not pixels.size:
+        raise InputError(f"a picture as an array is uint8 (h, w, 3 or 4), got {pixels.dtype} {pixels.shape}")
+    alpha = pixels[..., 3] if pixels.shape[2] == 4 and (pixels[..., 3] < 255).any() else None
+    return Picture(pixels[..., :3], alpha)
+
+
+def mask_of(mask: Any) -> Mask:
+    """A mask as Python code has it: a path, a PIL image, an array (h, w), uint8 or bool, or a `Mask`."""
+    if isinstance(mask, Mask):
+        return mask
+    if isinstance(mask, (str, os.PathLike)):
+        return read_mask(mask)
+    return Mask(np.asarray(mask.convert("L") if hasattr(mask, "convert") else mask))
 
 
 def over_white(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ either with its own alpha channel, or composited over white with its alpha in a 
 Frames of the second kind can be shown and fed to a model as they are.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,18 +21,30 @@ from sv3d_jax.io.cameras_file import (
     alpha_file,
     frame_cameras,
     frame_file,
+    read_camera_path,
     read_folder_cameras,
     write_cameras,
 )
-from sv3d_jax.io.images import check_total_pixels, over_white, read_picture, write_png
+from sv3d_jax.io.documents import read_json
+from sv3d_jax.io.images import (
+    check_total_pixels,
+    mask_of,
+    over_white,
+    picture_of,
+    read_picture,
+    write_png,
+)
+from sv3d_jax.io.inline import picture_html
 from sv3d_jax.io.names import exists, not_leading_out, outside_reason
-from sv3d_jax.io.outputs import check_finite, refuse_links
+from sv3d_jax.io.outputs import RUN_FILE, check_finite, refuse_links
+from sv3d_jax.io.video import contact_sheet
 
+INPUT_FILE = "input.png"  # the picture as the model saw it
 NOT_WHITE = 8  # 8-bit levels below white from which a pixel counts as object
 MAX_CONTRADICTION = 1e-3  # largest share of a frame's pixels that may be object where its alpha is 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class OrbitFrames(FrameCameras):
     """Views of one object with their cameras."""
 
@@ -39,12 +52,99 @@ class OrbitFrames(FrameCameras):
     alphas: np.ndarray | None  # (f, h, w) float32 in [0, 1]; None if no frame has an alpha
     files: list[str]  # of the frames, relative to the folder
 
+    @classmethod
+    def from_views(
+        cls,
+        images: Sequence[Any] | np.ndarray,
+        cameras: CameraPath,
+        masks: Sequence[Any] | np.ndarray | None = None,
+    ) -> "OrbitFrames":
+        """Views of one's own: pictures of one size and, in the same order, their cameras.
+
+        images: paths, PIL images or arrays (h, w, 3 or 4), uint8, or float in [0, 1]; those with alpha are composited
+        over white. masks: where the object is in each picture, in place of alpha: paths, PIL images or arrays (h, w),
+        uint8, bool, or float in [0, 1]. Raises InputError for what does not fit together.
+        """
+        views = [_view(image, None, f"images[{index}]") for index, image in enumerate(images)]
+        if not isinstance(cameras, CameraPath):
+            raise InputError(
+                f"cameras must be a CameraPath, got {type(cameras).__name__}",
+                hint="CameraPath(azimuths_deg, elevations_deg, radius, fov_deg); poses of other kinds are read from"
+                " files by read_views: cameras.json, transforms.json or COLMAP's",
+            )
+        for what, count in {"images": len(views), "masks": len(views if masks is None else masks)}.items():
+            if count != len(cameras):
+                raise InputError(f"got {count} {what} for {len(cameras)} cameras")
+        if masks is not None:
+            pairs = zip(images, masks, strict=True)
+            views = [_view(*pair, f"masks[{index}]") for index, pair in enumerate(pairs)]
+        for index, view in enumerate(views):
+            if view.rgb.shape != views[0].rgb.shape:
+                sizes = [f"{rgb.shape[1]}x{rgb.shape[0]}" for rgb in (view.rgb, views[0].rgb)]
+                raise InputError(f"images[{index}] has {sizes[0]} pixels, images[0] has {sizes[1]}")
+        pictures, alphas = stack_frames(views)
+        focal, center = intrinsics(cameras.fov_deg, pictures.shape[1:3])
+        return cls(
+            images=pictures,
+            alphas=alphas,
+            camera_to_world=cameras.camera_to_world,
+            focal_px=np.tile(focal, (len(views), 1)),
+            center_px=np.tile(center, (len(views), 1)),
+            azimuths_deg=cameras.azimuths_deg,
+            elevations_deg=cameras.elevations_deg,
+            radius=cameras.radius,
+            input_frame=cameras.input_frame,
+            fov_deg=cameras.fov_deg,
+            object_to_world=None,
+            files=[f"frame {index}" for index in range(len(views))],
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        height, width = self.images.shape[1:3]
+        alpha = "without alpha" if self.alphas is None else "with alpha"
+        return f"OrbitFrames({len(self)} views of {width}x{height}, {alpha}, input frame {self.input_frame})"
+
+    def _repr_html_(self) -> str:
+        labels = [f"{index}" for index in range(len(self))]
+        return picture_html(contact_sheet(np.round(255 * self.images).astype(np.uint8), labels), repr(self))
+
 
 class Frame(NamedTuple):
     """One view as stored in its files."""
 
     rgb: np.ndarray  # (h, w, 3) uint8, over white
     alpha: np.ndarray | None  # (h, w) uint8
+
+
+def _view(image: Any, mask: Any, name: str) -> Frame:
+    """One of the views that Python code gives. Raises InputError, which names it."""
+    try:
+        picture = picture_of(_in_8_bits(image, name), min_side=1)
+        alpha = picture.alpha if mask is None else mask_of(_in_8_bits(mask, name)).coverage
+    except InputError as error:
+        raise InputError(f"{name}: {error.message}", error.hint) from error
+    if alpha is None:
+        return Frame(picture.rgb, None)
+    alpha = np.uint8(255) * alpha if alpha.dtype == bool else alpha
+    if alpha.dtype != np.uint8 or alpha.shape != picture.rgb.shape[:2]:
+        height, width = picture.rgb.shape[:2]
+        raise InputError(
+            f"{name} must be uint8 ({height}, {width}) as its picture, got {alpha.dtype} {alpha.shape}"
+        )
+    return Frame(over_white(picture.rgb, alpha), alpha)
+
+
+def _in_8_bits(pixels: Any, name: str) -> Any:
+    """Floats in [0, 1] as uint8; anything else as it is."""
+    if not hasattr(pixels, "dtype") or np.asarray(pixels).dtype.kind != "f":
+        return pixels
+    values = np.asarray(pixels)
+    if not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= 1):
+        raise InputError(f"{name} holds floats outside [0, 1], or such that are not finite")
+    return np.round(255 * values).astype(np.uint8)
 
 
 def write_orbit(
@@ -129,6 +229,27 @@ def read_orbit(directory: str | Path) -> OrbitFrames:
     images, alphas = _stacked(directory, frames)
     cameras = frame_cameras(document, directory / CAMERAS_FILE, *images.shape[1:3])
     return OrbitFrames(images=images, alphas=alphas, files=files, **vars(cameras))
+
+
+def load_orbit(directory: Path) -> tuple[np.ndarray, CameraPath, np.ndarray | None, int | None]:
+    """What `Orbit.save` wrote into a folder: frames (f, h, w, 3), uint8, their cameras, the input picture and the seed.
+
+    The picture or the seed are None where the folder does not hold them.
+    """
+    read = read_orbit(directory)
+    cameras = read_camera_path(directory)
+    if read.fov_deg is not None and read.radius is not None:
+        cameras = replace(cameras, fov_deg=read.fov_deg, radius=read.radius)
+    picture = directory / INPUT_FILE
+    pixels = read_picture(picture, min_side=1).rgb if picture.exists() else None
+    return np.round(255 * read.images).astype(np.uint8), cameras, pixels, _sampling_seed(directory)
+
+
+def _sampling_seed(directory: Path) -> int | None:
+    """The seed with which the `sv3d` command sampled the orbit in a folder."""
+    path = directory / RUN_FILE
+    config = read_json(path).get("config", {}) if path.exists() else {}
+    return config.get("seed") if config.get("verb") in ("orbit", "generate") else None
 
 
 def read_frame(directory: Path, frame: dict[str, Any], index: int) -> Frame:

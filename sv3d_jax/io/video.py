@@ -43,11 +43,15 @@ def write_video(path: str | Path, frames_uint8: np.ndarray, fps: float = FRAMES_
     suffix = Path(path).suffix.removeprefix(".").lower()
     if suffix not in VIDEO_FORMATS:
         raise InputError(f"{path} must end in .{', .'.join(VIDEO_FORMATS)}")
-    encode = _mp4 if suffix == "mp4" else _animation
     frames = np.asarray(frames_uint8)
     if frames.dtype != np.uint8:
         raise InputError(f"{path}: frames are written from uint8, got {frames.dtype}")
-    write_atomic(path, encode(frames, fps, suffix))
+    write_atomic(path, encode_video(frames, fps, suffix))
+
+
+def encode_video(frames: np.ndarray, fps: float, video_format: str) -> bytes:
+    """Frames (f, h, w, 3), uint8, as a file in one of the VIDEO_FORMATS; see `write_video`."""
+    return (_mp4 if video_format == "mp4" else _animation)(frames, fps, video_format)
 
 
 def frame_labels(azimuths_deg: Sequence[float], elevations_deg: Sequence[float]) -> list[str]:

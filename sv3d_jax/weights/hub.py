@@ -17,7 +17,7 @@ from sv3d_jax.models.config import ModelConfig
 from sv3d_jax.models.families import FAMILIES
 from sv3d_jax.progress import NullProgress, Progress
 from sv3d_jax.weights.convert import check_variant, convert, staged
-from sv3d_jax.weights.key_map import PREFIXES, model_parameters, tree_from_leaves
+from sv3d_jax.weights.key_map import PREFIXES, leaf_at, model_parameters, tree_from_leaves
 from sv3d_jax.weights.safetensors_file import TensorInfo, write_safetensors
 from sv3d_jax.weights.source import (
     EXTRA_FILE,
@@ -28,9 +28,14 @@ from sv3d_jax.weights.source import (
     absent_weights,
     cast,
     open_weights,
+    shipped,
 )
 
-MINI = Path(__file__).parent / "mini"
+MINI_NOTE = (
+    "mini is a small model for trying things out: it knows one kind of object, upright figures on a white ground,"
+    " at {size} px; other objects come out as such figures. For those: SV3D's own weights, by --weights FILE or, in"
+    " Python, from_pretrained(FILE)"
+)
 MAX_SHIPPED_FILE = 15 << 20  # a single file of the package stays under 16 MiB
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _SOURCE_FILE = "source.json"  # in a cached conversion: path and sha256 of the file it was made from
@@ -86,9 +91,7 @@ def find_weights(source: str, variant: str = "auto") -> Path:
             hint='the model, not its precision: that is dtype="bfloat16"' if "16" in variant else None,
         )
     if source == "mini":
-        if not (MINI / MODEL_FILE).is_file():
-            raise WeightsError(f"the shipped weights are missing from {MINI}", hint="install sv3d_jax again")
-        return MINI
+        return shipped()
     path = Path(source).expanduser()
     if path.exists():
         return path
@@ -106,7 +109,7 @@ def write_shipped(params: Mapping[str, Any], config: ModelConfig, directory: Pat
         for part in PREFIXES:
             tensors = {
                 parameter.name: cast(
-                    parameter.to_published(np.asarray(_leaf(params, parameter.path))), parameter.name, dtype
+                    parameter.to_published(np.asarray(leaf_at(params, parameter.path))), parameter.name, dtype
                 )
                 for parameter in model_parameters(config, [part])
             }
@@ -195,12 +198,6 @@ def _not_found(source: str, searched: list[str], command: str) -> WeightsError:
         f"no weights {source}; searched: {places}",
         hint=f"with a network: {command}; then the same command again",
     )
-
-
-def _leaf(tree: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
 
 
 def _shards(tensors: Mapping[str, np.ndarray]) -> list[list[str]]:

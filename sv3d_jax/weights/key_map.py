@@ -12,6 +12,8 @@ looked up.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -100,6 +102,11 @@ def model_parameters(config: ModelConfig, parts: Iterable[str] = tuple(PREFIXES)
 def is_extra(name: str) -> bool:
     """Whether a published tensor is one that the model does not use."""
     return name.startswith(_EXTRA_PREFIXES) or name in _EXTRA_NAMES
+
+
+def leaf_at(tree: Any, path: tuple[str, ...]) -> Any:
+    """The leaf of a tree of dicts at a path."""
+    return reduce(getitem, path, tree)
 
 
 def tree_from_leaves(leaves: Iterable[tuple[tuple[str, ...], Any]]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ FLOAT_DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+MINI = Path(__file__).parent / "mini"
 _MERGE_LORA = (
     "a LoRA is a change to a model: merge it into the whole SV3D file with the program that trained it (kohya:"
     " merge_lora, PEFT: merge_and_unload, diffusers: fuse_lora), save that as .safetensors and name it here"
@@ -73,13 +74,13 @@ class WeightsSource(Protocol):
 def open_weights(
     path: Path | str, stored: Mapping[str, Any] | None = None, ema: bool = False
 ) -> WeightsSource:
-    """The weights at `path`, a file, its index or a folder; each remark on them is a warning.
+    """The weights at `path`, a file, its index or a folder, or the shipped "mini"; each remark on them is a warning.
 
     `stored` gives fields of the configuration that do not follow from shapes, for a file that does not describe them
     itself; nested as in `ModelConfig.to_dict`. `ema` takes the averages that a trainer stored beside the weights.
     Raises a WeightsError if `path` does not exist or is not an SV3D model.
     """
-    path = Path(path)
+    path = shipped() if path == "mini" else Path(path)
     if not path.exists():
         raise absent_weights(path, "name sv3d_p.safetensors in place of it")
     if (path / PARAMS_FOLDER).is_dir():
@@ -94,6 +95,13 @@ def open_weights(
     for remark in source.remarks:
         warnings.warn(remark, stacklevel=1)  # one place, so that each is said once
     return source
+
+
+def shipped() -> Path:
+    """The folder of the shipped model. Raises WeightsError where it is missing."""
+    if not (MINI / MODEL_FILE).is_file():
+        raise WeightsError(f"the shipped weights are missing from {MINI}", hint="install sv3d_jax again")
+    return MINI
 
 
 def absent_weights(path: Path, after: str) -> WeightsError:

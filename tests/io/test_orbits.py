@@ -8,7 +8,7 @@ from sv3d_jax.cameras.orbit import CameraPath, dynamic_orbit, make_orbit, static
 from sv3d_jax.cameras.pose import intrinsics, look_at
 from sv3d_jax.errors import CameraError, InputError, SV3DError
 from sv3d_jax.io.cameras_file import read_camera_path, write_cameras
-from sv3d_jax.io.orbits import read_frame, read_orbit, write_orbit
+from sv3d_jax.io.orbits import OrbitFrames, read_frame, read_orbit, write_orbit
 from tests.io.orbit_files import IMAGES, RNG, edit, example_orbit, set_in_frame
 
 
@@ -319,3 +319,58 @@ def test_lenses_are_written_where_the_field_of_view_does_not_say_them(tmp_path):
     orbit = read_orbit(tmp_path)
     np.testing.assert_array_equal(orbit.focal_px, own[0])
     np.testing.assert_array_equal(orbit.center_px, own[1])
+
+
+def own_views() -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (3, 8, 6, 3) and masks (3, 8, 6), uint8."""
+    rng = np.random.default_rng(1)
+    return rng.integers(0, 255, (3, 8, 6, 3), np.uint8), 255 * rng.integers(0, 2, (3, 8, 6), np.uint8)
+
+
+def test_views_of_one_s_own_are_an_orbit(tmp_path):
+    images, masks = own_views()
+    cameras = CameraPath([120, 240, 0], [10, 20, 0], radius=3.0, fov_deg=40.0)
+    frames = OrbitFrames.from_views(images, cameras)
+    np.testing.assert_array_equal(frames.images, np.float32(images) / np.float32(255))
+    assert frames.alphas is None and frames.radius == 3.0 and frames.input_frame == 2
+    np.testing.assert_array_equal(frames.camera_to_world, cameras.camera_to_world)
+    focal, center = intrinsics(40.0, (8, 6))
+    assert (frames.focal_px == focal).all() and (frames.center_px == center).all()
+    rgba = np.concatenate([images, masks[..., None]], axis=-1)
+    write_orbit(tmp_path, rgba, cameras)
+    written = read_orbit(tmp_path)
+    paths = [tmp_path / name for name in written.files]
+    pil = [Image.fromarray(image) for image in rgba]
+    for forms in ((paths, None), (pil, None), (rgba, None), (images, masks), (images / 255, masks > 0)):
+        given = OrbitFrames.from_views(forms[0], cameras, forms[1])
+        np.testing.assert_array_equal(given.images, written.images)
+        np.testing.assert_array_equal(given.alphas, written.alphas)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"cameras": np.eye(4)}, "cameras must be a CameraPath, got ndarray"),
+        ({"cameras": static_orbit(4)}, "got 3 images for 4 cameras"),
+        ({"masks": own_views()[1][:2]}, "got 2 masks for 3 cameras"),
+        (
+            {"masks": own_views()[1][:, 1:]},
+            r"masks\[0\] must be uint8 \(8, 6\) as its picture, got uint8 \(7, 6\)",
+        ),
+        ({"images": 300.0 * own_views()[0]}, r"images\[0\].* floats outside \[0, 1\]"),
+        (
+            {"images": [own_views()[0][0], own_views()[0][1, 1:], own_views()[0][2]]},
+            r"images\[1\] has 6x7 pixels",
+        ),
+        ({"images": ["absent.png"] * 3}, r"images\[0\]: absent.png does not exist"),
+    ],
+)
+def test_what_is_wrong_with_views_of_one_s_own_is_named(change, says):
+    with pytest.raises(InputError, match=says):
+        OrbitFrames.from_views(**{"images": own_views()[0], "cameras": static_orbit(3)} | change)
+
+
+def test_frames_of_an_orbit_say_what_they_are():
+    frames = OrbitFrames.from_views(own_views()[0], static_orbit(3))
+    assert repr(frames) == "OrbitFrames(3 views of 6x8, without alpha, input frame 2)"
+    assert len(frames) == 3 and "data:image/png;base64," in frames._repr_html_()

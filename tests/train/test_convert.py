@@ -7,6 +7,7 @@ import pytest
 from sv3d_jax.cli import main
 from sv3d_jax.train.convert import open_run_or_weights
 from sv3d_jax.weights import hub
+from sv3d_jax.weights import source as weights_source
 from sv3d_jax.weights.safetensors_file import SafetensorsFile
 from sv3d_jax.weights.source import open_weights
 from tests.reference_weights import reference_params
@@ -15,7 +16,7 @@ from tests.tiny_model import CONFIG
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "MINI", tmp_path / "shipped")
+    monkeypatch.setattr(weights_source, "MINI", tmp_path / "shipped")
     hub.write_shipped(reference_params(CONFIG), CONFIG, tmp_path / "shipped")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -9,7 +9,8 @@ from sv3d_jax.progress import NullProgress
 from sv3d_jax.train.config import TrainConfig
 from sv3d_jax.train.loop import run_train
 from sv3d_jax.train.objectives import read_model
-from sv3d_jax.weights.hub import MINI, load_weights
+from sv3d_jax.weights.hub import load_weights
+from sv3d_jax.weights.source import MINI
 from tests.test_imports import ROOT
 
 TOLERANCE = 0.02

@@ -15,6 +15,7 @@ import pytest
 
 from sv3d_jax.errors import InputError, OutputError, WeightsError
 from sv3d_jax.weights import hub
+from sv3d_jax.weights import source as weights_source
 from sv3d_jax.weights.hub import find_weights, load_weights, write_shipped
 from sv3d_jax.weights.safetensors_file import SafetensorsFile
 from tests.reference_weights import reference_params
@@ -117,13 +118,13 @@ def test_shipped_files_are_split_below_the_limit(params, tmp_path, monkeypatch):
 
 
 def test_mini_is_the_shipped_folder(params, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "MINI", tmp_path / "mini")
+    monkeypatch.setattr(weights_source, "MINI", tmp_path / "mini")
     write_shipped(params, CONFIG, tmp_path / "mini")
     assert find_weights("mini") == tmp_path / "mini"
 
 
 def test_missing_mini_is_a_broken_installation(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "MINI", tmp_path)
+    monkeypatch.setattr(weights_source, "MINI", tmp_path)
     with pytest.raises(WeightsError, match="shipped weights are missing"):
         find_weights("mini")
 
