@@ -2,13 +2,14 @@
 #
 #   make demo       picture -> orbit video and mesh, in outputs/demo
 #   make test       the test suite to run before every commit
+#   make quick      the quickest of them, for after every save
 #   make test-more  the long tests: full parity, wheels, killed processes
 #   make check      format, lint, types
 #   make bench      speed compared with diffusers, in a separate environment
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-more check bench clean
+.PHONY: help demo test quick test-more check bench clean
 
 # PYTHON=python3.12 make test   chooses the interpreter
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -29,9 +30,14 @@ demo: .venv/.installed
 	@ls -1 "$(CURDIR)"/outputs/demo/orbit.* "$(CURDIR)/outputs/demo/contact.png" "$(CURDIR)/outputs/demo/mesh.glb"
 
 # The tests make files with accents in their names, whatever the locale.
-test test-more: export PYTHONUTF8 := 1
+test quick test-more: export PYTHONUTF8 := 1
 test: .venv/.test
 	$(BIN)/python -m pytest $(TWO)
+
+QUICK := tests/cameras tests/weights/test_key_map.py tests/test_config.py \
+	$(addprefix tests/io/test_,orbits.py cameras_file.py images.py masks.py video.py)
+quick: .venv/.test
+	$(BIN)/python -m pytest $(TWO) -q $(QUICK)
 
 test-more: .venv/.test
 	$(BIN)/python -m pytest $(TWO) -m "slow and not gpu" --ignore=tests/parity --ignore=tests/recon/test_reference.py

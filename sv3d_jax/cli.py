@@ -219,10 +219,12 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 
 def _split_verb(words: list[str]) -> tuple[str, list[str]]:
     """The verb, which is one word or two, and the arguments after it. Prints the help or version if asked."""
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     if not words or words[0] in ("-h", "--help"):
         print(_overview(VERBS), file=sys.stdout if words else sys.stderr)
         raise SystemExit(0 if words else 2)
-    if words[0] in ("-V", "--version"):
+    if words[0] in ("-V", "--version", "version"):
         from sv3d_jax import __version__
 
         print(f"sv3d {__version__}")
@@ -232,7 +234,7 @@ def _split_verb(words: list[str]) -> tuple[str, list[str]]:
             return name, words[length:]
     group = {name: verb for name, verb in VERBS.items() if name.startswith(words[0] + " ")}
     if not group:
-        raise InputError(f"there is no verb {words[0]}", hint=nearest(words[0], list(VERBS)))
+        raise InputError(f"there is no verb {words[0]}", hint=nearest(words[0], [*VERBS, "help", "version"]))
     if len(words) == 1 or words[1] in ("-h", "--help"):
         print(_overview(group), file=sys.stdout if len(words) > 1 else sys.stderr)
         raise SystemExit(0 if len(words) > 1 else 2)
@@ -243,7 +245,7 @@ def _split_verb(words: list[str]) -> tuple[str, list[str]]:
 def _overview(verbs: Mapping[str, Verb]) -> str:
     lines = [f"  sv3d {name:<13} {verb.help}" for name, verb in verbs.items()]
     return "\n".join(
-        ["usage: sv3d VERB [OPTIONS], and sv3d VERB --help for its options", "", *lines, "", EXIT_CODES]
+        ["usage: sv3d VERB [OPTIONS], and sv3d help VERB for its options", "", *lines, "", EXIT_CODES]
     )
 
 

@@ -14,6 +14,7 @@ import types
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -152,11 +153,27 @@ def load_config(
 
 
 def read_settings(cls: type, file: Path | str) -> dict[str, Any]:
-    """The checked and converted values of a TOML file, nested like the fields of `cls`."""
-    path = Path(file)
+    """The checked and converted values of a TOML file, nested like the fields of `cls`.
+
+    Where `cls` names a folder of recipes that ship, `file` may be the name of one of them.
+    """
+    path = _settings_file(cls, Path(file))
     if path.suffix != ".toml":
         raise InputError(f"{path} is not a TOML file", hint="settings are read from files that end in .toml")
     return checked(cls, read_toml(path), str(path))
+
+
+def _settings_file(cls: type, file: Path) -> Path:
+    """The file itself, or the recipe that ships under a name without suffix and folder. Raises InputError for none."""
+    folder = getattr(cls, "RECIPES", None)
+    if folder is None or file.suffix or file.name != str(file) or file.exists():
+        return file
+    shipped = Path(str(files("sv3d_jax.configs"))) / folder
+    recipe = shipped / f"{file}.toml"
+    if not recipe.is_file():
+        known = [path.stem for path in shipped.glob("*.toml")]
+        raise InputError(f"--config {file}: there is no such recipe", hint=nearest(str(file), known))
+    return recipe
 
 
 def checked(

@@ -1,7 +1,6 @@
 """The command line: help, usage errors, exit codes, where output goes."""
 
 import argparse
-import io
 import json
 import os
 import pty
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sv3d_jax.doctor
-from sv3d_jax import cli, cutout, errors, progress
+from sv3d_jax import cli, cutout, errors
 from sv3d_jax.cameras.orbit import CameraWarning
 from sv3d_jax.cli import VERBS, Verb, main
 from sv3d_jax.errors import OutputError
@@ -56,6 +55,21 @@ def test_help_of_every_verb_needs_no_jax():
     assert all(f"usage: sv3d {name} " in done.stdout for name in VERBS)
 
 
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ("help", "--help"),
+        ("help orbit", "orbit --help"),
+        ("help data", "data --help"),
+        ("version", "--version"),
+    ],
+)
+def test_help_and_version_are_words_too(words, same, capsys):
+    assert main(words.split()) == main(same.split()) == 0
+    said = capsys.readouterr().out
+    assert said and said[: len(said) // 2] == said[len(said) // 2 :]
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_every_verb_can_be_run(name):
     assert callable(cli._named(VERBS[name].run))
@@ -75,6 +89,7 @@ USAGE_ERRORS = {
     "one frame": ("generate README.md -o y --frames 1", ["--frames 1", "between 2 and 128"]),
     "too few elevations": ("cameras --elevation 1 2 3", ["21", "3"]),
     "an absent settings file": ("cameras --config absent.toml", ["absent.toml"]),
+    "no such recipe": ("train --config sv3d_q -o x", ["--config sv3d_q", "did you mean sv3d_u?"]),
     "settings in YAML": ("cameras --config x.yaml", ["x.yaml", "TOML"]),
 }
 
@@ -360,54 +375,6 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
     import jaxlib
 
     assert versioned.name.endswith(jaxlib.__version__) and any(versioned.iterdir())
-
-
-# Progress
-
-
-class Clock:
-    def __init__(self, monkeypatch):
-        self.now = 0.0
-        monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
-
-
-def test_plain_progress_is_a_line_every_ten_seconds_at_most(monkeypatch):
-    clock, stream = Clock(monkeypatch), io.StringIO()
-    with progress.Progress(["load", "sample"], stream=stream) as shown:
-        shown.stage("load")
-        shown.stage("sample", total=50)
-        for _ in range(50):
-            clock.now += 1
-            shown.advance()
-    assert stream.getvalue().splitlines() == ["1/2 load"] + [
-        f"2/2 sample {step}/50, {50 - step} s left" for step in (10, 20, 30, 40, 50)
-    ]
-
-
-def test_a_stage_whose_name_comes_twice_is_counted_at_its_next_place(monkeypatch):
-    clock, stream = Clock(monkeypatch), io.StringIO()
-    shown = progress.Progress(["load", "compile", "coarse", "compile", "fine"], stream=stream)
-    for name in ("load", "compile", "coarse", "compile", "fine", "coarse"):
-        shown.stage(name)
-        clock.now += 20
-    shown.stages = ["load", "write"]
-    shown.stage("load")
-    lines = ["1/5 load", "2/5 compile", "3/5 coarse", "4/5 compile", "5/5 fine", "3/5 coarse", "1/2 load"]
-    assert stream.getvalue().splitlines() == lines
-
-
-def test_a_terminal_gets_a_live_view_with_every_stage():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    with progress.Progress(["load", "sample"], stream=Terminal()) as shown:
-        shown.stage("load")
-        shown.stage("sample", total=2)
-        shown.advance(2)
-        shown.note("a remark")
-    text = shown._stream.getvalue()
-    assert all(part in text for part in ("1/2 load", "2/2 sample", "2/2", "a remark"))
 
 
 # Doctor

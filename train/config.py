@@ -152,7 +152,12 @@ class WatchConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(CommonConfig):
-    """Train the autoencoder, the image encoder or the UNet of a model."""
+    """Train the autoencoder, the image encoder or the UNet of a model.
+
+    --config takes a TOML file or the name of a recipe that ships, as sv3d_p or finetune_mini.
+    """
+
+    RECIPES: ClassVar[str] = "train"
 
     output: Annotated[Path, short("-o")]
     """folder of the run: checkpoints, metrics.jsonl"""

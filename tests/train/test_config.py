@@ -1,7 +1,10 @@
 """The settings of training runs, and the files that ship with them."""
 
+from pathlib import Path
+
 import pytest
 
+from sv3d_jax.cli import parse
 from sv3d_jax.config import load_config
 from sv3d_jax.errors import InputError, WeightsError
 from sv3d_jax.train.config import TrainConfig
@@ -39,3 +42,13 @@ def test_a_model_file_that_is_not_toml_is_named_in_the_error(tmp_path):
     path.write_text("name =\n")
     with pytest.raises(WeightsError, match=f"{path} is not TOML .* line 1"):
         read_model(str(path))
+
+
+def test_a_recipe_that_ships_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = parse("train", ["--config", "sv3d_p", "-o", "x"])
+    by_file = parse("train", ["--config", str(ROOT / "configs" / "train" / "sv3d_p.toml"), "-o", "x"])
+    assert by_name.settings() == by_file.settings()
+    Path("sv3d_p").write_text("")  # a file of that name goes before it
+    with pytest.raises(InputError, match="sv3d_p is not a TOML file"):
+        parse("train", ["--config", "sv3d_p", "-o", "x"])
