@@ -80,7 +80,7 @@ def convert(
     """
     progress, output = progress or NullProgress(), Path(output)
     if isinstance(source, (str, Path)):
-        source = open_weights(Path(source))
+        source = open_weights(source)
     _check_space(output, sum(info.nbytes for info in _infos(source, dtype).values()))
     progress.stage("convert", total=len(source.tensors))
     with staged(output) as path:

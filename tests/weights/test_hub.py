@@ -86,6 +86,13 @@ def test_variant_of_the_loaded_weights_is_checked(folder):
         load_weights(folder, "u")
 
 
+def test_the_shipped_model_is_opened_and_converted_by_its_name(tmp_path):
+    opened = weights_source.open_weights("mini")
+    assert opened.path == weights_source.MINI and opened.config.name == "sv3d_mini"
+    hub.convert("mini", tmp_path / "mini.safetensors")
+    assert weights_source.open_weights(tmp_path / "mini.safetensors").tensors == opened.tensors
+
+
 def test_a_variant_that_there_is_not_is_refused_by_name(folder):
     for source in (folder, "some/model"):
         with pytest.raises(InputError, match="variant must be one of auto, u, p, c, v3d, got 'x'"):
