@@ -58,6 +58,9 @@ YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 values, such as the squares of a vector's three components (jaxlib 0.10.2)."""
 EFFORT = "xla_backend_optimization_level"
 """Option of XLA: LLVM's level of optimization. At 1 networks compile in nine tenths of the time and run as fast."""
+SCHEDULER, LEAST_MEMORY = "xla_cpu_scheduler_type", "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
+"""Option of XLA: the order of operations. Its own on a CPU lets many run at once, and so a guided step of the full-size
+UNet (5 frames of 32x32, bfloat16) keeps 2.8 GiB of values, this one 0.3, in the same time on two cores."""
 YNNPACK_PRODUCTS = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"
 """Value of that option: products alone. XLA itself makes those of bfloat16 in float32."""
 
@@ -66,7 +69,7 @@ class Programs:
     """The programs of functions, each compiled once for the shapes of its inputs, or loaded from disk."""
 
     def __init__(self, effort: int | None = None) -> None:
-        """`effort` is LLVM's level of optimization on a CPU; None: XLA's own."""
+        """`effort`, for networks, is LLVM's level of optimization on a CPU, where memory is saved too; None: as XLA."""
         self._effort = effort
         self._programs: dict[Any, Compiled] = {}
         self._locks: dict[Any, RLock] = {}
@@ -252,23 +255,28 @@ def _loaded(path: Path, devices: tuple[Any, ...]) -> Compiled | None:
 
 
 def _compile(lowered: Lowered, devices: tuple[Any, ...] | None, effort: int | None = None) -> Compiled:
-    """Compile; on a CPU with this effort, and with YNNPACK for products alone if any are of bfloat16, else without it.
+    """Compile; on a CPU with YNNPACK for products alone if any are of bfloat16, else without it.
 
-    An option that the user has set is left as it is, and so are all where this jaxlib does not know one of them.
+    With an effort there, it is LLVM's level, and values are kept no longer than they are needed. An option that the
+    user has set, or that this jaxlib does not know, is left as it is.
     """
     platform = jax.default_backend() if devices is None else devices[0].platform
     if platform != "cpu":
         return lowered.compile()
     has_16_bit = "xbf16>" in lowered.as_text()
-    options = {YNNPACK: YNNPACK_PRODUCTS if has_16_bit else "", EFFORT: effort}
+    options = {YNNPACK: YNNPACK_PRODUCTS if has_16_bit else ""}
+    if effort is not None:
+        options |= {EFFORT: effort, SCHEDULER: LEAST_MEMORY}
     given = os.environ.get("XLA_FLAGS", "")
-    options = {name: value for name, value in options.items() if value is not None and name not in given}
-    try:
-        return lowered.compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError as error:
-        if not any(name in str(error) for name in options):
-            raise
-    return lowered.compile()
+    options = {name: value for name, value in options.items() if name not in given}
+    while True:
+        try:
+            return lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            unknown = {name for name in options if name in str(error)}
+            if not unknown:
+                raise
+            options = {name: value for name, value in options.items() if name not in unknown}
 
 
 def _file_of(description: Any, devices: tuple[Any, ...] | None, suffix: str) -> Path | None:

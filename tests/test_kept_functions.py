@@ -111,6 +111,27 @@ def test_a_cpu_does_not_leave_short_sums_to_ynnpack(monkeypatch):
     assert ("__ynn_fusion" in texts[0]) == ("__ynn_fusion" in texts[1])
 
 
+def many_layers(params, x):
+    """A chain that first derives something from every matrix, as layers do from their kernels."""
+    for matrix in params:
+        x = jnp.tanh(x @ (matrix @ matrix.T))
+    return x
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="an option of CPUs alone")
+def test_networks_keep_what_they_derive_from_weights_no_longer_than_needed(monkeypatch):
+    params, x = [jnp.full((256, 256), 0.01)] * 12, jnp.ones((4, 256))
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    plain, saving = (programs.Programs(effort).compile(many_layers, params, x) for effort in (None, 1))
+    sizes = [program.memory_analysis().temp_size_in_bytes for program in (plain, saving)]
+    assert sizes[1] < sizes[0] / 3
+    np.testing.assert_array_equal(plain(params, x), saving(params, x))
+    monkeypatch.setattr(programs, "SCHEDULER", "xla_cpu_no_such_option")  # a jaxlib without it
+    np.testing.assert_array_equal(
+        programs.Programs(1).compile(many_layers, params, x)(params, x), plain(params, x)
+    )
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="only CPUs compile in the background")
 def test_a_program_that_is_compiled_in_the_background_is_waited_for(monkeypatch):
     x, kept, threads = jnp.ones((3, 5)), programs.Programs(), []
