@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 from einops import reduce
@@ -281,7 +281,7 @@ def _coverage_by_color(images: Float[np.ndarray, "*f h w 3"]) -> Float[np.ndarra
 
 def without_holes(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     """The mask with what it encloses, as by scipy's `binary_fill_holes`, which takes several times as long."""
-    labels, count = ndimage.label(~mask)
+    labels, count = cast(tuple[np.ndarray, int], ndimage.label(~mask))
     is_outside = np.zeros(count + 1, bool)
     for border in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
         is_outside[border] = True

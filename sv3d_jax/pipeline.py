@@ -434,7 +434,7 @@ def _reporter(
 
     def after_step(step, sigma, latents):
         progress.advance()
-        changed = None if callback is None else callback(StepInfo(step, num_steps, sigma, latents))
+        changed: Any = None if callback is None else callback(StepInfo(step, num_steps, sigma, latents))
         if not np.shape(changed):  # nothing, or what a progress bar returns
             return None
         return checked_latents(changed, latents.shape, "the callback's latents")
