@@ -111,21 +111,7 @@ def camera_arrays(path: CameraPath, size: int) -> tuple[np.ndarray, np.ndarray, 
 def rendered_frames(mesh: Mesh, cameras: CameraPath, size: int, light: Light) -> OrbitFrames:
     """An orbit as `sv3d orbit` writes it: over white, without alpha."""
     images, _ = render_orbit(mesh, cameras, size, light)
-    poses, focal, center = camera_arrays(cameras, size)
-    return OrbitFrames(
-        images=images.astype(np.float32) / 255,
-        alphas=None,
-        camera_to_world=poses,
-        focal_px=focal,
-        center_px=center,
-        azimuths_deg=cameras.azimuths_deg,
-        elevations_deg=cameras.elevations_deg,
-        radius=cameras.radius,
-        input_frame=cameras.input_frame,
-        fov_deg=cameras.fov_deg,
-        object_to_world=None,
-        files=[f"frame {index}" for index in range(len(cameras))],
-    )
+    return OrbitFrames.from_views(images, cameras)
 
 
 if __name__ == "__main__":

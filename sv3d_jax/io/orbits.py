@@ -65,19 +65,17 @@ class OrbitFrames(FrameCameras):
         over white. masks: where the object is in each picture, in place of alpha: paths, PIL images or arrays (h, w),
         uint8, bool, or float in [0, 1]. Raises InputError for what does not fit together.
         """
-        views = [_view(image, None, f"images[{index}]") for index, image in enumerate(images)]
         if not isinstance(cameras, CameraPath):
             raise InputError(
                 f"cameras must be a CameraPath, got {type(cameras).__name__}",
                 hint="CameraPath(azimuths_deg, elevations_deg, radius, fov_deg); poses of other kinds are read from"
                 " files by read_views: cameras.json, transforms.json or COLMAP's",
             )
-        for what, count in {"images": len(views), "masks": len(views if masks is None else masks)}.items():
-            if count != len(cameras):
-                raise InputError(f"got {count} {what} for {len(cameras)} cameras")
-        if masks is not None:
-            pairs = zip(images, masks, strict=True)
-            views = [_view(*pair, f"masks[{index}]") for index, pair in enumerate(pairs)]
+        masks = [None] * len(images) if masks is None else masks
+        for what, given in {"images": images, "masks": masks}.items():
+            if len(given) != len(cameras):
+                raise InputError(f"got {len(given)} {what} for {len(cameras)} cameras")
+        views = [_view(*pair, index) for index, pair in enumerate(zip(images, masks, strict=True))]
         for index, view in enumerate(views):
             if view.rgb.shape != views[0].rgb.shape:
                 sizes = [f"{rgb.shape[1]}x{rgb.shape[0]}" for rgb in (view.rgb, views[0].rgb)]
@@ -119,11 +117,13 @@ class Frame(NamedTuple):
     alpha: np.ndarray | None  # (h, w) uint8
 
 
-def _view(image: Any, mask: Any, name: str) -> Frame:
+def _view(image: Any, mask: Any, index: int) -> Frame:
     """One of the views that Python code gives. Raises InputError, which names it."""
+    name = f"images[{index}]"
     try:
-        picture = picture_of(_in_8_bits(image, name), min_side=1)
-        alpha = picture.alpha if mask is None else mask_of(_in_8_bits(mask, name)).coverage
+        picture = picture_of(_in_8_bits(image), min_side=1)
+        name = name if mask is None else f"masks[{index}]"
+        alpha = picture.alpha if mask is None else mask_of(_in_8_bits(mask)).coverage
     except InputError as error:
         raise InputError(f"{name}: {error.message}", error.hint) from error
     if alpha is None:
@@ -137,13 +137,13 @@ def _view(image: Any, mask: Any, name: str) -> Frame:
     return Frame(over_white(picture.rgb, alpha), alpha)
 
 
-def _in_8_bits(pixels: Any, name: str) -> Any:
+def _in_8_bits(pixels: Any) -> Any:
     """Floats in [0, 1] as uint8; anything else as it is."""
     if not hasattr(pixels, "dtype") or np.asarray(pixels).dtype.kind != "f":
         return pixels
     values = np.asarray(pixels)
     if not (np.isfinite(values).all() and 0 <= values.min() and values.max() <= 1):
-        raise InputError(f"{name} holds floats outside [0, 1], or such that are not finite")
+        raise InputError("holds floats outside [0, 1], or such that are not finite")
     return np.round(255 * values).astype(np.uint8)
 
 

@@ -357,7 +357,7 @@ def test_views_of_one_s_own_are_an_orbit(tmp_path):
             {"masks": own_views()[1][:, 1:]},
             r"masks\[0\] must be uint8 \(8, 6\) as its picture, got uint8 \(7, 6\)",
         ),
-        ({"images": 300.0 * own_views()[0]}, r"images\[0\].* floats outside \[0, 1\]"),
+        ({"images": 300.0 * own_views()[0]}, r"images\[0\]: holds floats outside \[0, 1\]"),
         (
             {"images": [own_views()[0][0], own_views()[0][1, 1:], own_views()[0][2]]},
             r"images\[1\] has 6x7 pixels",
